@@ -1,0 +1,46 @@
+"""The layers that every encoder block is made of, with randomness keyed by example.
+
+A random stream is an array `rngs` of B typed PRNG keys, one for each example of the batch, or None in
+evaluation.  A mask drawn from an example's own key is the same on one device and on many.
+"""
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+
+def split(rngs, n):
+  """Splits each of the (B,) keys `rngs` in n: a list of n arrays of (B,) keys, or of n Nones for None."""
+  if rngs is None:
+    return [None] * n
+  return list(jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, n))(rngs), 1, 0))
+
+
+def fold_in(rngs, number):
+  """Derives other (B,) keys from `rngs` and an integer, which may be traced; None stays None."""
+  return None if rngs is None else jax.vmap(lambda key: jax.random.fold_in(key, number))(rngs)
+
+
+def dropout(x, rate, rngs):
+  """Zeroes a fraction `rate` of x, (B, …), and scales the rest by 1 / (1 - rate); None in `rngs` keeps all."""
+  if rngs is None or rate == 0.0:
+    return x
+  keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(rngs)
+  return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+class MlpBlock(nnx.Module):
+  """Dense, GELU, Dense; dropout after each (paper, equation 3 and appendix B.1)."""
+
+  def __init__(self, width: int, mlp_dim: int, *, dropout: float, dtype, rngs: nnx.Rngs):
+    # Initialisers of the authors' code: Xavier uniform kernels, biases of standard deviation 1e-6.
+    init = dict(kernel_init=nnx.initializers.xavier_uniform(), bias_init=nnx.initializers.normal(1e-6))
+    self.up = nnx.Linear(width, mlp_dim, dtype=dtype, rngs=rngs, **init)
+    self.down = nnx.Linear(mlp_dim, width, dtype=dtype, rngs=rngs, **init)
+    self.dropout = dropout
+
+  def __call__(self, x, rngs=None):
+    """Maps tokens (B, N, width) to (B, N, width)."""
+    hidden_rngs, output_rngs = split(rngs, 2)
+    x = nnx.gelu(self.up(x), approximate=True)  # the tanh form, which the official weights were trained with
+    x = dropout(x, self.dropout, hidden_rngs)
+    return dropout(self.down(x), self.dropout, output_rngs)
