@@ -1,0 +1,1 @@
+"""The parts of the loop: state, step, objectives, optimizers, devices, checkpoints, metrics."""

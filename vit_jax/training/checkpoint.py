@@ -1,0 +1,81 @@
+"""Checkpoints: all that a run is, saved together by Orbax in the background and whole or not at all."""
+import time
+
+from etils import epath
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from vit_jax.durations import Interval, Minutes
+
+
+class Checkpoints:
+  """The checkpoints of one run.
+
+  Args:
+    directory: where they are, one folder a step.
+    every: steps or minutes between two.
+    keep: how many of the latest to keep.
+    keep_best: how many of the best to keep besides; with it, every evaluated step is saved.
+    best: the metric that ranks them, larger is better.
+  """
+
+  def __init__(self, directory, *, every: Interval = Minutes(10), keep: int = 1, keep_best: int = 0,
+               best: str = 'test/accuracy'):
+    if keep < 1:
+      raise ValueError(f'checkpoint.keep must be at least 1, got {keep}')
+    policies = [checkpoint_managers.LatestN(keep)]
+    if keep_best:
+      policies.append(checkpoint_managers.BestN(
+          get_metric_fn=lambda metrics: metrics[best], n=keep_best, keep_checkpoints_without_metrics=False))
+    self._manager = ocp.CheckpointManager(
+        epath.Path(directory), item_names=('state', 'run'),
+        options=ocp.CheckpointManagerOptions(
+            cleanup_tmp_directories=True, preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies)))
+    self._every, self._keep_best, self._best = every, keep_best, best
+    self._last_time = time.monotonic()
+
+  def due(self, step, *, at_log, evaluated):
+    """Whether to save now: the interval is over, or the step was evaluated and the best are kept.
+
+    Times are looked at only where a line is logged (`at_log`), by process 0's clock, so that all processes agree.
+    """
+    if evaluated and self._keep_best:
+      return True
+    if not isinstance(self._every, Minutes):
+      return step % self._every == 0
+    return at_log and _process_0_says(time.monotonic() - self._last_time >= 60 * self._every)
+
+  def save(self, step, state, run, metrics=None):
+    """Starts saving `state` (NumPy arrays) and `run` (JSON); an error of the last save is raised here."""
+    if self._keep_best and metrics is not None and self._best not in metrics:
+      raise ValueError(f'checkpoint.best={self._best!r} is not measured; there are {sorted(metrics)}')
+    self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)),
+                       metrics=metrics if self._keep_best else None)
+    self._last_time = time.monotonic()
+
+  def latest(self):
+    """The step of the latest whole checkpoint, or None."""
+    return self._manager.latest_step()
+
+  def steps(self):
+    """The steps of all checkpoints, ascending."""
+    return sorted(self._manager.all_steps())
+
+  def restore(self, step, abstract_state):
+    """Returns (state of NumPy arrays, run) of a step; `abstract_state` is a tree of jax.ShapeDtypeStruct."""
+    restored = self._manager.restore(step, args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(abstract_state), run=ocp.args.JsonRestore()))
+    return restored['state'], restored['run']
+
+  def close(self):
+    """Waits for the save under way, raising its error, and ends."""
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+
+def _process_0_says(answer):
+  if jax.process_count() == 1:
+    return answer
+  from jax.experimental import multihost_utils
+  return bool(multihost_utils.broadcast_one_to_all(answer))

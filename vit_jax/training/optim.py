@@ -1,0 +1,145 @@
+"""Optimizers: a table over optax, the same clipping and weight-decay mask for all."""
+import inspect
+import re
+
+import jax
+import optax
+from optax import contrib
+
+from vit_jax.choices import choose
+from vit_jax.durations import Steps
+from vit_jax.training import schedules
+
+
+def build(total_steps, *, name: str = 'adamw', peak_lr: float = 1e-3, schedule: str = 'cosine', warmup: Steps = 0,
+          cooldown: Steps = 0, end_lr: float = 0.0, timescale: float = 10_000, weight_decay: float = 0.0,
+          decay_mask: str = '.*', clip_norm: float | None = 1.0, options: dict | None = None):
+  """Builds the optimizer and its schedule.
+
+  Args:
+    total_steps: length of the run.
+    name: a name of `OPTIMIZERS`.
+    peak_lr, schedule, warmup, cooldown, end_lr, timescale: see `schedules.build`.
+    weight_decay: w; a step moves p by -lr·w·p besides its own update (flax.optim's and the paper's form).
+    decay_mask: regular expression; parameters whose name, such as 'encoder/blocks/mlp/up/kernel', matches it as a
+      whole decay. The paper's code decays all; '.*/kernel' spares biases, LayerNorm, tokens and positions.
+    clip_norm: largest global norm of the gradient, or None.
+    options: arguments of the chosen row of `OPTIMIZERS`.
+
+  Returns:
+    (optax transformation, schedule(step) → learning rate).
+
+  Raises:
+    ValueError: an unknown name or option, a mask that matches nothing.
+  """
+  make = choose(OPTIMIZERS, name, 'optimizer')
+  options = dict(options or {})
+  valid = [p.name for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY]
+  if unknown := sorted(set(options) - set(valid)):
+    raise ValueError(f'optim.options: {name} has no {unknown}; valid options are {valid}')
+  rate = schedules.build(total_steps, name=schedule, peak_lr=peak_lr, end_lr=end_lr, warmup=warmup, cooldown=cooldown,
+                         timescale=timescale)
+  clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+  decay = optax.add_decayed_weights(weight_decay, lambda params: decay_tree(params, decay_mask))
+  return optax.chain(clip, make(decay, **options), optax.scale_by_learning_rate(rate)), rate
+
+
+def name_of(path):
+  """The name of a parameter from its tree path: 'encoder/blocks/mlp/up/kernel'."""
+  return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def decay_tree(params, pattern):
+  """The tree of booleans that says which parameters decay."""
+  tree = jax.tree_util.tree_map_with_path(lambda path, _: bool(re.fullmatch(pattern, name_of(path))), params)
+  if not any(jax.tree.leaves(tree)):
+    names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    raise ValueError(f'optim.decay_mask={pattern!r} matches no parameter; there are {sorted(names)}')
+  return tree
+
+
+def layerwise(optimizer):
+  """Lets `optimizer` see every encoder block by itself, although their parameters are stacked.
+
+  For optimizers whose update mixes the elements of a parameter (norms, factored moments, matrix products).
+  """
+  split = lambda tree: (tree['encoder']['blocks'], _without_blocks(tree))
+
+  def init(params):
+    blocks, rest = split(params)
+    return jax.vmap(optimizer.init)(blocks), optimizer.init(rest)
+
+  def update(grads, state, params):
+    (grad_blocks, grad_rest), (blocks, rest) = split(grads), split(params)
+    block_updates, block_state = jax.vmap(optimizer.update)(grad_blocks, state[0], blocks)
+    updates, rest_state = optimizer.update(grad_rest, state[1], rest)
+    return dict(updates, encoder=dict(updates['encoder'], blocks=block_updates)), (block_state, rest_state)
+
+  return optax.GradientTransformation(init, update)
+
+
+def _without_blocks(tree):
+  return dict(tree, encoder={name: part for name, part in tree['encoder'].items() if name != 'blocks'})
+
+
+def adamw(decay, *, b1=0.9, b2=0.999, eps=1e-8, mu_dtype=None):
+  """Adam with decoupled weight decay (arXiv 1711.05101); `mu_dtype='bfloat16'` halves the first moment."""
+  return optax.chain(optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype), decay)
+
+
+def adam(decay, *, b1=0.9, b2=0.999, eps=1e-8, mu_dtype=None):
+  """Adam (arXiv 1412.6980); its weight decay is the classic L2 penalty, part of the gradient."""
+  return optax.chain(decay, optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype))
+
+
+def sgd(decay, *, momentum=0.9, nesterov=False, accumulator_dtype='bfloat16'):
+  """SGD with momentum, kept in bfloat16 as in the authors' fine-tuning code; the decay is decoupled."""
+  return optax.chain(optax.trace(momentum, nesterov, accumulator_dtype=accumulator_dtype), decay)
+
+
+def lion(decay, *, b1=0.9, b2=0.99, mu_dtype=None):
+  """Lion (arXiv 2302.06675)."""
+  return optax.chain(optax.scale_by_lion(b1, b2, mu_dtype=mu_dtype), decay)
+
+
+def adafactor(decay, *, decay_rate=0.8, momentum=None, min_dim_size_to_factor=128):
+  """Adafactor (arXiv 1804.04235): factored second moments, update scaled by the parameter's size."""
+  direction = optax.adafactor(None, min_dim_size_to_factor, decay_rate, momentum=momentum)
+  return optax.chain(layerwise(direction), optax.scale(-1.0), decay)  # optax.adafactor already descends
+
+
+def lamb(decay, *, b1=0.9, b2=0.999, eps=1e-6):
+  """LAMB (arXiv 1904.00962): Adam whose update is scaled to each parameter's norm, layer by layer."""
+  return optax.chain(optax.scale_by_adam(b1, b2, eps), decay, layerwise(optax.scale_by_trust_ratio()))
+
+
+def muon(decay, *, beta=0.95, ns_steps=5, nesterov=True):
+  """Muon (Jordan et al., 2024) on the matrices of the encoder blocks, Adam on all else."""
+  direction = contrib.muon(1.0, ns_steps=ns_steps, beta=beta, nesterov=nesterov,
+                           muon_weight_dimension_numbers=_matrices)
+  return optax.chain(direction, optax.scale(-1.0), decay)  # contrib.muon already descends
+
+
+def _matrices(params):
+  """Which axes of a stacked kernel are the matrix's: q, k, v are (depth, width, heads, head_dim), out the reverse."""
+  inner = contrib.MuonDimensionNumbers
+  axes = {'query': inner(1, (2, 3)), 'key': inner(1, (2, 3)), 'value': inner(1, (2, 3)), 'out': inner((1, 2), 3),
+          'up': inner(1, 2), 'down': inner(1, 2)}
+
+  def choose_axes(path, _):
+    *_, module, leaf = name_of(path).split('/') if len(path) > 1 else ('', '')
+    return axes.get(module) if leaf == 'kernel' and name_of(path).startswith('encoder/blocks/') else None
+
+  return jax.tree_util.tree_map_with_path(choose_axes, params)
+
+
+# Each row takes the weight-decay transformation and gives a direction of ascent, which `build` scales by -lr.
+OPTIMIZERS = {
+    'adafactor': adafactor,
+    'adam': adam,
+    'adamw': adamw,
+    'lamb': lamb,
+    'lion': lion,
+    'muon': muon,
+    'sgd': sgd,
+}
