@@ -1,0 +1,69 @@
+"""Evaluates a run's checkpoint: `python -m vit_jax.evaluate --workdir=runs/digits`.
+
+Prints one JSON object with the step and every metric, and says whether the run recorded the same numbers.
+"""
+import json
+import sys
+
+from absl import app
+from absl import flags
+from etils import epath
+
+from vit_jax import commands
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Workdir of a run of vit_jax.main.')
+_STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the latest by default.')
+_DATA_DIR = flags.DEFINE_string('data_dir', None, "Where the data sets are, if not where the run's config says.")
+
+
+def evaluate(workdir, step, data_dir):
+  """Evaluates the checkpoint of a step.
+
+  Args:
+    workdir: of a run.
+    step: of the checkpoint, None for the latest.
+    data_dir: takes the place of config.data.data_dir unless None.
+
+  Returns:
+    (step, {metric: value}, {metric: value} that the run recorded at that step).
+
+  Raises:
+    FileNotFoundError: no run or no such checkpoint there.
+  """
+  from vit_jax import train
+  from vit_jax.training.checkpoint import Checkpoints
+  workdir = epath.Path(workdir).expanduser()
+  path = workdir / 'config.json'
+  if not path.exists():
+    raise FileNotFoundError(f'{workdir} is no workdir of a run: there is no {path}')
+  config = json.loads(path.read_text())
+  config['data']['data_dir'] = data_dir or config['data']['data_dir']
+  parts = train.build(config)
+  checkpoints = Checkpoints(workdir.absolute() / 'checkpoints', **parts.checkpoint)
+  steps = checkpoints.steps()
+  if not steps or step not in (None, *steps):
+    raise FileNotFoundError(f'{workdir} has no checkpoint' + (f' of step {step}; there are {steps}' if steps else ' yet'))
+  step, state, _ = train.restore(parts, checkpoints, step)
+  return step, train.evaluate(parts, state), _recorded(workdir / 'metrics.jsonl', step)
+
+
+def _recorded(path, step):
+  lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+  return {name: value for line in lines if line['step'] == step for name, value in line.items()}
+
+
+def main(argv):
+  """Parses nothing more, evaluates and prints."""
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments {argv[1:]}; flags look like --workdir=runs/digits')
+  step, values, recorded = commands.call(evaluate, _WORKDIR.value, _STEP.value, _DATA_DIR.value)
+  print(json.dumps(dict(step=step, **values)))
+  known = {name: recorded[name] for name in values if name in recorded}
+  if known:
+    same = known == values
+    print('Equal to what the run recorded at this step.' if same else f'The run recorded {known}.', file=sys.stderr)
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['workdir'])
+  app.run(main)

@@ -1,0 +1,282 @@
+"""The training loop: `run(config, workdir)`.
+
+All reading of the config, all I/O and its order are here; the parts it puts together know nothing of each other.
+"""
+import collections
+import dataclasses
+import json
+import time
+from typing import Any, Callable
+
+from clu import parameter_overview
+from etils import epath
+from flax import nnx
+import jax
+
+from vit_jax import config as config_lib
+from vit_jax import evaluators as evaluators_lib
+from vit_jax import platform
+from vit_jax.data.dataset import Dataset
+from vit_jax.models.vit import VisionTransformer
+from vit_jax.normalization import Normalization
+from vit_jax.training import optim
+from vit_jax.training import parallel
+from vit_jax.training.checkpoint import Checkpoints
+from vit_jax.training.objectives import Classification
+from vit_jax.training.report import Report
+from vit_jax.training.state import TrainState
+from vit_jax.training.step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """What a config describes, built but not run.
+
+  Attributes:
+    config: the resolved config.
+    train: the loop's own settings, durations in steps.
+    checkpoint: arguments of `Checkpoints`, the interval in steps or minutes.
+    data: opened data set.
+    strategy: how steps are spread over devices.
+    create: () → TrainState at step 0.
+    step: (state, batch) → (state, metrics).
+    schedule: step → learning rate.
+    evaluators: {name: evaluator}.
+    overview: a table of the parameters.
+    num_params: how many there are.
+  """
+  config: Any
+  train: config_lib.Train
+  checkpoint: dict[str, Any]
+  data: Dataset
+  strategy: Any
+  create: Callable[[], TrainState]
+  step: Callable[..., Any]
+  schedule: Callable[..., Any]
+  evaluators: dict[str, Callable[..., dict[str, float]]]
+  overview: str
+  num_params: int
+
+
+def build(config) -> Parts:
+  """Builds all parts of a run from a config; raises ValueError for a bad one, before anything compiles."""
+  config = config_lib.resolve(config)
+  platform.require(config.platform)
+  sections = config.to_dict()
+  strategy = parallel.build(**sections['parallel'])
+  strategy.check_batch(config.data.batch_size, config.train.accumulate)
+  data = Dataset(config.seed, jax.process_index(), jax.process_count(), **sections['data'])
+  sizes = dict(batch_size=config.data.batch_size, examples=len(data.source))
+  in_steps = lambda name: config_lib.in_steps(name, sections[name], **sizes)
+  train = config_lib.Train(**in_steps('train'))
+
+  make_model = lambda: VisionTransformer(
+      image_size=data.image_size, channels=data.source.channels, num_classes=data.source.num_classes,
+      rngs=nnx.Rngs(config.seed), **sections['model'])
+  graphdef, abstract_params = nnx.split(nnx.eval_shape(make_model), nnx.Param)
+  abstract_params = nnx.to_pure_dict(abstract_params)
+  optimizer, schedule = optim.build(train.duration, **in_steps('optim'))
+  jax.eval_shape(optimizer.init, abstract_params)  # a bad mask is an error here
+  objective, normalize = Classification(**sections['objective']), Normalization(**sections['normalization'])
+  step = make_train_step(graphdef, objective, optimizer, normalize, seed=config.seed, accumulate=train.accumulate,
+                         ema_decay=train.ema_decay, axis_name=strategy.axis_name)
+
+  def create():
+    params = nnx.to_pure_dict(nnx.state(make_model(), nnx.Param))
+    return TrainState.create(params, optimizer, ema=train.ema_decay is not None)
+
+  def evaluator(kind, **arguments):
+    # Training holds micro-batches; evaluation need not hold more.
+    return evaluators_lib.EVALUATORS[kind](graphdef, objective, normalize, strategy, data,
+                                           config.data.batch_size // train.accumulate, **arguments)
+
+  return Parts(
+      config=config, train=train, checkpoint=in_steps('checkpoint'), data=data, strategy=strategy,
+      create=jax.jit(create), step=step, schedule=schedule,
+      evaluators={name: evaluator(**keys) for name, keys in sections['evaluators'].items()},
+      overview=parameter_overview.get_parameter_overview(abstract_params, include_stats=False),
+      num_params=sum(x.size for x in jax.tree.leaves(abstract_params)))
+
+
+def run(config, workdir):
+  """Trains what a config describes, or goes on where a run in `workdir` stopped.
+
+  Args:
+    config: ConfigDict or dict, see `configs/` and `config.resolve`.
+    workdir: local or gs:// folder for config, metrics and checkpoints; made if missing.
+
+  Returns:
+    {metric: value} of the last evaluation, such as {'test/accuracy': 0.98}.
+
+  Raises:
+    ValueError: a bad config, or a workdir that holds another config's run.
+    OSError: a workdir that cannot be made or written.
+  """
+  parts = build(config)
+  workdir = claim_workdir(workdir, parts.config)
+  checkpoints = Checkpoints(workdir / 'checkpoints', **parts.checkpoint)
+  start, state, record = restore(parts, checkpoints)
+  report = Report(workdir, parts.train.duration, start, active=jax.process_index() == 0)
+  try:
+    report.say(_greeting(parts, workdir, start))
+    if start == parts.train.duration:
+      report.say(f'The run in {workdir} is finished: step {start}, {_pairs(record["metrics"])}. Nothing to do.')
+      return record['metrics']
+    report.say(parts.overview)
+    return _loop(parts, checkpoints, report, start, state, record)
+  finally:
+    report.close()
+    checkpoints.close()
+
+
+def restore(parts, checkpoints, step=None):
+  """The state to go on from.
+
+  Args:
+    parts: the run.
+    checkpoints: its checkpoints.
+    step: which of them; None is the latest, or a new state if there is none.
+
+  Returns:
+    (step, state on the devices, record: dict with data position, metrics and all that a model needs).
+  """
+  step = checkpoints.latest() if step is None else step
+  if step is None:
+    return 0, parts.strategy.place(parts.create()), dict(_record(parts), position=None, metrics={})
+  state, record = checkpoints.restore(step, jax.eval_shape(parts.create))
+  return step, parts.strategy.place(state), record
+
+
+def evaluate(parts, state):
+  """{'NAME/METRIC': value} of all evaluators, and 'NAME_ema/METRIC' of the averaged parameters."""
+  values = {}
+  for name, evaluator in parts.evaluators.items():
+    values.update({f'{name}/{metric}': value for metric, value in evaluator(state.params).items()})
+    if state.ema is not None:
+      values.update({f'{name}_ema/{metric}': value for metric, value in evaluator(state.ema).items()})
+  return values
+
+
+def claim_workdir(workdir, config):
+  """Makes the workdir and writes the config there; raises if it cannot be written or is another config's."""
+  workdir = epath.Path(workdir).expanduser().absolute() if '://' not in str(workdir) else epath.Path(workdir)
+  path = workdir / 'config.json'
+  if path.exists():
+    if difference := config_lib.difference(json.loads(path.read_text()), config.to_dict()):
+      raise ValueError(f'{workdir} holds the run of another config:\n{difference}\n'
+                       'Choose another --workdir, or give the config that is there to go on with it.')
+    return workdir
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+      aside = path.with_suffix('.json.tmp')
+      aside.write_text(config_lib.to_json(config))
+      aside.replace(path)
+  except OSError as error:
+    raise OSError(f'cannot write to the workdir {workdir}: {error}; choose another --workdir') from error
+  return workdir
+
+
+def _loop(parts, checkpoints, report, start, state, record):
+  """Steps from `start` to the end; the order of effects at each step is the order of these lines."""
+  train, strategy = parts.train, parts.strategy
+  step_fn = strategy.compile(parts.step, donate=True)
+  iterator = iter(parts.data.train_batches())
+  if record['position'] is not None:
+    iterator.set_state(record['position'])
+  # On a CPU several programs with collectives in flight can deadlock; elsewhere one ahead hides the dispatch.
+  in_flight, ahead = collections.deque(), 0 if jax.default_backend() == 'cpu' else 1
+  window = _Window(parts)
+  batch = strategy.put(next(iterator))
+
+  for step in range(start + 1, train.duration + 1):
+    state, metrics = step_fn(state, batch)
+    position = iterator.get_state()  # before the next batch is drawn: a checkpoint holds state and position together
+    if step < train.duration:
+      batch = window.wait(lambda: strategy.put(next(iterator)))
+    in_flight.append(metrics)
+    while len(in_flight) > ahead:
+      jax.block_until_ready(in_flight.popleft())
+    window.add(metrics)
+    if step == start + 1:
+      report.say(f'First step after {window.restart():.1f} s, compilation included.')
+
+    last = step == train.duration
+    logged = step % train.log_every == 0 or last
+    evaluated = step % train.eval_every == 0 or last
+    if logged:
+      values = window.values(step)
+      report.write(step, values)
+      report.progress(step, values)
+    if evaluated:
+      record['metrics'] = evaluate(parts, state)
+      report.write(step, record['metrics'])
+      report.say(f'step {step}/{train.duration}  evaluation  {_pairs(record["metrics"])}')
+    if last or checkpoints.due(step, at_log=logged, evaluated=evaluated):
+      record['position'] = position
+      checkpoints.save(step, strategy.fetch(state), record, record['metrics'] if evaluated else None)
+    if logged or evaluated:
+      window.restart()
+  return record['metrics']
+
+
+class _Window:
+  """Training metrics and times since the last log line."""
+
+  def __init__(self, parts):
+    self._parts = parts
+    self._merge = jax.jit(lambda total, metrics: total.merge(metrics))
+    self.restart()
+
+  def restart(self):
+    """Starts anew; returns how long the last window was, seconds."""
+    now = time.monotonic()
+    elapsed = now - getattr(self, '_since', now)
+    self._since, self._waited, self._steps, self._total = now, 0.0, 0, None
+    return elapsed
+
+  def wait(self, draw):
+    """Calls `draw` and counts its time as waiting for input."""
+    begin = time.monotonic()
+    batch = draw()
+    self._waited += time.monotonic() - begin
+    return batch
+
+  def add(self, metrics):
+    """Adds a step's metrics, which stay on the device."""
+    self._total = metrics if self._total is None else self._merge(self._total, metrics)
+    self._steps += 1
+
+  def values(self, step):
+    """{'train/…': number}, fetched from the device."""
+    elapsed = max(time.monotonic() - self._since, 1e-9)
+    batch_size, examples = self._parts.config.data.batch_size, len(self._parts.data.source)
+    values = dict(self._total.compute(), learning_rate=self._parts.schedule(step - 1), input_wait=self._waited / elapsed,
+                  images_per_second=self._steps * batch_size / elapsed, epoch=step * batch_size / examples)
+    return {f'train/{name}': float(value) for name, value in values.items()}
+
+
+def _record(parts):
+  """What a checkpoint holds beside the state, for those who load the model later."""
+  source = parts.data.source
+  return dict(config=parts.config.to_dict(), class_names=source.class_names, channels=source.channels,
+              image_size=parts.data.image_size, versions=platform.versions())
+
+
+def _greeting(parts, workdir, start):
+  devices, config = jax.devices(), parts.config
+  per_device = config.data.batch_size // len(devices)
+  lines = [
+      f'devices     {len(devices)} × {devices[0].device_kind} ({devices[0].platform}), '
+      f'process {jax.process_index() + 1} of {jax.process_count()}',
+      f'batch       {config.data.batch_size} global, {per_device} a device, in {parts.train.accumulate} micro-batch(es)',
+      f'data        {config.data.name} {config.data.train_split}: {len(parts.data.source):,} examples, '
+      f'{parts.data.source.num_classes} classes',
+      f'parameters  {parts.num_params:,}',
+      f'steps       {parts.train.duration:,}' + (f', going on after step {start:,}' if start else ''),
+      f'workdir     {workdir}']
+  return '\n'.join(lines)
+
+
+def _pairs(values):
+  return '  '.join(f'{name} {value:.4f}' for name, value in values.items())
