@@ -15,7 +15,7 @@ def call(function, *args):
   A ValueError or OSError that our own code raised is about the user's input: its message is printed, without the
   traceback (--verbosity=1 shows it), and the process exits with status 1. One from a library keeps its traceback.
   """
-  if flags.FLAGS['verbosity'].using_default_value:
+  if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # Orbax tells 50 lines a checkpoint otherwise
   try:
     return function(*args)
