@@ -1,0 +1,80 @@
+"""What the tests of the input side share: data sets on disk and in memory."""
+
+import io
+
+import numpy as np
+from PIL import Image
+import pytest
+import tensorflow_datasets as tfds
+
+from vit_jax.data import digits
+from vit_jax.data import sources
+
+
+def encode(image, encoding='PNG', **options):
+  """Encodes (H, W) or (H, W, 3) uint8, or a Pillow image, to bytes."""
+  image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+  buffer = io.BytesIO()
+  image.save(buffer, encoding, **options)
+  return buffer.getvalue()
+
+
+def fake_source(count=10, shape=(6, 5), channels=3, num_classes=4, records=None):
+  """Makes a Source in memory: random PNG images, label = index % num_classes."""
+  if records is None:
+    rng = np.random.default_rng(0)
+    shape = (count, *shape, 3) if channels == 3 else (count, *shape)
+    images = rng.integers(0, 256, shape, dtype=np.uint8)
+    records = [{'image': encode(image), 'label': index % num_classes}
+               for index, image in enumerate(images)]
+  return sources.Source(records, name='fake', split='train', channels=channels,
+                        class_names=[f'class {label}' for label in range(num_classes)])
+
+
+class TinyShapes(tfds.core.GeneratorBasedBuilder):
+  """A data set like the catalogue's: colour images of varying size, 7 for train, 3 for test."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  code_path = None
+
+  def _info(self):
+    features = {'image': tfds.features.Image(), 'file_name': tfds.features.Text(),
+                'label': tfds.features.ClassLabel(names=['circle', 'square'])}
+    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+  def _split_generators(self, dl_manager):
+    return {'train': self._generate_examples(7), 'test': self._generate_examples(3)}
+
+  def _generate_examples(self, count):
+    for index in range(count):
+      image = np.full((4 + index, 5, 3), index, np.uint8)
+      yield index, {'image': io.BytesIO(encode(image)), 'file_name': f'{index}.png',
+                    'label': index % 2}
+
+
+class TinyNumbers(tfds.core.GeneratorBasedBuilder):
+  """A data set that is no image classification."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  code_path = None
+
+  def _info(self):
+    features = {'image': tfds.features.Image(), 'label': tfds.features.Scalar(np.int64)}
+    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+  def _split_generators(self, dl_manager):
+    return {'train': self._generate_examples()}
+
+  def _generate_examples(self):
+    yield 0, {'image': io.BytesIO(encode(np.zeros((2, 2), np.uint8))), 'label': 3}
+
+
+@pytest.fixture(scope='session')
+def data_dir(tmp_path_factory):
+  """A TFDS folder that holds digits, tiny_shapes and tiny_numbers."""
+  path = tmp_path_factory.mktemp('data')
+  digits.prepare(str(path))
+  for builder in (TinyShapes, TinyNumbers):
+    builder(data_dir=str(path), file_format='array_record').download_and_prepare(
+        download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+  return str(path)

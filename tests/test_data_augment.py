@@ -1,0 +1,205 @@
+import re
+
+import numpy as np
+import pytest
+
+from vit_jax.data import augment
+
+
+def make_image(rows=12, columns=9, channels=3, seed=0):
+  return np.random.default_rng(seed).integers(0, 256, (rows, columns, channels), dtype=np.uint8)
+
+
+def apply(spec, image, size, seed=0):
+  return augment.parse(spec, size)(image, np.random.default_rng(seed))
+
+
+def bilinear_reference(image, size):
+  """Resizes with a triangle filter widened to the scale when shrinking, one pixel at a time."""
+
+  def weights(old, new):
+    scale = old / new
+    support = max(scale, 1.0)
+    distance = np.abs((np.arange(new)[:, None] + 0.5) * scale - (np.arange(old)[None] + 0.5))
+    triangle = np.maximum(0, 1 - distance / support)
+    return triangle / triangle.sum(axis=1, keepdims=True)
+
+  return np.einsum('ri,cj,ijk->rck', weights(image.shape[0], size[0]),
+                   weights(image.shape[1], size[1]), image.astype(np.float64))
+
+
+EVERY_OPERATION = {
+    'central_crop': 'central_crop', 'flip': 'flip|resize', 'inception_crop': 'inception_crop',
+    'pad_crop': 'pad_crop(2)', 'random_crop': 'random_crop', 'resize': 'resize',
+    'resize_small': 'resize_small(20)|central_crop', 'rotate': 'rotate(30)|resize',
+}
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('name', sorted(augment.TRANSFORMS))
+def test_every_operation(name, channels):
+  image = make_image(12, 9, channels)
+  image.setflags(write=False)  # What the cache holds must never be written to.
+  for size in ((8, 9), (12, 7)):
+    outputs = [apply(EVERY_OPERATION[name], image, size, seed) for seed in (0, 0, 1, 2, 3)]
+    assert all(output.shape == (*size, channels) for output in outputs)
+    assert all(output.dtype == np.uint8 for output in outputs)
+    np.testing.assert_array_equal(outputs[0], outputs[1])
+    random = name in ('flip', 'inception_crop', 'pad_crop', 'random_crop', 'rotate')
+    assert random == any((output != outputs[0]).any() for output in outputs)
+
+
+@pytest.mark.parametrize('spec', [
+    'flip(p=0)', 'pad_crop(0)', "pad_crop(0, fill='edge')", 'rotate(0)', 'resize', 'central_crop',
+    'random_crop', 'resize_small(9)', 'inception_crop(area=(1.0, 1.0), aspect=(0.75, 0.75))',
+    ' flip(0) | resize ',
+])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_zero_strength_is_the_identity(spec, channels):
+  image = make_image(12, 9, channels)
+  np.testing.assert_array_equal(apply(spec, image, (12, 9)), image)
+
+
+def test_flip_mirrors_columns_with_its_probability():
+  image = make_image()
+  np.testing.assert_array_equal(apply('flip(p=1)', image, (12, 9)), image[:, ::-1])
+  flip, rng = augment.parse('flip(p=0.2)', (12, 9)), np.random.default_rng(0)
+  flipped = sum((flip(image, rng) != image).any() for _ in range(2000))
+  assert abs(flipped - 400) < 4 * np.sqrt(2000 * 0.2 * 0.8)
+
+
+@pytest.mark.parametrize('size', [(24, 9), (5, 4), (12, 20), (3, 9), (7, 31)])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_resize_is_bilinear_with_antialiasing(size, channels):
+  image = make_image(12, 9, channels)
+  np.testing.assert_allclose(
+      apply('resize', image, size), bilinear_reference(image, size), atol=1.5)
+
+
+def test_resize_small_keeps_the_aspect_ratio():
+  for rows, columns, expected in ((12, 9, (24, 18)), (9, 12, (18, 24)), (30, 37, (18, 22))):
+    resized = apply('resize_small(18)', make_image(rows, columns), expected)
+    assert resized.shape[:2] == expected
+
+
+def test_central_crop_is_centred():
+  image = make_image(12, 9)
+  np.testing.assert_array_equal(apply('central_crop', image, (5, 4)), image[3:8, 2:6])
+
+
+def positions(spec, image, size, padded, count):
+  """Counts where in `padded` the crops of `image` were taken, for `count` seeds."""
+  transform, rng, seen = augment.parse(spec, size), np.random.default_rng(0), {}
+  windows = np.lib.stride_tricks.sliding_window_view(padded, size, axis=(0, 1))
+  for _ in range(count):
+    crop = np.moveaxis(transform(image, rng), -1, 0)[None, None]
+    found = np.argwhere((windows == crop).all(axis=(2, 3, 4)))
+    assert len(found) == 1
+    seen[tuple(found[0].tolist())] = seen.get(tuple(found[0].tolist()), 0) + 1
+  return seen
+
+
+@pytest.mark.parametrize('spec, mode', [('pad_crop(2)', 'constant'),
+                                        ("pad_crop(padding=2, fill='edge')", 'edge')])
+def test_pad_crop_takes_every_position_alike(spec, mode):
+  image = make_image(7, 6)
+  padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode=mode)
+  seen = positions(spec, image, (7, 6), padded, 2500)
+  assert set(seen) == {(row, column) for row in range(5) for column in range(5)}
+  assert all(abs(count - 100) < 50 for count in seen.values())
+
+
+def test_random_crop_takes_every_position_alike():
+  image = make_image(7, 6)
+  seen = positions('random_crop', image, (5, 5), image, 1200)
+  assert set(seen) == {(row, column) for row in range(3) for column in range(2)}
+  assert all(abs(count - 200) < 70 for count in seen.values())
+
+
+def test_rotate_turns_about_the_centre_within_its_range():
+  image = np.zeros((21, 21, 1), np.uint8)
+  image[10, 18] = 255  # Eight pixels right of the centre.
+  rotate, rng = augment.parse('rotate(40)', (21, 21)), np.random.default_rng(0)
+  angles = []
+  for _ in range(300):
+    turned = rotate(image, rng)[:, :, 0].astype(np.float64)
+    row, column = (np.indices(turned.shape) * turned).sum(axis=(1, 2)) / turned.sum() - 10
+    assert abs(np.hypot(row, column) - 8) < 0.6
+    angles.append(np.degrees(np.arctan2(row, column)))
+  assert -44 < min(angles) < -34 and 34 < max(angles) < 44 and abs(np.mean(angles)) < 6
+
+
+def test_inception_crop_keeps_to_area_and_aspect(monkeypatch):
+  crops = []
+  monkeypatch.setattr(augment, '_resized', lambda image, size: crops.append(image.shape[:2])
+                      or np.zeros((*size, 3), np.uint8))
+  image, rng = make_image(90, 120), np.random.default_rng(0)
+  crop = augment.parse('inception_crop(area=(0.1, 0.5), aspect=(0.5, 2.0))', (8, 8))
+  for _ in range(1000):
+    crop(image, rng)
+  rows, columns = np.array(crops).T
+  area, aspect = rows * columns / (90 * 120), columns / rows
+  assert 0.1 <= area.min() < 0.12 and 0.45 < area.max() <= 0.5
+  assert 0.48 < aspect.min() < 0.55 and 1.8 < aspect.max() < 2.06
+  assert abs(np.mean(aspect) - 1.25) < 0.06  # Uniform in the ratio, not in its logarithm.
+
+
+def test_inception_crop_takes_every_part_of_the_image():
+  ramp = np.broadcast_to(np.arange(100, dtype=np.uint8)[:, None, None], (100, 100, 1))
+  crop, rng = augment.parse('inception_crop(area=(0.05, 0.05))', (1, 1)), np.random.default_rng(0)
+  centres = np.array([crop(ramp, rng)[0, 0, 0] for _ in range(800)])
+  assert centres.min() < 14 and centres.max() > 85 and abs(centres.mean() - 49.5) < 3
+
+
+def test_inception_crop_falls_back_on_the_whole_image():
+  image = make_image(4, 400)
+  expected = apply('resize', image, (6, 6))
+  np.testing.assert_array_equal(apply('inception_crop(area=(0.9, 1.0))', image, (6, 6)), expected)
+
+
+def test_operations_apply_from_left_to_right():
+  image = make_image(12, 9)
+  expected = apply('central_crop', apply('resize_small(18)', image, (24, 18)), (10, 11))
+  np.testing.assert_array_equal(
+      apply('resize_small(18)|central_crop|flip(0)', image, (10, 11)), expected)
+
+
+@pytest.mark.parametrize('spec, message', [
+    ('sharpen', "Unknown operation 'sharpen'.*central_crop, flip, inception_crop, pad_crop"),
+    ('flip|augment.flip', 'Unknown operation'),
+    ('flip|3', "Unknown operation '3'"),
+    ('flip and resize', "Unknown operation"),
+    ('', 'Expected a transform such as'),
+    ('flip||resize', 'Expected a transform such as'),
+    (None, 'Expected a transform such as'),
+    ('flip(q=1)', r"unexpected keyword argument 'q'.*Expected flip\(p=0.5\)"),
+    ('pad_crop', r"missing a required argument: 'padding'.*Expected pad_crop\(padding, fill="),
+    ('resize(3)', 'too many positional arguments.*Expected resize,'),
+    ('flip(p=exit())', 'Expected flip'),
+    ("flip(p='high')", 'Expected flip'),
+    ('flip(**{})', 'Expected flip'),
+    ('flip(p=2)', 'expected p to be a probability, 0..1, got 2'),
+    ('inception_crop(area=(0.5, 0.1))', 'expected area to be'),
+    ('inception_crop(area=0.5)', 'Expected inception_crop'),
+    ('inception_crop(aspect=(0, 1))', 'expected aspect to be'),
+    ('pad_crop(-1)', 'expected padding to be'),
+    ("pad_crop(1, fill='pink')", "expected fill to be 'edge' or 'zero'"),
+    ('resize_small(2.5)', 'expected smaller to be'),
+    ('rotate(-5)', 'expected degrees to be'),
+])
+def test_bad_specs_say_what_is_valid(spec, message):
+  with pytest.raises(ValueError, match='(?s)' + message):
+    augment.parse(spec, (8, 8))
+
+
+@pytest.mark.parametrize('size', [8, (8,), (8, 0), (8, 8, 3), (8.0, 8), '88', None])
+def test_bad_sizes(size):
+  with pytest.raises(ValueError, match=re.escape(f'two positive ints, got {size!r}')):
+    augment.parse('resize', size)
+
+
+def test_another_size_than_the_configs_is_an_error():
+  with pytest.raises(ValueError, match=r"'flip'.*\(8, 8\).*got shape \(12, 9, 3\).*End it with"):
+    apply('flip', make_image(), (8, 8))
+  with pytest.raises(ValueError, match=r'central_crop to .*\(13, 9\).*got \(12, 9\).*resize_small'):
+    apply('central_crop', make_image(), (13, 9))

@@ -1,0 +1,215 @@
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from conftest import encode, fake_source
+from vit_jax.data import pipeline
+from vit_jax.data import sources
+
+RANDOM = 'pad_crop(1)|flip'
+
+
+def train(source, **options):
+  options = {'batch_size': 8, 'image_size': (6, 5), 'transform': RANDOM, 'threads': 2} | options
+  return pipeline.train_batches(source, **options)
+
+
+def evaluate(source, **options):
+  options = {'batch_size': 8, 'image_size': (6, 5)} | options
+  return pipeline.eval_batches(source, **options)
+
+
+def take(batches, count):
+  return list(itertools.islice(iter(batches), count))
+
+
+def assert_same(first, second):
+  assert len(first) == len(second)
+  for one, other in zip(first, second):
+    assert set(one) == set(other)
+    for key in one:
+      np.testing.assert_array_equal(one[key], other[key], err_msg=key)
+
+
+def join(parts):
+  """Puts the processes' parts of each batch one after the other."""
+  return [{key: np.concatenate([part[key] for part in step]) for key in step[0]}
+          for step in zip(*parts, strict=True)]
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_shapes_and_types(channels):
+  batch, = take(train(fake_source(channels=channels)), 1)
+  expected = {'image': ((8, 6, 5, channels), np.uint8), 'label': ((8,), np.int32),
+              'id': ((8,), np.int32), 'rng': ((8,), np.uint32)}
+  assert {key: (value.shape, value.dtype) for key, value in batch.items()} == expected
+  np.testing.assert_array_equal(batch['label'], batch['id'] % 4)
+
+
+def test_images_belong_to_their_ids():
+  source = fake_source(10)
+  originals = np.concatenate([batch['image'] for batch in evaluate(source, batch_size=10)])
+  for batch in take(train(source, transform='resize'), 5):
+    np.testing.assert_array_equal(batch['image'], originals[batch['id']])
+
+
+@pytest.mark.parametrize('process_count', [2, 4])
+def test_processes_together_draw_the_single_process_stream(process_count):
+  source = fake_source(11)
+  parts = [take(train(source, process_index=index, process_count=process_count), 6)
+           for index in range(process_count)]
+  assert_same(join(parts), take(train(source), 6))
+
+
+def test_threads_and_cache_change_nothing():
+  source = fake_source(11)
+  expected = take(train(source, threads=0), 6)
+  assert_same(take(train(source, threads=3), 6), expected)
+  assert_same(take(train(source, cache=True), 6), expected)
+
+
+def test_seed_decides_order_and_augmentation():
+  source = fake_source(40)
+  first, again, other = (take(train(source, seed=seed), 4) for seed in (3, 3, 4))
+  assert_same(first, again)
+  assert any((a['id'] != b['id']).any() for a, b in zip(first, other))
+  assert any((a['rng'] != b['rng']).any() for a, b in zip(first, other))
+
+
+@pytest.mark.parametrize('process', [(0, 1), (1, 2)])
+def test_resume_continues_exactly(process):
+  source = fake_source(11)
+  options = dict(zip(('process_index', 'process_count'), process))
+  iterator = iter(train(source, **options))
+  for _ in range(3):
+    next(iterator)
+  state = json.loads(json.dumps(iterator.get_state()))
+  expected = [next(iterator) for _ in range(4)]
+  fresh = iter(train(source, **options))
+  next(fresh)  # A position is set, not added to.
+  fresh.set_state(state)
+  assert fresh.get_state() == state
+  assert_same([next(fresh) for _ in range(4)], expected)
+
+
+def test_state_is_the_same_on_any_number_of_processes():
+  source, states, batches = fake_source(11), [], []
+  for index, count in ((0, 1), (0, 4), (3, 4)):
+    iterator = iter(train(source, process_index=index, process_count=count))
+    next(iterator), next(iterator)
+    states.append(iterator.get_state())
+  assert states[0] == states[1] == states[2]
+  for index in range(2):  # Begun on one process, continued on two.
+    iterator = iter(train(source, process_index=index, process_count=2))
+    iterator.set_state(states[0])
+    batches.append([next(iterator)])
+  assert_same(join(batches), take(train(source), 3)[2:])
+
+
+def test_resume_does_not_replay():
+  reads = []
+
+  class Counting(list):
+    def __getitem__(self, index):
+      reads.append(index)
+      return super().__getitem__(index)
+
+  source = fake_source(11)
+  source = fake_source(records=Counting(source.read(range(11))))
+  iterator = iter(train(source, threads=0))
+  iterator.set_state({'next_index': 10 ** 9})
+  next(iterator)
+  assert len(reads) == 8
+
+
+def test_each_epoch_is_another_permutation():
+  source = fake_source(12)
+  ids = np.concatenate([batch['id'] for batch in take(train(source, batch_size=4), 30)])
+  epochs = ids.reshape(10, 12)
+  np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(12), (10, 1)))
+  assert len({tuple(epoch) for epoch in epochs.tolist()}) > 8
+
+
+def test_augmentation_and_random_bits_differ_between_epochs():
+  batches = take(train(fake_source(4), batch_size=4), 6)
+  orders = [np.argsort(batch['id']) for batch in batches]
+  bits = [batch['rng'][order] for batch, order in zip(batches, orders)]
+  assert len(np.unique(bits)) == 24
+  images = [batch['image'][order] for batch, order in zip(batches, orders)]
+  assert len({image[0].tobytes() for image in images}) > 2
+
+
+def test_random_bits_do_not_depend_on_the_transform():
+  source = fake_source(11)
+  for one, other in zip(take(train(source), 3), take(train(source, transform='resize'), 3)):
+    np.testing.assert_array_equal(one['rng'], other['rng'])
+
+
+@pytest.mark.parametrize('count, process_count', [(1, 1), (7, 2), (8, 4), (9, 4), (21, 2)])
+@pytest.mark.parametrize('cache', [False, True])
+def test_evaluation_counts_each_example_once(count, process_count, cache):
+  source = fake_source(count)
+  passes = [list(evaluate(source, cache=cache, process_index=index, process_count=process_count))
+            for index in range(process_count)]
+  assert [len(part) for part in passes] == [-(-count // 8)] * process_count
+  batches = join(passes)
+  mask = np.concatenate([batch['mask'] for batch in batches])
+  ids = np.concatenate([batch['id'] for batch in batches])
+  assert mask.dtype == np.bool_ and len(mask) == -(-count // 8) * 8
+  np.testing.assert_array_equal(ids[mask], np.arange(count))
+  images = np.concatenate([batch['image'] for batch in batches])
+  assert images.shape == (len(mask), 6, 5, 3) and not images[~mask].any()
+  assert all(not batch[key][~batch['mask']].any() for batch in batches for key in batch)
+
+
+def test_evaluation_repeats_even_where_the_transform_is_random():
+  batches = evaluate(fake_source(11), transform=RANDOM)
+  assert_same(list(batches), list(batches))
+
+
+@pytest.mark.parametrize('make', [train, evaluate])
+@pytest.mark.parametrize('threads', [0, 2])
+@pytest.mark.parametrize('cache', [False, True])
+@pytest.mark.parametrize('bad, message', [
+    ({'label': 4}, r'expected a label in 0\.\.3, got 4'),
+    ({'label': -1}, 'got -1 .TFDS stores -1 where a split has no labels'),
+    ({'image': b'broken'}, "b'broken' that cannot be decoded"),
+])
+def test_bad_records_are_named(make, threads, cache, bad, message):
+  records = fake_source(10).read(range(10))
+  records[7] |= bad
+  with pytest.raises(ValueError, match=f"Record 7 of data set 'fake', split 'train': .*{message}"):
+    take(make(fake_source(records=records), threads=threads, cache=cache), 2)
+
+
+def test_an_image_that_the_transform_cannot_take_is_named():
+  records = fake_source(10).read(range(10))
+  records[3]['image'] = encode(np.zeros((2, 2, 3), np.uint8))
+  with pytest.raises(ValueError, match='(?s)Record 3 of .*central_crop to .*got .2, 2.'):
+    take(evaluate(fake_source(records=records), transform='central_crop'), 2)
+
+
+@pytest.mark.parametrize('make', [train, evaluate])
+@pytest.mark.parametrize('options, message', [
+    ({'batch_size': 6, 'process_count': 4}, 'processes, 4; got 6. The nearest is 8'),
+    ({'batch_size': 0}, 'got 0'),
+    ({'process_index': 2, 'process_count': 2}, 'got process_index 2 and process_count 2'),
+    ({'process_count': 0}, 'got process_index 0 and process_count 0'),
+    ({'transform': 'sharpen'}, 'Unknown operation'),
+    ({'image_size': 8}, 'image_size'),
+])
+def test_bad_options_are_found_before_anything_is_read(make, options, message):
+  with pytest.raises(ValueError, match=message):
+    make(fake_source(records=[{'image': b'broken', 'label': 0}]), cache=True, **options)
+
+
+def test_a_data_set_from_disk(data_dir):
+  source = sources.open_source('digits', 'train', data_dir)
+  batches = train(source, batch_size=100, image_size=(8, 8), cache=True)
+  ids = np.concatenate([batch['id'] for batch in take(batches, 15)])[:1497]
+  np.testing.assert_array_equal(np.sort(ids), np.arange(1497))
+  shapes = sources.open_source('tiny_shapes', 'test', data_dir)
+  batch, = evaluate(shapes)
+  assert batch['image'].shape == (8, 6, 5, 3) and batch['mask'].sum() == 3

@@ -1,0 +1,164 @@
+import importlib.util
+import json
+import re
+import shutil
+
+import pytest
+import tensorflow_datasets as tfds
+
+import conftest
+from vit_jax.data import decode
+from vit_jax.data import sources
+
+
+def tfrecord_only(data_dir, tmp_path):
+  """Copies tiny_shapes and has it say that it holds TFRecord files, which need TensorFlow."""
+  shutil.copytree(f'{data_dir}/tiny_shapes', tmp_path / 'tiny_shapes')
+  folder = tmp_path / 'tiny_shapes' / '1.0.0'
+  info = folder / 'dataset_info.json'
+  content = json.loads(info.read_text()) | {'fileFormat': 'tfrecord'}
+  info.write_text(json.dumps(content))
+  for file in folder.glob('*array_record*'):
+    file.rename(folder / file.name.replace('array_record', 'tfrecord'))
+  return folder
+
+
+def test_digits(data_dir):
+  source = sources.open_source('digits', 'test', data_dir)
+  assert (len(source), source.name, source.split) == (300, 'digits', 'test')
+  assert source.class_names == tuple('0123456789')
+  assert (source.num_classes, source.channels) == (10, 1)
+  record = source[299]
+  assert set(record) == {'image', 'label'} and type(record['label']) is int
+  assert decode.decode(record['image'], 1).shape == (8, 8, 1)
+
+
+def test_any_tfds_data_set(data_dir):
+  source = sources.open_source('tiny_shapes', 'train', data_dir)
+  assert (len(source), source.class_names) == (7, ('circle', 'square'))
+  assert source.channels == 3  # The shape in the features is (None, None, 3).
+  for index in range(len(source)):
+    record = source[index]
+    image = decode.decode(record['image'], 3)
+    assert image.shape == (4 + image[0, 0, 0], 5, 3)
+    assert record['label'] == image[0, 0, 0] % 2
+  assert source.read([5, 2]) == [source[5], source[2]]
+
+
+def test_files_suffice_without_the_code_that_made_them(data_dir, tmp_path):
+  folder = tmp_path / 'nobody_knows_me' / '1.0.0'
+  shutil.copytree(f'{data_dir}/tiny_shapes/1.0.0', folder)
+  for file in folder.iterdir():
+    content = file.read_bytes().replace(b'tiny_shapes', b'nobody_knows_me')
+    if file.suffix == '.json':
+      file.write_bytes(content)
+    file.rename(folder / file.name.replace('tiny_shapes', 'nobody_knows_me'))
+  assert len(sources.open_source('nobody_knows_me', 'train', str(tmp_path))) == 7
+
+
+def test_code_that_needs_tensorflow_is_not_needed(data_dir, monkeypatch):
+  def needs_tensorflow(*args, **kwargs):
+    raise ImportError('No module named tensorflow')
+
+  monkeypatch.setattr(tfds, 'builder', needs_tensorflow)
+  assert len(sources.open_source('tiny_shapes', 'train', data_dir)) == 7
+  with pytest.raises(FileNotFoundError, match='tfds build other'):
+    sources.open_source('other', 'train', data_dir)
+
+
+@pytest.mark.parametrize('split, count', [('train[:90%]', 6), ('train[2:4]', 2),
+                                          ('train+test', 10), ('train[:2]+test[-1:]', 3)])
+def test_parts_of_splits(data_dir, split, count):
+  assert len(sources.open_source('tiny_shapes', split, data_dir)) == count
+
+
+@pytest.mark.parametrize('split', ['trian', 'train[', 'train[5:5]', 'train[99:]', '', 'train[a:b]'])
+def test_bad_split_lists_the_valid_ones(data_dir, split):
+  with pytest.raises(ValueError) as error:
+    sources.open_source('tiny_shapes', split, data_dir)
+  message = str(error.value)
+  assert repr(split) in message and 'tiny_shapes' in message
+  assert 'train (7 records), test (3 records)' in message.replace(
+      'test (3 records), train (7 records)', 'train (7 records), test (3 records)')
+  assert 'train[:90%]' in message
+
+
+def test_unknown_name_lists_what_is_there(data_dir):
+  with pytest.raises(ValueError) as error:
+    sources.open_source('cifar_10', 'train', data_dir)
+  message = str(error.value)
+  assert "Unknown data set 'cifar_10'" in message and "Did you mean 'cifar10'" in message
+  assert 'digits, tiny_numbers, tiny_shapes' in message and data_dir in message
+
+
+def test_unprepared_gives_the_command(data_dir):
+  with pytest.raises(FileNotFoundError) as error:
+    sources.open_source('cifar10', 'train', data_dir)
+  message = str(error.value)
+  assert f'{data_dir}/cifar10/3.0.2' in message and 'digits, tiny_numbers' in message
+  assert f'tfds build cifar10 --file_format=array_record --data_dir={data_dir}' in message
+  with pytest.raises(FileNotFoundError, match='/no/such/folder does not exist'):
+    sources.open_source('cifar10', 'train', '/no/such/folder')
+
+
+def test_unprepared_says_which_other_version_is_there(data_dir, tmp_path):
+  shutil.copytree(f'{data_dir}/tiny_shapes/1.0.0', tmp_path / 'tiny_shapes' / '0.9.0')
+  with pytest.raises(FileNotFoundError, match='tiny_shapes:0.9.0'):
+    sources.open_source('tiny_shapes', 'train', str(tmp_path))
+
+
+@pytest.mark.parametrize('name', ['tiny_shapes:7.0.0', 'tiny_shapes/blue', '../tiny_shapes'])
+def test_bad_version_configuration_or_spelling(data_dir, name):
+  with pytest.raises((ValueError, FileNotFoundError), match='(?s)tiny_shapes'):
+    sources.open_source(name, 'train', data_dir)
+
+
+def test_tfrecord_copy_gives_the_command_to_convert_it(data_dir, tmp_path):
+  folder = tfrecord_only(data_dir, tmp_path)
+  with pytest.raises(ValueError) as error:
+    sources.open_source('tiny_shapes', 'train', str(tmp_path))
+  assert (f'tfds convert_format --dataset_version_dir={folder} --out_file_format=array_record'
+          in str(error.value))
+
+
+def test_commands_in_errors_are_those_of_the_installed_tfds():
+  from tensorflow_datasets.scripts.cli import build, cli_utils
+  parsed = cli_utils.make_flags_parser(build.Args, '')(
+      ['tfds', 'cifar10', '--file_format=array_record', '--data_dir=/data'])
+  assert parsed.positional_datasets == ['cifar10']
+  assert str(parsed.paths.data_dir) == '/data'
+  assert parsed.generation.file_format == 'array_record'
+  # Importing this command imports TensorFlow, so only its text is looked at.
+  text = open(importlib.util.find_spec('tensorflow_datasets.scripts.cli.convert_format').origin)
+  with text:
+    flags = re.findall(r'^  (\w+): ', text.read(), re.MULTILINE)
+  assert {'dataset_version_dir', 'out_file_format'} <= set(flags)
+
+
+def test_labels_must_be_classes(data_dir):
+  with pytest.raises(ValueError, match='label: ClassLabel, got image: Image, label: Scalar'):
+    sources.open_source('tiny_numbers', 'train', data_dir)
+
+
+def test_default_folder_is_that_of_tfds(data_dir, monkeypatch):
+  monkeypatch.setattr(sources.constants, 'DATA_DIR', data_dir)
+  assert len(sources.open_source('tiny_shapes', 'train')) == 7
+
+
+def test_remote_paths_pass_through_untouched(monkeypatch):
+  seen = {}
+
+  def builder(name, data_dir):
+    seen.update(name=name, data_dir=data_dir)
+    raise KeyError('seen enough')
+
+  monkeypatch.setattr(tfds, 'builder', builder)
+  with pytest.raises(KeyError):
+    sources.open_source('tiny_shapes', 'train', 'gs://bucket/data')
+  assert seen == {'name': 'tiny_shapes', 'data_dir': 'gs://bucket/data'}
+
+
+def test_fake_source_behaves_as_one_from_disk():
+  source = conftest.fake_source(count=5)
+  assert len(source) == 5 and source[4]['label'] == 0
+  assert source.read(range(2)) == [source[0], source[1]]

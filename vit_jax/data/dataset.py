@@ -1,0 +1,47 @@
+"""The data of a run: one named data set, its training stream and its evaluation passes."""
+from vit_jax.data import pipeline
+from vit_jax.data import sources
+
+
+class Dataset:
+  """Opens a data set's splits and makes batches of them.
+
+  Args:
+    seed: of order and augmentation.
+    process_index: which host this is.
+    process_count: how many hosts share each batch.
+    name: 'digits', or the name of a TFDS data set.
+    batch_size: global batch, over all hosts and devices.
+    image_size: rows and columns of the images the model sees, in pixels.
+    train_split: TFDS split string to train on.
+    train_transform: see `augment.parse`.
+    eval_transform: likewise, for evaluation.
+    data_dir: TFDS data directory, local or gs://; None is TFDS's own default.
+    cache: whether to keep the decoded splits in memory.
+    threads: threads that decode and augment.
+
+  Raises:
+    ValueError, FileNotFoundError: no such data set or split, not prepared, a bad transform.
+  """
+
+  def __init__(self, seed, process_index, process_count, *, name: str, batch_size: int, image_size: int | tuple,
+               train_split: str = 'train', train_transform: str = 'inception_crop|flip',
+               eval_transform: str = 'resize', data_dir: str | None = None, cache: bool = False, threads: int = 2):
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    self._open = lambda split: sources.open_source(name, split, data_dir)
+    self._common = dict(image_size=size, cache=cache, threads=threads, process_index=process_index,
+                        process_count=process_count)
+    self._train_transform, self._eval_transform = train_transform, eval_transform
+    self._seed, self._batch_size = seed, batch_size
+    self.image_size = size
+    self.source = self._open(train_split)
+
+  def train_batches(self):
+    """The endless training stream; see `pipeline.train_batches`."""
+    return pipeline.train_batches(self.source, batch_size=self._batch_size, transform=self._train_transform,
+                                  seed=self._seed, **self._common)
+
+  def eval_batches(self, split, batch_size):
+    """One pass over a split; see `pipeline.eval_batches`."""
+    return pipeline.eval_batches(self._open(split), batch_size=batch_size, transform=self._eval_transform,
+                                 **self._common)

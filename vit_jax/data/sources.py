@@ -1,0 +1,176 @@
+"""Where records come from: random access to the encoded images of a TFDS data set."""
+
+import difflib
+import os
+from typing import Any, Sequence
+
+from etils import epath
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import constants
+from tensorflow_datasets.core import read_only_builder
+
+from vit_jax.data import digits
+
+
+class Source:
+  """A labelled split with random access; threads may read it at once.
+
+  `source[i]` is `{'image': bytes, 'label': int}`, the image still encoded, 0 <= i < len(source).
+  Labels are as stored: whether they lie in 0..num_classes - 1 is checked where they are used.
+
+  Attributes:
+    name: the data set, as asked for.
+    split: the split, as asked for, such as `train[:90%]`.
+    class_names: a name for each label, in order.
+    num_classes: how many there are.
+    channels: 1 where every image is greyscale, else 3.
+  """
+
+  def __init__(self, records: Sequence[dict[str, Any]], *, name: str, split: str,
+               class_names: Sequence[str], channels: int):
+    self._records = records
+    self.name = name
+    self.split = split
+    self.class_names = tuple(class_names)
+    self.num_classes = len(self.class_names)
+    self.channels = channels
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    return _strip(self._records[index])
+
+  def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+    """Returns the records at `indices` in one call, much faster than one by one from disk."""
+    read = getattr(self._records, '__getitems__', None)  # Plain lists have none.
+    records = read(indices) if read else [self._records[index] for index in indices]
+    return [_strip(record) for record in records]
+
+
+def _strip(record: dict[str, Any]) -> dict[str, Any]:
+  """Leaves out the features that nobody uses, such as file names."""
+  return {'image': record['image'], 'label': int(record['label'])}
+
+
+def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
+  """Opens a split of a TFDS data set that lies on disk in ArrayRecord format.
+
+  `digits` is built in and prepared on first use. Any other data set is prepared beforehand with
+  the `tfds` command, which needs TensorFlow; reading does not.
+
+  Args:
+    name: `digits`, or a TFDS name: NAME, NAME/CONFIG or NAME:VERSION.
+    split: a split or a part of one: `test`, `train[:90%]`, `train[1000:]`, `train+validation`.
+    data_dir: the folder of data sets, local or gs://; None means $TFDS_DATA_DIR, or
+      ~/tensorflow_datasets without it.
+
+  Raises:
+    ValueError: an unknown data set, configuration, version or split, an empty split, a copy in
+      another format, or a data set that is not images with class labels.
+    FileNotFoundError: the data set is known but not prepared under `data_dir`.
+  """
+  root = epath.Path(data_dir or constants.DATA_DIR).expanduser()
+  if name == 'digits':
+    digits.prepare(os.fspath(root))
+  builder = _find_builder(name, root)
+  _check_prepared(name, builder, root)
+  _check_features(name, builder.info.features)
+  _check_split(name, split, builder.info.splits)
+  records = builder.as_data_source(
+      split=split, decoders={'image': tfds.decode.SkipDecoding()}, file_format='array_record')
+  features = builder.info.features
+  return Source(records, name=name, split=split, class_names=features['label'].names,
+                channels=1 if features['image'].shape[-1] == 1 else 3)
+
+
+def _find_builder(name: str, root: epath.Path) -> tfds.core.DatasetBuilder:
+  data_dir = os.fspath(root)
+  try:
+    return tfds.builder(name, data_dir=data_dir)
+  except tfds.core.DatasetNotFoundError as error:
+    raise ValueError(_unknown(name, root)) from error
+  except ImportError as error:
+    # The code that made the data set imports TensorFlow; the files describe themselves.
+    try:
+      return read_only_builder.builder_from_files(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError:
+      raise FileNotFoundError(_unprepared(name, root)) from error
+  except (ValueError, AssertionError) as error:  # An unknown configuration, version or spelling.
+    raise ValueError(
+        f'Cannot open data set {name!r} under {data_dir}: expected NAME, NAME/CONFIG or '
+        f'NAME:VERSION. {_on_disk(name, root)} TFDS says: {error}') from error
+
+
+def _check_prepared(name: str, builder: tfds.core.DatasetBuilder, root: epath.Path) -> None:
+  if not builder.is_prepared():
+    raise FileNotFoundError(_unprepared(name, root, builder.data_path))
+  formats = sorted(file_format.value for file_format in builder.info.available_file_formats())
+  if 'array_record' not in formats:
+    raise ValueError(
+        f'Expected data set {name!r} in array_record format, which can be read in any order; '
+        f'{builder.data_path} holds {", ".join(formats)} only. Convert it where it lies with\n'
+        f"  pip install 'vit_jax[prepare]' apache-beam && tfds convert_format "
+        f'--dataset_version_dir={builder.data_path} --out_file_format=array_record')
+
+
+def _check_features(name: str, features: tfds.features.FeaturesDict) -> None:
+  found = dict(features.items())
+  image, label = found.get('image'), found.get('label')
+  if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
+    got = ', '.join(f'{key}: {type(value).__name__}' for key, value in found.items())
+    raise ValueError(
+        f'Expected data set {name!r} to have the features image: Image and label: ClassLabel, '
+        f'got {got}. Only image classification with one label an image can be trained on.')
+
+
+def _check_split(name: str, split: str, splits: tfds.core.SplitDict) -> None:
+  sizes = {key: splits[key].num_examples for key in splits}
+  choices = (f'Splits of {name!r}: ' + ', '.join(f'{key} ({n} records)' for key, n in sizes.items())
+             + '. Parts and sums work too: train[:90%], train[90%:], train[1000:2000], train+test.')
+  try:
+    size = splits[split].num_examples
+  except (ValueError, KeyError, TypeError, AssertionError) as error:
+    raise ValueError(f'Expected a split of data set {name!r}, got {split!r}: {error} '
+                     f'{choices}') from error
+  if not size:
+    raise ValueError(f'Split {split!r} of data set {name!r} is empty. {choices}')
+
+
+def _unknown(name: str, root: epath.Path) -> str:
+  near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False))
+  hint = f' Did you mean {" or ".join(map(repr, near))}?' if near else ''
+  return (f'Unknown data set {name!r}.{hint} Ready to use: {", ".join(_prepared_names(root))} '
+          f'(built in, and what lies under {root}). Any other is given by its TFDS name, NAME, '
+          'NAME/CONFIG or NAME:VERSION, from https://www.tensorflow.org/datasets/catalog; your '
+          'own, once written in the TFDS format, by the name of its folder.')
+
+
+def _unprepared(name: str, root: epath.Path, path: epath.Path | None = None) -> str:
+  return (f'Data set {name!r} is not prepared: no dataset_info.json in '
+          f'{path or root / name.replace(":", "/")}. {_on_disk(name, root)} Prepare it with\n'
+          f"  pip install 'vit_jax[prepare]' && "
+          f'tfds build {name} --file_format=array_record --data_dir={root}')
+
+
+def _on_disk(name: str, root: epath.Path) -> str:
+  """Says which versions of the data set lie under `root`, and how to ask for them."""
+  base = name.partition(':')[0].partition('/')[0]
+  found = sorted({os.fspath(path.relative_to(root)) for path in _prepared_paths(root)
+                  if path.relative_to(root).parts[0] == base})
+  if found:
+    names = ', '.join(':'.join(path.rsplit('/', 1)) for path in found)
+    return f'There under {root}, under another name: {names}.'
+  if not root.exists():
+    return f'The folder {root} does not exist.'
+  return f'Data sets there: {", ".join(_prepared_names(root))}.'
+
+
+def _prepared_names(root: epath.Path) -> list[str]:
+  return sorted({'digits'} | {path.relative_to(root).parts[0] for path in _prepared_paths(root)})
+
+
+def _prepared_paths(root: epath.Path) -> list[epath.Path]:
+  """Lists the version folders, NAME/VERSION or NAME/CONFIG/VERSION, complete ones only."""
+  files = [*root.glob('*/*/dataset_info.json'), *root.glob('*/*/*/dataset_info.json')]
+  return [file.parent for file in files if not file.parent.name.startswith('incomplete.')]
