@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from vit_jax.data import augment
+from vit_jax.data.spec import parse
 
 
 def make_image(rows=12, columns=9, channels=3, seed=0):
@@ -11,7 +12,7 @@ def make_image(rows=12, columns=9, channels=3, seed=0):
 
 
 def apply(spec, image, size, seed=0):
-  return augment.parse(spec, size)(image, np.random.default_rng(seed))
+  return parse(spec, size)(image, np.random.default_rng(seed))
 
 
 def bilinear_reference(image, size):
@@ -31,7 +32,7 @@ def bilinear_reference(image, size):
 EVERY_OPERATION = {
     'central_crop': 'central_crop', 'flip': 'flip|resize', 'inception_crop': 'inception_crop',
     'pad_crop': 'pad_crop(2)', 'random_crop': 'random_crop', 'resize': 'resize',
-    'resize_small': 'resize_small(20)|central_crop', 'rotate': 'rotate(30)|resize',
+    'resize_small': 'resize_small(20)|central_crop', 'affine': 'affine(30, 0.1, 0.2)|resize',
 }
 
 
@@ -45,12 +46,12 @@ def test_every_operation(name, channels):
     assert all(output.shape == (*size, channels) for output in outputs)
     assert all(output.dtype == np.uint8 for output in outputs)
     np.testing.assert_array_equal(outputs[0], outputs[1])
-    random = name in ('flip', 'inception_crop', 'pad_crop', 'random_crop', 'rotate')
+    random = name in ('flip', 'inception_crop', 'pad_crop', 'random_crop', 'affine')
     assert random == any((output != outputs[0]).any() for output in outputs)
 
 
 @pytest.mark.parametrize('spec', [
-    'flip(p=0)', 'pad_crop(0)', "pad_crop(0, fill='edge')", 'rotate(0)', 'resize', 'central_crop',
+    'flip(p=0)', 'pad_crop(0)', "pad_crop(0, fill='edge')", 'affine', 'resize', 'central_crop',
     'random_crop', 'resize_small(9)', 'inception_crop(area=(1.0, 1.0), aspect=(0.75, 0.75))',
     ' flip(0) | resize ',
 ])
@@ -63,7 +64,7 @@ def test_zero_strength_is_the_identity(spec, channels):
 def test_flip_mirrors_columns_with_its_probability():
   image = make_image()
   np.testing.assert_array_equal(apply('flip(p=1)', image, (12, 9)), image[:, ::-1])
-  flip, rng = augment.parse('flip(p=0.2)', (12, 9)), np.random.default_rng(0)
+  flip, rng = parse('flip(p=0.2)', (12, 9)), np.random.default_rng(0)
   flipped = sum((flip(image, rng) != image).any() for _ in range(2000))
   assert abs(flipped - 400) < 4 * np.sqrt(2000 * 0.2 * 0.8)
 
@@ -89,7 +90,7 @@ def test_central_crop_is_centred():
 
 def positions(spec, image, size, padded, count):
   """Counts where in `padded` the crops of `image` were taken, for `count` seeds."""
-  transform, rng, seen = augment.parse(spec, size), np.random.default_rng(0), {}
+  transform, rng, seen = parse(spec, size), np.random.default_rng(0), {}
   windows = np.lib.stride_tricks.sliding_window_view(padded, size, axis=(0, 1))
   for _ in range(count):
     crop = np.moveaxis(transform(image, rng), -1, 0)[None, None]
@@ -116,13 +117,13 @@ def test_random_crop_takes_every_position_alike():
   assert all(abs(count - 200) < 70 for count in seen.values())
 
 
-def test_rotate_turns_about_the_centre_within_its_range():
+def test_affine_turns_about_the_centre_within_its_range():
   image = np.zeros((21, 21, 1), np.uint8)
   image[10, 18] = 255  # Eight pixels right of the centre.
-  rotate, rng = augment.parse('rotate(40)', (21, 21)), np.random.default_rng(0)
+  turn, rng = parse('affine(40)', (21, 21)), np.random.default_rng(0)
   angles = []
   for _ in range(300):
-    turned = rotate(image, rng)[:, :, 0].astype(np.float64)
+    turned = turn(image, rng)[:, :, 0].astype(np.float64)
     row, column = (np.indices(turned.shape) * turned).sum(axis=(1, 2)) / turned.sum() - 10
     assert abs(np.hypot(row, column) - 8) < 0.6
     angles.append(np.degrees(np.arctan2(row, column)))
@@ -134,7 +135,7 @@ def test_inception_crop_keeps_to_area_and_aspect(monkeypatch):
   monkeypatch.setattr(augment, '_resized', lambda image, size: crops.append(image.shape[:2])
                       or np.zeros((*size, 3), np.uint8))
   image, rng = make_image(90, 120), np.random.default_rng(0)
-  crop = augment.parse('inception_crop(area=(0.1, 0.5), aspect=(0.5, 2.0))', (8, 8))
+  crop = parse('inception_crop(area=(0.1, 0.5), aspect=(0.5, 2.0))', (8, 8))
   for _ in range(1000):
     crop(image, rng)
   rows, columns = np.array(crops).T
@@ -146,7 +147,7 @@ def test_inception_crop_keeps_to_area_and_aspect(monkeypatch):
 
 def test_inception_crop_takes_every_part_of_the_image():
   ramp = np.broadcast_to(np.arange(100, dtype=np.uint8)[:, None, None], (100, 100, 1))
-  crop, rng = augment.parse('inception_crop(area=(0.05, 0.05))', (1, 1)), np.random.default_rng(0)
+  crop, rng = parse('inception_crop(area=(0.05, 0.05))', (1, 1)), np.random.default_rng(0)
   centres = np.array([crop(ramp, rng)[0, 0, 0] for _ in range(800)])
   assert centres.min() < 14 and centres.max() > 85 and abs(centres.mean() - 49.5) < 3
 
@@ -185,17 +186,17 @@ def test_operations_apply_from_left_to_right():
     ('pad_crop(-1)', 'expected padding to be'),
     ("pad_crop(1, fill='pink')", "expected fill to be 'edge' or 'zero'"),
     ('resize_small(2.5)', 'expected smaller to be'),
-    ('rotate(-5)', 'expected degrees to be'),
+    ('affine(-5)', 'expected degrees to be'),
 ])
 def test_bad_specs_say_what_is_valid(spec, message):
   with pytest.raises(ValueError, match='(?s)' + message):
-    augment.parse(spec, (8, 8))
+    parse(spec, (8, 8))
 
 
 @pytest.mark.parametrize('size', [8, (8,), (8, 0), (8, 8, 3), (8.0, 8), '88', None])
 def test_bad_sizes(size):
   with pytest.raises(ValueError, match=re.escape(f'two positive ints, got {size!r}')):
-    augment.parse('resize', size)
+    parse('resize', size)
 
 
 def test_another_size_than_the_configs_is_an_error():
@@ -203,3 +204,18 @@ def test_another_size_than_the_configs_is_an_error():
     apply('flip', make_image(), (8, 8))
   with pytest.raises(ValueError, match=r'central_crop to .*\(13, 9\).*got \(12, 9\).*resize_small'):
     apply('central_crop', make_image(), (13, 9))
+
+
+def test_affine_moves_and_zooms_within_its_range():
+  """A Gaussian blob shows the move by its centre and the zoom by its spread."""
+  grid = np.indices((41, 31)) - np.array([20, 15])[:, None, None]
+  image = np.rint(255 * np.exp(-(grid ** 2).sum(axis=0) / (2 * 3.0 ** 2))).astype(np.uint8)[:, :, None]
+  move, rng = parse('affine(shift=0.1, scale=0.3)', (41, 31)), np.random.default_rng(0)
+  seen = []
+  for _ in range(300):
+    moved = move(image, rng)[:, :, 0].astype(np.float64)
+    row, column = (grid * moved).sum(axis=(1, 2)) / moved.sum()
+    seen.append((row, column, np.sqrt(((grid[0] - row) ** 2 * moved).sum() / moved.sum()) / 3.0))
+  low, high = np.min(seen, axis=0), np.max(seen, axis=0)
+  np.testing.assert_allclose(low, [-4.1, -3.1, 0.7], atol=0.2)
+  np.testing.assert_allclose(high, [4.1, 3.1, 1.3], atol=0.2)

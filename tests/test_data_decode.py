@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from conftest import encode
+from tests.conftest import encode
 from vit_jax.data import decode
 
 

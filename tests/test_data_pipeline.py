@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from conftest import encode, fake_source
+from tests.conftest import encode, fake_source
 from vit_jax.data import pipeline
 from vit_jax.data import sources
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import tensorflow_datasets as tfds
 
-import conftest
+from tests import conftest
 from vit_jax.data import decode
 from vit_jax.data import sources
 

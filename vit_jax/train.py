@@ -199,13 +199,15 @@ def _loop(parts, checkpoints, report, start, state, record):
       jax.block_until_ready(in_flight.popleft())
     window.add(metrics)
     if step == start + 1:
-      report.say(f'First step after {window.restart():.1f} s, compilation included.')
+      jax.block_until_ready(metrics)
+      report.say(f'First step took {window.elapsed():.1f} s, compilation included.')
+      window.restart_clock()
 
     last = step == train.duration
     logged = step % train.log_every == 0 or last
     evaluated = step % train.eval_every == 0 or last
     if logged:
-      values = window.values(step)
+      values = window.take(step)
       report.write(step, values)
       report.progress(step, values)
     if evaluated:
@@ -216,24 +218,26 @@ def _loop(parts, checkpoints, report, start, state, record):
       record['position'] = position
       checkpoints.save(step, strategy.fetch(state), record, record['metrics'] if evaluated else None)
     if logged or evaluated:
-      window.restart()
+      window.restart_clock()
   return record['metrics']
 
 
 class _Window:
-  """Training metrics and times since the last log line."""
+  """Training metrics since the last log line, and times since the last pause of training."""
 
   def __init__(self, parts):
     self._parts = parts
     self._merge = jax.jit(lambda total, metrics: total.merge(metrics))
-    self.restart()
+    self._total = None
+    self.restart_clock()
 
-  def restart(self):
-    """Starts anew; returns how long the last window was, seconds."""
-    now = time.monotonic()
-    elapsed = now - getattr(self, '_since', now)
-    self._since, self._waited, self._steps, self._total = now, 0.0, 0, None
-    return elapsed
+  def restart_clock(self):
+    """Begins to time anew: what came before (compilation, an evaluation, a save) is no training speed."""
+    self._since, self._waited, self._steps = time.monotonic(), 0.0, 0
+
+  def elapsed(self):
+    """Seconds since the clock was started."""
+    return time.monotonic() - self._since
 
   def wait(self, draw):
     """Calls `draw` and counts its time as waiting for input."""
@@ -247,12 +251,13 @@ class _Window:
     self._total = metrics if self._total is None else self._merge(self._total, metrics)
     self._steps += 1
 
-  def values(self, step):
-    """{'train/…': number}, fetched from the device."""
-    elapsed = max(time.monotonic() - self._since, 1e-9)
+  def take(self, step):
+    """{'train/…': number} since the last call, fetched from the device."""
+    total, self._total = jax.device_get(self._total), None
     batch_size, examples = self._parts.config.data.batch_size, len(self._parts.data.source)
-    values = dict(self._total.compute(), learning_rate=self._parts.schedule(step - 1), input_wait=self._waited / elapsed,
-                  images_per_second=self._steps * batch_size / elapsed, epoch=step * batch_size / examples)
+    values = dict(total.compute(), learning_rate=self._parts.schedule(step - 1), epoch=step * batch_size / examples)
+    if self._steps:
+      values.update(images_per_second=self._steps * batch_size / self.elapsed(), input_wait=self._waited / self.elapsed())
     return {f'train/{name}': float(value) for name, value in values.items()}
 
 

@@ -1,18 +1,14 @@
-"""Image transforms on uint8 arrays, and the strings in a config that chain them.
+"""Image transforms on uint8 arrays.
 
 A transform is a callable `(image, rng) -> image`; `image` is (H, W, C) uint8 with C = 1 or 3 and
 is never written to, `rng` is the example's own `np.random.Generator`. An operation in TRANSFORMS
-builds a transform from the config's image size, (rows, columns), and the arguments in the string:
-
-    transform = parse('inception_crop(area=(0.05, 1.0))|flip', (224, 224))
-    image = transform(image, rng)
+builds a transform from the config's image size, (rows, columns), and its own arguments; `spec`
+chains them.
 
 Pillow resizes with antialiasing: shrinking averages over every source pixel, where `tf.image`'s
 default takes the nearest four.
 """
 
-import ast
-import inspect
 import math
 from typing import Callable
 
@@ -21,39 +17,6 @@ from PIL import Image
 
 Size = tuple[int, int]
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-
-
-def parse(spec: str, size: Size) -> Transform:
-  """Builds the transform a string describes, applied from left to right.
-
-  Args:
-    spec: operations of TRANSFORMS joined by `|`, with literal arguments where they have any.
-    size: (rows, columns) every image must come out with.
-
-  Returns:
-    A transform from (H, W, C) uint8 to (*size, C) uint8. It raises ValueError where an image
-    comes out with another size.
-
-  Raises:
-    ValueError: the string cannot be read, an operation is unknown, an argument is unknown, missing
-      or out of range, or `size` is not two positive integers.
-  """
-  size = _checked_size(size)
-  transforms = [_build(node, spec, size) for node in _operations(spec)]
-
-  def pipeline(image, rng):
-    channels = image.shape[-1]
-    for transform in transforms:
-      image = transform(image, rng)
-    if image.shape != (*size, channels) or image.dtype != np.uint8:
-      raise ValueError(
-          f'Expected transform {spec!r} to give images of image_size (rows, columns) {size} with '
-          f'{channels} channels, uint8; got shape {image.shape}, {image.dtype}. End it with an '
-          "operation that gives this size: resize, central_crop, random_crop, inception_crop, "
-          f"for example '{spec}|resize'.")
-    return image
-
-  return pipeline
 
 
 def inception_crop(size: Size, area=(0.05, 1.0), aspect=(3 / 4, 4 / 3)) -> Transform:
@@ -164,14 +127,29 @@ def pad_crop(size: Size, padding, fill='zero') -> Transform:
   return transform
 
 
-def rotate(size: Size, degrees) -> Transform:
-  """Turns by an angle uniform in -degrees..degrees, bilinear; corners that come in are black."""
+def affine(size: Size, degrees=0, shift=0, scale=0) -> Transform:
+  """Turns, moves and zooms at random in one bilinear resampling; what comes in at the edges is black.
+
+  Args:
+    size: not looked at: the image keeps its own.
+    degrees: the angle is uniform in -degrees..degrees, 0..180.
+    shift: the move is uniform in -shift..shift of the rows and of the columns, 0..1.
+    scale: the magnification is uniform in 1 - scale..1 + scale, 0 <= scale < 1.
+  """
   del size
   _require(0 <= degrees <= 180, 'degrees', degrees, '0..180')
+  _require(0 <= shift <= 1, 'shift', shift, 'a part of the image, 0..1')
+  _require(0 <= scale < 1, 'scale', scale, '0 <= scale < 1')
 
   def transform(image, rng):
-    angle = degrees * (2 * rng.random() - 1)
-    return _from_pillow(_to_pillow(image).rotate(angle, Image.Resampling.BILINEAR))
+    turn, down, right, zoom = 2 * rng.random(4) - 1
+    rows, columns = image.shape[:2]
+    cosine, sine = (f(math.radians(degrees * turn)) / (1 + scale * zoom) for f in (math.cos, math.sin))
+    # Pillow wants the way back, from a point (x, y) of the result to one of the image.
+    x, y = columns / 2 + shift * right * columns, rows / 2 + shift * down * rows
+    back = (cosine, -sine, columns / 2 - cosine * x + sine * y, sine, cosine, rows / 2 - sine * x - cosine * y)
+    return _from_pillow(_to_pillow(image).transform(
+        (columns, rows), Image.Transform.AFFINE, back, Image.Resampling.BILINEAR))
 
   return transform
 
@@ -234,58 +212,8 @@ def _require_room(image: np.ndarray, size: Size, operation: str) -> None:
         f"{image.shape[:2]}. Put 'resize_small({max(size)})' before it.")
 
 
-def _checked_size(size: Size) -> Size:
-  size = tuple(size) if isinstance(size, (tuple, list)) else size
-  valid = isinstance(size, tuple) and len(size) == 2
-  if not valid or not all(isinstance(side, int) and side > 0 for side in size):
-    raise ValueError(f'Expected image_size to be (rows, columns), two positive ints, got {size!r}.')
-  return size
-
-
-def _operations(spec: str) -> list[ast.expr]:
-  """Splits a spec into its operations, in order."""
-  try:
-    node = ast.parse(spec.strip(), mode='eval').body
-  except (SyntaxError, AttributeError) as error:
-    raise ValueError(
-        f"Expected a transform such as 'inception_crop(area=(0.05, 1.0))|flip', got {spec!r}: "
-        f'{error}. Operations: {_signatures()}.') from error
-  nodes = []
-  while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-    nodes.insert(0, node.right)
-    node = node.left
-  return [node, *nodes]
-
-
-def _build(node: ast.expr, spec: str, size: Size) -> Transform:
-  """Builds one operation from its syntax tree: a name, or a call with literal arguments."""
-  call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-  name = call.func.id if isinstance(call.func, ast.Name) else ast.unparse(node)
-  if name not in TRANSFORMS:
-    raise ValueError(f'Unknown operation {name!r} in transform {spec!r}; choose from '
-                     f'{", ".join(sorted(TRANSFORMS))}, joined by |.')
-  try:
-    args = [ast.literal_eval(argument) for argument in call.args]
-    kwargs = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-    inspect.signature(TRANSFORMS[name]).bind(size, *args, **kwargs)
-    return TRANSFORMS[name](size, *args, **kwargs)
-  # TypeError: wrong arguments, or one of a type that the operation cannot compare.
-  except (TypeError, ValueError) as error:
-    raise ValueError(f'Bad arguments in {ast.unparse(node)!r} of transform {spec!r}: {error}. '
-                     f'Expected {_signature(name)}, with numbers, strings or tuples of them '
-                     'written out.') from error
-
-
-def _signature(name: str) -> str:
-  parameters = list(inspect.signature(TRANSFORMS[name]).parameters.values())[1:]
-  return f'{name}({", ".join(map(str, parameters))})' if parameters else name
-
-
-def _signatures() -> str:
-  return ', '.join(_signature(name) for name in sorted(TRANSFORMS))
-
-
 TRANSFORMS = {
+    'affine': affine,
     'central_crop': central_crop,
     'flip': flip,
     'inception_crop': inception_crop,
@@ -293,5 +221,4 @@ TRANSFORMS = {
     'random_crop': random_crop,
     'resize': resize,
     'resize_small': resize_small,
-    'rotate': rotate,
 }

@@ -1,6 +1,7 @@
 """The data of a run: one named data set, its training stream and its evaluation passes."""
 from vit_jax.data import pipeline
 from vit_jax.data import sources
+from vit_jax.data import spec
 
 
 class Dataset:
@@ -14,7 +15,7 @@ class Dataset:
     batch_size: global batch, over all hosts and devices.
     image_size: rows and columns of the images the model sees, in pixels.
     train_split: TFDS split string to train on.
-    train_transform: see `augment.parse`.
+    train_transform: see `spec.parse`.
     eval_transform: likewise, for evaluation.
     data_dir: TFDS data directory, local or gs://; None is TFDS's own default.
     cache: whether to keep the decoded splits in memory.
@@ -28,6 +29,8 @@ class Dataset:
                train_split: str = 'train', train_transform: str = 'inception_crop|flip',
                eval_transform: str = 'resize', data_dir: str | None = None, cache: bool = False, threads: int = 2):
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    for transform in (train_transform, eval_transform):
+      spec.parse(transform, size)  # a bad one is an error here, not at the first batch
     self._open = lambda split: sources.open_source(name, split, data_dir)
     self._common = dict(image_size=size, cache=cache, threads=threads, process_index=process_index,
                         process_count=process_count)

@@ -14,6 +14,7 @@ import numpy as np
 from vit_jax.data import augment
 from vit_jax.data import decode
 from vit_jax.data import sources
+from vit_jax.data import spec
 
 Batch = dict[str, np.ndarray]
 
@@ -30,7 +31,7 @@ def train_batches(source: sources.Source, *, batch_size: int, image_size: tuple[
     source: the split to train on.
     batch_size: examples in a global batch, over all processes.
     image_size: (rows, columns) of every image.
-    transform: what is done to the images, a string for `augment.parse`.
+    transform: what is done to the images, a string for `spec.parse`.
     seed: 0..2**32 - 1; order and augmentation follow from it.
     cache: decode the whole split into memory first. It pays where the decoded split fits.
     threads: how many threads make batches ahead; 0 makes them when asked.
@@ -51,7 +52,7 @@ def train_batches(source: sources.Source, *, batch_size: int, image_size: tuple[
     ValueError: a bad transform or number, or with `cache` a bad record.
   """
   share = _share_size(batch_size, process_index, process_count)
-  finish = _Finish(source, augment.parse(transform, image_size))
+  finish = _Finish(source, spec.parse(transform, image_size))
   stream = grain.MapDataset.source(_Records(source, cache)).seed(seed).shuffle().repeat()
   # Random numbers go by position in the global stream: hence before the stream is shared out.
   stream = stream.random_map(finish)
@@ -80,7 +81,7 @@ def eval_batches(source: sources.Source, *, batch_size: int, image_size: tuple[i
     ValueError: as for `train_batches`.
   """
   share = _share_size(batch_size, process_index, process_count)
-  finish = _Finish(source, augment.parse(transform, image_size))
+  finish = _Finish(source, spec.parse(transform, image_size))
   padding = _padding(image_size, source.channels)
 
   def finish_or_pad(record, rng):

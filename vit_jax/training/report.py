@@ -51,8 +51,8 @@ class Report:
     """Shows how training goes: loss, learning rate, images/s, share of time waiting for input, ETA."""
     if not self._active:
       return
-    shown = dict(loss=f'{values["train/loss"]:.4f}', lr=f'{values["train/learning_rate"]:.2e}',
-                 img_s=f'{values["train/images_per_second"]:.0f}', wait=f'{values["train/input_wait"]:.1%}')
+    formats = {'loss': '.4f', 'learning_rate': '.2e', 'images_per_second': '.0f', 'input_wait': '.1%'}
+    shown = {name: format(values[f'train/{name}'], form) for name, form in formats.items() if f'train/{name}' in values}
     if self._bar is not None:
       self._bar.set_postfix(shown, refresh=False)
       self._bar.update(step - self._bar.n)

@@ -61,7 +61,7 @@ def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumula
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = None if ema_decay is None else optax.incremental_update(params, state.ema, 1.0 - ema_decay)
-    metrics = TrainMetrics.single_from_model_output(loss=loss, grad_norm=optax.global_norm(grads), **values)
+    metrics = TrainMetrics.single_from_model_output(loss=loss, grad_norm=optax.tree.norm(grads), **values)
     seen = hash_examples(state.seen, batch, axis_name)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema, seen=seen), metrics
 

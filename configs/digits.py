@@ -1,0 +1,28 @@
+"""A small ViT on real handwritten digits: the quick start.
+
+  python -m vit_jax.main --config=configs/digits.py --workdir=runs/digits
+
+Data: the 1,797 digits of 8x8 pixels that ship inside scikit-learn (UCI optdigits), 1,497 to train and 300 to test.
+Hardware: 2 cores of a CPU.
+Time: MEASURE.
+Accuracy: MEASURE.
+
+Made for a CPU, where XLA is slow at small batched products: patches of 4 pixels make 4 tokens, a tenth of the time of
+the 16 that patches of 2 make, and are as accurate. Shifts by whole pixels are coarse at 8x8; `affine` moves by parts of
+one.
+"""
+import ml_collections
+
+
+def get_config():
+  """Returns the recipe."""
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.data = dict(name='digits', train_split='train', batch_size=64, image_size=8, cache=True, threads=1,
+                     train_transform='affine(degrees=12, shift=0.075, scale=0.1)')
+  config.model = dict(patch_size=4, width=64, depth=2, heads=4, mlp_dim=128, pool='gap', dropout=0.1)
+  config.optim = dict(name='adamw', peak_lr=3e-3, schedule='cosine', warmup='5 epochs', weight_decay=0.05,
+                      decay_mask='.*/kernel')
+  config.train = dict(duration='80 epochs', log_every='100 steps', eval_every='20 epochs')
+  config.evaluators = dict(test=dict(kind='classification', split='test'))
+  return config

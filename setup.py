@@ -1,0 +1,50 @@
+"""Installs vit_jax: `pip install -e .`, or with extras `pip install -e '.[test]'`.
+
+Every range names versions the tests ran with; `constraints.txt` pins the exact set that continuous integration used.
+"""
+import pathlib
+import re
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r"^__version__ = '(.+)'$", (HERE / 'vit_jax' / '__init__.py').read_text(), re.MULTILINE)[1]
+
+TEST = ['pytest>=8,<10', 'pytest-xdist>=3.6,<4']
+
+setuptools.setup(
+    name='vit_jax',
+    version=VERSION,
+    description='Pre-train, fine-tune and study Vision Transformers in JAX, TPU first.',
+    long_description=(HERE / 'README.md').read_text(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=setuptools.find_packages(include=['vit_jax', 'vit_jax.*', 'configs', 'experiments']),
+    install_requires=[
+        'absl-py>=2.1,<3',
+        'array_record>=0.8,<0.9',  # records on disk with random access
+        'clu>=0.0.12,<0.1',
+        'etils[epath]>=1.10,<2',  # local and gs:// paths alike
+        'flax>=0.12.8,<0.13',
+        'grain>=0.2.18,<0.3',
+        'jax>=0.10,<0.13',
+        'ml-collections>=1.0,<2',
+        'numpy>=2,<3',
+        'optax>=0.2.8,<0.3',
+        'orbax-checkpoint>=0.12.8,<0.13',
+        'pillow>=11,<13',
+        'scikit-learn>=1.5,<2',  # ships the digits
+        'tensorboardX>=2.6.2,<3',  # event files without TensorFlow
+        'tensorflow-datasets>=4.9.10,<5',
+        'tqdm>=4.66,<5',
+    ],
+    extras_require={
+        'tpu': ['jax[tpu]', 'gcsfs'],
+        'cuda': ['jax[cuda13]'],
+        # Only to build TFDS data sets from raw archives.
+        'prepare': ['tensorflow-cpu>=2.18,<3'],
+        'test': TEST,
+        'dev': TEST + ['ruff>=0.8,<1'],
+    },
+)

@@ -1,0 +1,144 @@
+"""Every shipped recipe builds, without data or memory for it, and says what the paper's tables say."""
+import ast
+import importlib
+import inspect
+import pathlib
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import common
+from vit_jax import config as config_lib
+from vit_jax import evaluators
+from vit_jax import train
+from vit_jax.data import dataset
+from vit_jax.data import sources
+
+CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+RECIPES = sorted(path.stem for path in CONFIGS.glob('*.py') if path.stem not in ('__init__', 'common'))
+ARGUMENTS = {
+    'vit': [f'{model},{data}' for model in common.MODELS for data in common.DATASETS],
+    'vit_b16': ['imagenet', 'imagenet21k', 'jft'],
+}
+CASES = [(recipe, argument) for recipe in RECIPES for argument in [None, *ARGUMENTS.get(recipe, [])]]
+
+# Examples of a split as the data sets' publishers count them, and classes (facts of the paper, section 4.1).
+SIZES = {
+    ('imagenet2012', 'train[:99%]'): 1_268_355, ('imagenet2012', 'train[99%:]'): 12_812,
+    ('imagenet2012', 'validation'): 50_000,
+    ('imagenet21k', 'full[102400:]'): 14_197_122 - 102_400, ('imagenet21k', 'full[:102400]'): 102_400,
+    ('jft300m', 'train'): 303_000_000, ('jft300m', 'test[:49511]'): 49_511,
+}
+CLASSES = {'imagenet2012': 1000, 'imagenet21k': 21_843, 'jft300m': 18_291}
+
+
+class Unread:
+  """Records that are counted and never read."""
+
+  def __init__(self, length):
+    self.length = length
+
+  def __len__(self):
+    return self.length
+
+  def __getitem__(self, index):
+    raise AssertionError('building a recipe reads no record')
+
+
+def recipe(name, argument=None):
+  get_config = importlib.import_module(f'configs.{name}').get_config
+  return get_config() if argument is None else get_config(argument)
+
+
+@pytest.fixture
+def no_data(monkeypatch):
+  def open_source(name, split, data_dir=None):
+    length = SIZES.get((name, split), 1000)
+    return sources.Source(Unread(length), name=name, split=split, channels=3 if name in CLASSES else 1,
+                          class_names=[str(n) for n in range(CLASSES.get(name, 10))])
+  monkeypatch.setattr(dataset.sources, 'open_source', open_source)
+
+
+@pytest.mark.parametrize('name, argument', CASES)
+def test_builds_abstractly(name, argument, no_data):
+  config = recipe(name, argument)
+  config.data.cache = False
+  parts = train.build(config)
+  state = jax.eval_shape(parts.create)
+  size, channels = parts.data.image_size, parts.data.source.channels
+  batch = dict(image=jax.ShapeDtypeStruct((8, *size, channels), jnp.uint8), label=jax.ShapeDtypeStruct((8,), jnp.int32),
+               id=jax.ShapeDtypeStruct((8,), jnp.int32), rng=jax.ShapeDtypeStruct((8,), jnp.uint32))
+  after, _ = jax.eval_shape(jax.vmap(parts.step, axis_name='batch', in_axes=(None, 0), out_axes=None), state,
+                            jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), batch))
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_header_has_command_hardware_time_and_accuracy(name):
+  header = ast.get_docstring(ast.parse((CONFIGS / f'{name}.py').read_text()))
+  for needed in (f'--config=configs/{name}.py', 'Hardware', 'Time', 'Accuracy'):
+    assert needed in header
+
+
+# Paper, table 3: model, data, epochs, base learning rate, decay, weight decay, dropout.
+TABLE_3 = [
+    ('b16', 'jft', 7, 8e-4, 'linear', 0.1, 0.0), ('b32', 'jft', 7, 8e-4, 'linear', 0.1, 0.0),
+    ('l32', 'jft', 7, 6e-4, 'linear', 0.1, 0.0), ('l16', 'jft', 14, 4e-4, 'linear', 0.1, 0.0),
+    ('h14', 'jft', 14, 3e-4, 'linear', 0.1, 0.0),
+    ('b16', 'imagenet21k', 90, 1e-3, 'linear', 0.03, 0.1), ('b32', 'imagenet21k', 90, 1e-3, 'linear', 0.03, 0.1),
+    ('l16', 'imagenet21k', 90, 1e-3, 'linear', 0.03, 0.1), ('l32', 'imagenet21k', 90, 1e-3, 'linear', 0.03, 0.1),
+    ('b16', 'imagenet', 300, 3e-3, 'cosine', 0.3, 0.1), ('l32', 'imagenet', 300, 3e-3, 'cosine', 0.3, 0.1),
+    ('h14', 'imagenet', 300, 3e-3, 'cosine', 0.3, 0.1),
+]
+
+
+@pytest.mark.parametrize('model, data, epochs, rate, decay, weight_decay, dropout', TABLE_3)
+def test_table_3(model, data, epochs, rate, decay, weight_decay, dropout, no_data):
+  parts = train.build(recipe('vit', f'{model},{data}'))
+  config, steps = parts.config, parts.train.duration
+  assert config.data.batch_size == 4096 and parts.data.image_size == (224, 224)
+  assert steps == pytest.approx(epochs * len(parts.data.source) / 4096, abs=1)
+  assert (config.optim.schedule, config.optim.weight_decay, config.model.dropout) == (decay, weight_decay, dropout)
+  assert float(parts.schedule(10_000)) == pytest.approx(rate)
+  assert float(parts.schedule(5_000)) == pytest.approx(rate / 2)
+  assert float(parts.schedule(steps)) == pytest.approx(1e-5 if decay == 'linear' else 0.0, abs=1e-9)
+  assert config.optim.name == 'adamw' and config.optim.options.to_dict() == dict(b1=0.9, b2=0.999)
+  assert config.optim.clip_norm == 1.0 and config.optim.decay_mask == '.*'
+
+
+@pytest.mark.parametrize('data', common.DATASETS)
+def test_loss_head_bias_and_split_of_pre_training(data, no_data):
+  parts = train.build(recipe('vit', f'b16,{data}'))
+  assert parts.config.objective.loss == 'sigmoid'
+  assert parts.config.objective.label_smoothing == (0.0 if data == 'jft' else 1e-4)
+  assert parts.config.data.train_transform == 'inception_crop|flip'
+  params = jax.eval_shape(parts.create).params
+  assert params['pre_logits']['kernel'].shape == (768, 768)
+  assert params['head']['bias'].shape == (parts.data.source.num_classes,)
+  assert parts.config.model.head_bias == -10.0
+  assert parts.config.data.train_split not in {keys['split'] for keys in parts.config.evaluators.to_dict().values()}
+
+
+def test_unknown_model_or_data_set_lists_the_choices():
+  with pytest.raises(ValueError, match="unknown 'x99'.*b16.*imagenet21k"):
+    recipe('vit', 'x99,imagenet')
+
+
+BUILDERS = [section.builder for section in config_lib.SECTIONS.values()] + list(evaluators.EVALUATORS.values())
+
+
+@pytest.mark.parametrize('builder', BUILDERS, ids=lambda b: b.__qualname__)
+def test_every_key_is_read(builder):
+  """A config key is a builder's argument; an argument that its body never names would be a key nobody reads."""
+  function = builder.__init__ if inspect.isclass(builder) else builder
+  if getattr(builder, '__dataclass_fields__', None):
+    # Its fields are read by those who hold it.
+    text = '\n'.join(path.read_text() for path in CONFIGS.parent.glob('vit_jax/**/*.py'))
+    unread = [name for name in builder.__dataclass_fields__ if text.count(f'.{name}') == 0]
+  else:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    named = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    unread = [name for name in inspect.signature(function).parameters if name not in named | {'self'}]
+  assert not unread

@@ -1,0 +1,250 @@
+"""The true loop on real digits: trains, saves, resumes exactly, refuses, evaluates; on one device and on many."""
+import json
+import os
+import random
+import time
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from tests import tiny
+from vit_jax import evaluate
+from vit_jax import train
+from vit_jax.training.checkpoint import Checkpoints
+
+KILLS = int(os.environ.get('VIT_JAX_TEST_KILLS', 2))
+
+
+def final_state(config, workdir):
+  """(step, state as NumPy arrays, record) of the latest checkpoint."""
+  parts = train.build(config)
+  checkpoints = Checkpoints(workdir / 'checkpoints', **parts.checkpoint)
+  step, state, record = train.restore(parts, checkpoints)
+  return step, parts.strategy.fetch(state), record
+
+
+def assert_identical(config, workdir, other):
+  """Two runs ended alike: parameters, optimizer, average, examples seen, data position, bit for bit; and on the way."""
+  (step, state, record), (other_step, other_state, other_record) = final_state(config, workdir), final_state(config, other)
+  assert step == other_step and record == other_record
+  for path, x in jax.tree_util.tree_leaves_with_path(state):
+    np.testing.assert_array_equal(x, dict(jax.tree_util.tree_leaves_with_path(other_state))[path], err_msg=str(path))
+  assert tiny.metrics(workdir) == tiny.metrics(other)
+
+
+@pytest.fixture(scope='module')
+def finished(data_dir, tmp_path_factory):
+  """(config, workdir, last metrics) of an uninterrupted run."""
+  config, workdir = tiny.config(data_dir), tmp_path_factory.mktemp('finished') / 'run'
+  return config, workdir, train.run(config, workdir)
+
+
+def test_a_run_leaves_what_it_promises(finished):
+  config, workdir, last = finished
+  assert [line[0] for line in tiny.metrics(workdir)] == list(range(1, 13))
+  evaluations = tiny.metrics(workdir, ('test/accuracy', 'test_ema/accuracy', 'test/loss'))
+  assert [line[0] for line in evaluations] == [6, 12]
+  assert evaluations[-1][1:] == (last['test/accuracy'], last['test_ema/accuracy'], last['test/loss'])
+  assert 0.0 <= last['test/accuracy'] <= 1.0
+  assert list((workdir / 'tensorboard').glob('events*'))
+  assert json.loads((workdir / 'config.json').read_text())['data']['batch_size'] == 64
+  _, state, record = final_state(config, workdir)
+  assert record['class_names'] == [str(digit) for digit in range(10)]
+  assert record['config']['normalization'] == dict(mean=0.5, std=0.5) and record['versions']['jax'] == jax.__version__
+  assert record['position'] == dict(next_index=12) and state.step == 12
+
+
+def test_training_learns(data_dir, tmp_path):
+  config = tiny.config(data_dir, **{
+      'train.duration': '120 steps', 'train.eval_every': '120 steps', 'train.log_every': '50 steps',
+      'optim.peak_lr': 1e-2, 'optim.warmup': '10 steps', 'data.train_split': 'train', 'data.train_transform': 'resize',
+      'model.dropout': 0.0, 'model.attention_dropout': 0.0, 'model.pool': 'gap'})
+  assert train.run(config, tmp_path)['test/accuracy'] > 0.6  # guessing gives 0.1
+
+
+def test_the_same_run_twice_is_the_same(finished, tmp_path):
+  config, workdir, _ = finished
+  train.run(config, tmp_path / 'again')
+  assert_identical(config, tmp_path / 'again', workdir)
+
+
+def test_another_seed_is_another_run(finished, data_dir, tmp_path):
+  train.run(tiny.config(data_dir, seed=1), tmp_path)
+  assert tiny.metrics(tmp_path) != tiny.metrics(finished[1])
+
+
+def test_going_on_after_an_exception_ends_like_the_uninterrupted_run(finished, tmp_path, monkeypatch):
+  config, workdir, _ = finished
+  calls = []
+
+  def failing(parts, state):
+    calls.append(state)
+    raise RuntimeError('the power went') if len(calls) == 1 else StopIteration
+
+  with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+    patch.setattr(train, 'evaluate', failing)
+    train.run(config, tmp_path)
+  assert [line[0] for line in tiny.metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]  # step 6 failed, step 4 is saved
+  train.run(config, tmp_path)
+  assert_identical(config, tmp_path, workdir)
+
+
+def test_kills_at_random_moments_change_nothing(finished, tmp_path):
+  """SIGKILL, wherever it strikes: start, compilation, a step, an evaluation, the middle of a save."""
+  config, workdir, _ = finished
+  arguments = f'--config={tiny.write(config, tmp_path)}', f'--workdir={tmp_path / "run"}'
+  start = time.monotonic()
+  _, error = (process := tiny.command('main', *arguments)).communicate()
+  length = time.monotonic() - start
+  assert process.returncode == 0, error
+  assert_identical(config, tmp_path / 'run', workdir)
+
+  arguments = arguments[0], f'--workdir={tmp_path / "killed"}'
+  for kill in range(KILLS):
+    process = tiny.command('main', *arguments)
+    time.sleep(random.Random(kill).uniform(0.1, 0.95) * length)
+    process.kill()
+    process.communicate()
+  _, error = (process := tiny.command('main', *arguments)).communicate()
+  assert process.returncode == 0, error
+  assert_identical(config, tmp_path / 'killed', workdir)
+
+
+def test_a_finished_run_says_so_and_ends_well(finished, capsys):
+  config, workdir, last = finished
+  before = (workdir / 'metrics.jsonl').read_text()
+  assert train.run(config, workdir) == last
+  assert 'is finished: step 12' in capsys.readouterr().out
+  assert (workdir / 'metrics.jsonl').read_text() == before
+
+
+def test_a_workdir_of_another_config_is_refused_with_the_difference(finished, data_dir):
+  _, workdir, _ = finished
+  before = sorted(workdir.rglob('*'))
+  other = tiny.config(data_dir, **{'optim.peak_lr': 0.5, 'train.duration': '13 steps'})
+  with pytest.raises(ValueError) as error:
+    train.run(other, workdir)
+  assert 'optim.peak_lr: 0.003 there, 0.5 here' in str(error.value)
+  assert 'train.duration: "12 steps" there, "13 steps" here' in str(error.value)
+  assert sorted(workdir.rglob('*')) == before
+
+
+def test_evaluate_reproduces_the_last_evaluation_exactly(finished):
+  _, workdir, last = finished
+  step, values, recorded = evaluate.evaluate(workdir, None, None)
+  assert step == 12 and values == last
+  assert {name: recorded[name] for name in values} == values
+
+
+def test_evaluate_command(finished, tmp_path):
+  _, workdir, last = finished
+  process = tiny.command('evaluate', f'--workdir={workdir}')
+  output, error = process.communicate()
+  assert process.returncode == 0 and json.loads(output) == dict(step=12, **last)
+  assert 'Equal to what the run recorded' in error
+  process = tiny.command('evaluate', f'--workdir={tmp_path}')
+  assert 'is no workdir of a run' in process.communicate()[1] and process.returncode == 1
+
+
+def test_epochs_and_examples_become_steps(data_dir):
+  parts = train.build(tiny.config(data_dir, **{'train.duration': '10 epochs', 'train.eval_every': '640 examples'}))
+  assert parts.train.duration == 47  # 300 · 10 / 64 = 46.9
+  assert parts.train.eval_every == 10
+
+
+@pytest.mark.parametrize('devices', [2, 8])
+def test_many_devices_train_like_one(devices, finished, tmp_path):
+  """Dropout, augmentation, average and evaluation are the same; sums differ by float32 rounding."""
+  config, workdir, _ = finished
+  process = tiny.command('main', f'--config={tiny.write(config, tmp_path)}', f'--workdir={tmp_path / "run"}',
+                         devices=devices)
+  output, error = process.communicate()
+  assert process.returncode == 0, error
+  assert f'devices     {devices} ×' in output and f'64 global, {64 // devices} a device' in output
+  for names in (('train/loss', 'train/grad_norm'), ('test/loss', 'test_ema/loss'), ('test/accuracy',)):
+    np.testing.assert_allclose(tiny.metrics(tmp_path / 'run', names), tiny.metrics(workdir, names), rtol=2e-5)
+  (_, state, _), (_, one, _) = final_state(config, tmp_path / 'run'), final_state(config, workdir)
+  assert state.seen == one.seen
+  for params in (state.params, one.params):
+    # Softmax does not see a key's bias: its true gradient is zero, and Adam makes steps of the rounding that is left.
+    del params['encoder']['blocks']['attention']['key']['bias']
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), state.params, one.params)
+
+
+def test_taken_up_on_another_number_of_devices(finished, tmp_path):
+  config, workdir, _ = finished
+  arguments = f'--config={tiny.write(config, tmp_path)}', f'--workdir={tmp_path / "run"}'
+  process = tiny.command('main', *arguments, devices=2)
+  while not (tmp_path / 'run' / 'checkpoints' / '4').exists() and process.poll() is None:
+    time.sleep(0.02)
+  process.kill()
+  process.communicate()
+  train.run(config, tmp_path / 'run')
+  np.testing.assert_allclose(tiny.metrics(tmp_path / 'run'), tiny.metrics(workdir), rtol=2e-5)
+  assert final_state(config, tmp_path / 'run')[1].seen == final_state(config, workdir)[1].seen
+
+
+BAD = {
+    'unknown key': ({'optim.peek_lr': 1}, 'unknown config key optim.peek_lr; valid keys are .*optim.peak_lr'),
+    'unknown section': ({'optimizer': {}}, 'unknown config key optimizer; valid keys are .*optim'),
+    'variant': ({'model.variant': 'Q/16'}, "unknown variant 'Q/16'"),
+    'optimizer': ({'optim.name': 'adamz'}, "unknown optimizer 'adamz'; choose from .*adamw"),
+    'optimizer option': ({'optim.options': {'b3': 1}}, r"adamw has no \['b3'\]; valid options are .*'b2'"),
+    'schedule': ({'optim.schedule': 'cosin'}, "unknown schedule 'cosin'; choose from .*cosine"),
+    'long warm-up': ({'optim.warmup': '99 steps'}, 'longer than the run'),
+    'loss': ({'objective.loss': 'hinge'}, "unknown loss 'hinge'"),
+    'strategy': ({'parallel': {'strategy': 'magic'}}, "unknown parallel.strategy 'magic'"),
+    'data set': ({'data.name': 'digitz'}, "[Uu]nknown data set 'digitz'.*digits"),
+    'unprepared': ({'data.name': 'mnist'}, 'not prepared'),
+    'split': ({'data.train_split': 'training'}, "split.*'training'.*train"),
+    'evaluation split': ({'evaluators': {'x': {'kind': 'classification', 'split': 'dev'}}}, "split.*'dev'"),
+    'evaluator': ({'evaluators': {'x': {'kind': 'guess'}}}, "unknown evaluators.x.kind 'guess'"),
+    'transform': ({'data.train_transform': 'spin'}, 'spin'),
+    'patch': ({'model.patch_size': 3}, r'image size \(8, 8\) is not divisible by the patch size \(3, 3\)'),
+    'heads': ({'model.heads': 3}, 'width 16 is not divisible by 3 heads'),
+    'batch': ({'data.batch_size': 63, 'train.accumulate': 2}, 'not divisible by 1 devices × train.accumulate=2.*62'),
+    'duration': ({'train.duration': '3 fortnights'}, "train.duration: expected a duration such as.*'3 fortnights'"),
+    'type': ({'data.batch_size': 'big'}, "data.batch_size: expected int, got 'big'"),
+    'platform': ({'platform': 'tpu'}, "platform 'tpu' was asked for, but jax finds"),
+    'unknown platform': ({'platform': 'abacus'}, "unknown platform 'abacus'; choose from"),
+    'mask': ({'optim.decay_mask': 'kernels'}, 'matches no parameter'),
+}
+
+
+@pytest.mark.parametrize('changes, message', BAD.values(), ids=BAD)
+def test_bad_input_is_an_error_before_anything_compiles(changes, message, data_dir, tmp_path, monkeypatch):
+  monkeypatch.setattr(train, '_loop', lambda *args: pytest.fail('reached the loop'))
+  with pytest.raises((ValueError, OSError), match='(?s)' + message):
+    train.run(tiny.config(data_dir, **changes), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_an_unwritable_workdir(data_dir, tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(OSError, match='cannot write to the workdir'):
+    train.run(tiny.config(data_dir), tmp_path / 'file' / 'run')
+
+
+def test_a_bad_command_line_prints_one_line_and_fails(data_dir, tmp_path):
+  recipe = tiny.write(tiny.config(data_dir), tmp_path)
+  for arguments, message in [
+      ((f'--config={recipe}', f'--workdir={tmp_path / "run"}', '--config.optim.peek_lr=1'), 'error: unknown config key'),
+      ((f'--config={recipe}',), 'Flag --workdir must have a value'),
+      ((f'--config={tmp_path}/none.py', f'--workdir={tmp_path / "run"}'), 'none.py'),
+  ]:
+    process = tiny.command('main', *arguments)
+    _, error = process.communicate()
+    assert process.returncode != 0 and message in error
+    assert 'Traceback' not in error or 'none.py' in message
+
+
+def test_overrides_reach_the_run(data_dir, tmp_path):
+  recipe = tiny.write(tiny.config(data_dir), tmp_path)
+  process = tiny.command('main', f'--config={recipe}', f'--workdir={tmp_path / "run"}', '--config.optim.peak_lr=3e-4',
+                         '--config.train.duration=5 steps', '--config.optim.end_lr=1e-5')
+  _, error = process.communicate()
+  assert process.returncode == 0, error
+  config = ml_collections.ConfigDict(json.loads((tmp_path / 'run' / 'config.json').read_text()))
+  assert (config.optim.peak_lr, config.optim.end_lr, config.train.duration) == (3e-4, 1e-5, '5 steps')

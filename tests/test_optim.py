@@ -1,0 +1,305 @@
+"""Optimizers: each converges; each equals a plain NumPy or an unstacked optax run."""
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from optax import contrib
+import pytest
+
+from vit_jax.training import optim
+
+WIDTH, HEADS, MLP, DEPTH = 12, 2, 24, 3
+BLOCK = {
+    'attention': {
+        **{n: {'kernel': (WIDTH, HEADS, WIDTH // HEADS), 'bias': (HEADS, WIDTH // HEADS)}
+           for n in ('query', 'key', 'value')},
+        'out': {'kernel': (HEADS, WIDTH // HEADS, WIDTH), 'bias': (WIDTH,)}},
+    'attention_norm': {'scale': (WIDTH,), 'bias': (WIDTH,)},
+    'mlp': {'up': {'kernel': (WIDTH, MLP), 'bias': (MLP,)}, 'down': {'kernel': (MLP, WIDTH), 'bias': (WIDTH,)}},
+    'mlp_norm': {'scale': (WIDTH,), 'bias': (WIDTH,)},
+}
+REST = {'embed': {'kernel': (4, 4, 3, WIDTH), 'bias': (WIDTH,)}, 'token': (WIDTH,),
+        'head': {'kernel': (WIDTH, 7), 'bias': (7,)}}
+is_shape = lambda x: isinstance(x, tuple)
+
+
+def tree_like(shapes, rng, lead=()):
+  return jax.tree.map(lambda s: rng.normal(size=(*lead, *s)).astype(np.float32), shapes, is_leaf=is_shape)
+
+
+def vit_tree(seed, depth=DEPTH):
+  """Random values in the tree of a small ViT, its blocks stacked."""
+  rng = np.random.default_rng(seed)
+  norm = tree_like({'scale': (WIDTH,), 'bias': (WIDTH,)}, rng)
+  return dict(tree_like(REST, rng), encoder={'blocks': tree_like(BLOCK, rng, (depth,)), 'norm': norm})
+
+
+def layer_of(tree, i):
+  return jax.tree.map(lambda x: x[i], tree['encoder']['blocks'])
+
+
+def build(name='adamw', total=10, **fields):
+  return optim.build(total, **{**dict(name=name, peak_lr=0.1, schedule='constant', clip_norm=None), **fields})
+
+
+def steps_of(optimizer, params, gradients):
+  """The parameters after each step."""
+  update, state, history = jax.jit(optimizer.update), optimizer.init(params), []
+  for grads in gradients:
+    updates, state = update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+    history.append(params)
+  return history
+
+
+def assert_close(a, b, **tolerance):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b)):
+    np.testing.assert_allclose(x, y, err_msg=optim.name_of(path), **tolerance)
+
+
+# All of them.
+
+LEARNING_RATES = dict(adafactor=0.05, adam=0.1, adamw=0.1, lamb=0.05, lion=0.05, muon=0.1, sgd=0.1)
+
+
+@pytest.mark.parametrize('name', sorted(optim.OPTIMIZERS))
+def test_converges_on_a_quadratic(name):
+  target = vit_tree(0)
+  start = jax.tree.map(lambda x: 0.1 * x, vit_tree(1))
+  optimizer, _ = optim.build(300, name=name, peak_lr=LEARNING_RATES[name], schedule='cosine', warmup=10,
+                             clip_norm=100.0)
+  loss = lambda params: sum(jax.tree.leaves(jax.tree.map(lambda p, t: ((p - t) ** 2).sum() / 2, params, target)))
+
+  def step(carry, _):
+    params, state = carry
+    value, grads = jax.value_and_grad(loss)(params)
+    updates, state = optimizer.update(grads, state, params)
+    return (optax.apply_updates(params, updates), state), value
+
+  _, values = jax.jit(lambda p: jax.lax.scan(step, (p, optimizer.init(p)), length=300))(start)
+  assert np.isfinite(values).all()
+  assert values[-1] < 0.01 * values[0]
+
+
+@pytest.mark.parametrize('name', sorted(optim.OPTIMIZERS))
+def test_the_first_update_is_scaled_by_the_schedule(name):
+  params, grads = vit_tree(0), vit_tree(1)
+  optimizer, rate = build(name, warmup=4)
+  state = optimizer.init(params)
+  first, state = optimizer.update(grads, state, params)
+  assert all(np.all(x == 0) for x in jax.tree.leaves(first))  # the warm-up rises from 0
+  assert float(rate(1)) == pytest.approx(0.1 / 4)
+  second, _ = optimizer.update(grads, state, params)
+  descends = sum(float((u * g).sum()) for u, g in zip(jax.tree.leaves(second), jax.tree.leaves(grads)))
+  assert descends < 0
+
+
+# Adam and SGD against NumPy.
+
+
+def numpy_adam(params, gradients, rates, *, b1=0.9, b2=0.999, eps=1e-8, decoupled=0.0, penalty=0.0):
+  p = params.astype(np.float64)
+  m = v = np.zeros_like(p)
+  for t, (g, rate) in enumerate(zip(gradients, rates), start=1):
+    g = g.astype(np.float64) + penalty * p
+    m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+    adam = (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
+    p = p - rate * (adam + decoupled * p)
+  return p
+
+
+def warm_cosine(t, peak, warmup, total):
+  """The learning rate at step t, written anew."""
+  return peak * min(1, t / warmup) * 0.5 * (1 + np.cos(np.pi * max(t - warmup, 0) / (total - warmup)))
+
+
+def vector_run(seed=0, steps=8):
+  rng = np.random.default_rng(seed)
+  return rng.normal(size=5).astype(np.float32), rng.normal(size=(steps, 5)).astype(np.float32)
+
+
+@pytest.mark.parametrize('options', [{}, dict(b1=0.8, b2=0.95, eps=1e-3)])
+def test_adamw_equals_numpy_with_decay_times_the_scheduled_rate(options):
+  start, gradients = vector_run()
+  optimizer, _ = build(total=8, peak_lr=0.2, schedule='cosine', warmup=3, weight_decay=0.3, options=options)
+  rates = [warm_cosine(t, 0.2, 3, 8) for t in range(8)]
+  expected = numpy_adam(start, gradients, rates, decoupled=0.3, **options)
+  ours = steps_of(optimizer, {'w': start}, [{'w': g} for g in gradients])[-1]['w']
+  np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+  assert np.abs(numpy_adam(start, gradients, rates, **options) - expected).max() > 0.05  # the decay is seen
+
+
+def test_adam_takes_its_decay_into_the_gradient():
+  start, gradients = vector_run()
+  optimizer, _ = build('adam', weight_decay=0.3)
+  expected = numpy_adam(start, gradients, [0.1] * 8, penalty=0.3)
+  ours = steps_of(optimizer, {'w': start}, [{'w': g} for g in gradients])[-1]['w']
+  np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_adamw_keeps_a_bfloat16_first_moment_where_asked():
+  start, gradients = vector_run()
+  optimizer, _ = build(options=dict(mu_dtype='bfloat16'))
+  state = optimizer.init({'w': start})
+  adam = next(s for s in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, 'mu')) if hasattr(s, 'mu'))
+  assert (adam.mu['w'].dtype, adam.nu['w'].dtype) == (jnp.bfloat16, jnp.float32)
+  ours = steps_of(optimizer, {'w': start}, [{'w': g} for g in gradients])[-1]['w']
+  np.testing.assert_allclose(ours, numpy_adam(start, gradients, [0.1] * 8), atol=0.01)
+
+
+def bfloat16(x):
+  return np.asarray(x, jnp.bfloat16).astype(np.float32)
+
+
+@pytest.mark.parametrize('nesterov', [False, True])
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
+def test_sgd_with_momentum_equals_numpy(dtype, nesterov):
+  start, gradients = vector_run()
+  optimizer, _ = build('sgd', weight_decay=0.05, options=dict(accumulator_dtype=dtype, nesterov=nesterov))
+  kept = bfloat16 if dtype == 'bfloat16' else (lambda x: x)
+  p, m = start.copy(), np.zeros(5, np.float32)
+  for g in gradients:
+    total = 0.9 * m + g  # the update takes the sum before it is stored
+    m = kept(total)
+    p = p - 0.1 * ((0.9 * total + g if nesterov else total) + 0.05 * p)
+  ours = steps_of(optimizer, {'w': start}, [{'w': g} for g in gradients])[-1]['w']
+  # 0.9 itself is rounded to bfloat16 beside a bfloat16 moment: 0.2 %.
+  np.testing.assert_allclose(ours, p, atol=1e-5 if dtype == 'float32' else 0.03)
+
+
+def test_sgd_keeps_bfloat16_by_default_but_does_not_round_the_update():
+  start, gradients = vector_run()
+  optimizer, _ = build('sgd', peak_lr=1.0)
+  state = optimizer.init({'w': start})
+  assert jnp.bfloat16 in {x.dtype for x in jax.tree.leaves(state)}
+  updates, _ = optimizer.update({'w': gradients[0]}, state, {'w': start})
+  np.testing.assert_array_equal(updates['w'], -gradients[0])
+  assert not np.array_equal(bfloat16(gradients[0]), gradients[0])
+
+
+def test_lion_moves_by_the_sign_of_the_interpolated_moment():
+  start, gradients = vector_run()
+  optimizer, _ = build('lion', weight_decay=0.5)
+  p, m = start.copy(), np.zeros(5)
+  for g in gradients:
+    p = p - 0.1 * (np.sign(0.9 * m + 0.1 * g) + 0.5 * p)
+    m = 0.99 * m + 0.01 * g
+  ours = steps_of(optimizer, {'w': start}, [{'w': g} for g in gradients])[-1]['w']
+  np.testing.assert_allclose(ours, p, atol=1e-5)
+
+
+@pytest.mark.parametrize('clip_norm, factor', [(None, 1.0), (1.0, 1 / 13), (6.5, 0.5), (20.0, 1.0)])
+def test_clipping_scales_the_whole_gradient_to_the_norm(clip_norm, factor):
+  grads = {'a': np.array([3.0, 4.0], np.float32), 'b': {'c': np.array([[12.0]], np.float32)}}  # norm 13
+  optimizer, _ = build('sgd', peak_lr=1.0, clip_norm=clip_norm)
+  updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
+  assert_close(updates, jax.tree.map(lambda g: -factor * g, grads), rtol=1e-6)
+
+
+# Which parameters decay.
+
+
+@pytest.mark.parametrize('mask, decays', [
+    ('.*', lambda name: True),
+    ('.*/kernel', lambda name: name.endswith('kernel')),
+    ('head/.*', lambda name: name.startswith('head/')),
+    ('token', lambda name: name == 'token'),  # the whole name has to match
+])
+@pytest.mark.parametrize('name', ['adamw', 'sgd'])
+def test_decay_mask_selects_by_name(name, mask, decays):
+  params = vit_tree(0)
+  zeros = jax.tree.map(np.zeros_like, params)
+  optimizer, _ = build(name, weight_decay=0.3, decay_mask=mask)
+  updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+  names = []
+  for (path, update), param in zip(jax.tree_util.tree_leaves_with_path(updates), jax.tree.leaves(params)):
+    names.append('/'.join(key.key for key in path))
+    expected = -0.1 * 0.3 * param if decays(names[-1]) else np.zeros_like(param)
+    np.testing.assert_allclose(update, expected, rtol=1e-6, err_msg=names[-1])
+  assert 'encoder/blocks/mlp/up/kernel' in names
+
+
+# Stacked blocks are as many blocks by themselves.
+
+FACTOR = dict(min_dim_size_to_factor=6)
+
+
+def muon_axes(params):
+  """The matrix of each kernel of one block, not stacked."""
+  axes = dict(query=(0, (1, 2)), key=(0, (1, 2)), value=(0, (1, 2)), out=((0, 1), 2), up=(0, 1), down=(0, 1))
+  return jax.tree_util.tree_map_with_path(
+      lambda path, _: contrib.MuonDimensionNumbers(*axes[path[-2].key]) if path[-1].key == 'kernel' else None, params)
+
+
+PLAIN = {
+    'adafactor': lambda: optax.adafactor(0.1, 6, multiply_by_parameter_scale=True),
+    'lamb': lambda: optax.lamb(0.1, weight_decay=0.2),
+    'muon': lambda: contrib.muon(0.1, weight_decay=0.2, adam_weight_decay=0.2, muon_weight_dimension_numbers=muon_axes),
+}
+OURS = {'adafactor': dict(options=FACTOR), 'lamb': dict(weight_decay=0.2), 'muon': dict(weight_decay=0.2)}
+
+
+@pytest.mark.parametrize('name', sorted(PLAIN))
+def test_a_stack_is_optimized_like_its_layers_one_by_one(name):
+  params, gradients = vit_tree(0), [vit_tree(seed) for seed in (1, 2, 3)]
+  # Layers of very different size, so that a norm over the whole stack would be another.
+  scale = np.array([1.0, 10.0, 0.1], np.float32)
+  params['encoder']['blocks'] = jax.tree.map(
+      lambda x: x * scale.reshape(3, *[1] * (x.ndim - 1)), params['encoder']['blocks'])
+  ours = steps_of(build(name, **OURS[name])[0], params, gradients)[-1]
+  for i in range(DEPTH):
+    plain = steps_of(PLAIN[name](), layer_of(params, i), [layer_of(g, i) for g in gradients])[-1]
+    assert_close(layer_of(ours, i), plain, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize('name', ['adafactor', 'lamb'])
+def test_what_is_not_stacked_is_optimized_as_ever(name):
+  params, gradients = vit_tree(0), [vit_tree(seed) for seed in (1, 2, 3)]
+  rest = lambda tree: {key: value for key, value in tree.items() if key != 'encoder'}
+  ours = steps_of(build(name, **OURS[name])[0], params, gradients)[-1]
+  plain = steps_of(PLAIN[name](), rest(params), [rest(g) for g in gradients])[-1]
+  assert_close(rest(ours), plain, rtol=2e-4, atol=2e-5)
+
+
+def test_muon_makes_each_matrix_of_a_stack_nearly_orthogonal_and_leaves_the_rest_to_adam():
+  params, grads = vit_tree(0), vit_tree(1)
+  optimizer, _ = build('muon', peak_lr=1.0)
+  updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
+  for name, rows in [('query', WIDTH), ('out', WIDTH)]:
+    for layer in updates['encoder']['blocks']['attention'][name]['kernel']:
+      values = np.linalg.svd(np.asarray(layer).reshape(rows, -1), compute_uv=False)
+      assert 0.3 < values.min() and values.max() < 1.5
+  np.testing.assert_allclose(np.abs(updates['embed']['kernel']), 1.0, atol=1e-3)  # Adam's first step is a sign
+
+
+def test_adafactor_keeps_factored_moments_of_each_layer():
+  params = vit_tree(0)
+  optimizer, _ = build('adafactor', options=FACTOR)
+  up = [x.shape for path, x in jax.tree_util.tree_leaves_with_path(optimizer.init(params))
+        if optim.name_of(path).endswith('mlp/up/kernel')]
+  assert {(DEPTH, WIDTH), (DEPTH, MLP)} <= set(up)
+  assert (DEPTH, WIDTH, MLP) not in up
+
+
+# Errors.
+
+
+@pytest.mark.parametrize('fields, message', [
+    (dict(name='adagrad'), "unknown optimizer 'adagrad'; choose from ['adafactor', 'adam', 'adamw'"),
+    (dict(schedule='step'), "unknown schedule 'step'; choose from ["),
+    (dict(options=dict(beta=0.9)), "optim.options: adamw has no ['beta']; valid options are ['b1', 'b2', 'eps', 'mu_dtype']"),
+    (dict(options=dict(decay=0.9)), "adamw has no ['decay']"),
+    (dict(warmup=11), 'the warm-up (11 steps)'),
+])
+def test_bad_arguments_are_named(fields, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
+    build(**fields)
+
+
+def test_a_mask_that_matches_nothing_lists_the_names():
+  optimizer, _ = build(weight_decay=0.1, decay_mask='kernel')
+  with pytest.raises(ValueError, match="optim.decay_mask='kernel' matches no parameter.*'head/kernel'"):
+    optimizer.init(vit_tree(0))
