@@ -19,14 +19,14 @@ TINY = dict(image_size=16, patch_size=4, width=24, depth=2, heads=3, mlp_dim=48,
 @pytest.fixture(scope='module', autouse=True)
 def quick_compilation():
   """Compiling is nearly all that these tests do; without optimisations it takes a third of the time."""
-  before = jax.config.jax_disable_most_optimizations
+  before = jax.config.read('jax_disable_most_optimizations')
   jax.config.update('jax_disable_most_optimizations', True)
   yield
   jax.config.update('jax_disable_most_optimizations', before)
 
 
-def create(seed=0, **fields):
-  return vit.VisionTransformer(**{**TINY, **fields}, rngs=nnx.Rngs(seed))
+def create(**fields):
+  return vit.VisionTransformer(**{**TINY, **fields}, rngs=nnx.Rngs(0))
 
 
 def make(**fields):
@@ -316,7 +316,8 @@ def test_blocks_and_projections_start_different(initial):
 
 
 def test_parameters_follow_the_seed():
-  five, again, six = (jax.jit(lambda seed=seed: params_of(create(seed=seed)))() for seed in (5, 5, 6))
+  init = jax.jit(lambda key: params_of(vit.VisionTransformer(**TINY, rngs=nnx.Rngs(key))))
+  five, again, six = (init(jax.random.key(seed)) for seed in (5, 5, 6))
   assert all(jax.tree.leaves(jax.tree.map(np.array_equal, five, again)))
   for name in ('embed/kernel', 'position/grid', 'encoder/blocks/attention/query/kernel'):
     assert not np.allclose(leaf(five, name), leaf(six, name))
@@ -335,17 +336,6 @@ def test_bfloat16_computes_in_bfloat16_but_keeps_float32_parameters_and_logits()
   assert output.dtype == jnp.float32
   error = np.abs(output - expected).max() / np.std(expected)
   assert 1e-5 < error < 0.05
-
-
-def test_bfloat16_gradients_are_float32_and_close():
-  images = pictures()
-  loss = lambda params, model: (with_params(model, params)(images) ** 2).mean()
-  full = randomized(make())
-  expected = jax.jit(lambda p: jax.grad(loss)(p, full))(params_of(full))
-  grads = jax.jit(lambda p: jax.grad(loss)(p, make(dtype='bfloat16')))(params_of(full))
-  for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected)):
-    assert a.dtype == jnp.float32
-    assert np.linalg.norm(a - b) < 0.05 * np.linalg.norm(b) + 5e-3  # the key bias's is zero
 
 
 def test_attention_scores_stay_float32_in_bfloat16():
@@ -432,7 +422,7 @@ def test_gradients_with_dropout_are_finite_and_reach_every_parameter(dtype):
   loss = lambda params: (with_params(model, params)(images, keys()) ** 2).sum()
   grads = jax.jit(jax.grad(loss))(params_of(model))
   for path, grad in jax.tree_util.tree_leaves_with_path(grads):
-    assert np.isfinite(grad).all(), path
+    assert grad.dtype == jnp.float32 and np.isfinite(grad).all(), path
     assert np.abs(grad).max() > 0 or path[-2].key == 'key', path  # softmax is blind to the key's bias
 
 

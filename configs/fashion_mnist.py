@@ -1,0 +1,25 @@
+"""A small ViT on Fashion-MNIST, a TFDS data set.
+
+  tfds build fashion_mnist --file_format=array_record      # once; needs TensorFlow: pip install -e '.[prepare]'
+  python -m vit_jax.main --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
+
+Data: 60,000 images of 28x28 pixels to train, 10,000 to test, ten classes.
+Hardware: 2 cores of a CPU.
+Time: MEASURE
+Accuracy: MEASURE
+"""
+import ml_collections
+
+
+def get_config():
+  """Returns the recipe."""
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.data = dict(name='fashion_mnist', train_split='train', batch_size=128, image_size=28, cache=True, threads=1,
+                     train_transform='pad_crop(2)|flip')
+  config.model = dict(patch_size=4, width=96, depth=4, heads=4, mlp_dim=192, pool='gap', dropout=0.1)
+  config.optim = dict(name='adamw', peak_lr=2e-3, schedule='cosine', warmup='1 epochs', weight_decay=0.05,
+                      decay_mask='.*/kernel')
+  config.train = dict(duration='25 epochs', log_every='100 steps', eval_every='2 epochs')
+  config.evaluators = dict(test=dict(kind='classification', split='test'))
+  return config
