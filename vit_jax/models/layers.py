@@ -7,6 +7,8 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from vit_jax.choices import choose
+
 
 def split(rngs, n):
   """Splits each of the (B,) keys `rngs` in n: a list of n arrays of (B,) keys, or of n Nones for None."""
@@ -28,19 +30,44 @@ def dropout(x, rate, rngs):
   return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
+def drop_path(x, rate, rngs):
+  """Stochastic depth: zeroes whole examples of x, (B, …); `rate` may be traced, 0.0 keeps all (arXiv 1603.09382)."""
+  if rngs is None or (isinstance(rate, float) and rate == 0.0):
+    return x
+  keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate))(rngs)
+  keep = keep.reshape(-1, *[1] * (x.ndim - 1))
+  return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x)).astype(x.dtype)
+
+
 class MlpBlock(nnx.Module):
   """Dense, GELU, Dense; dropout after each (paper, equation 3 and appendix B.1)."""
 
-  def __init__(self, width: int, mlp_dim: int, *, dropout: float, dtype, rngs: nnx.Rngs):
+  def __init__(self, width: int, mlp_dim: int, *, dropout: float, gelu: str, dtype, rngs: nnx.Rngs):
     # Initialisers of the authors' code: Xavier uniform kernels, biases of standard deviation 1e-6.
     init = dict(kernel_init=nnx.initializers.xavier_uniform(), bias_init=nnx.initializers.normal(1e-6))
     self.up = nnx.Linear(width, mlp_dim, dtype=dtype, rngs=rngs, **init)
     self.down = nnx.Linear(mlp_dim, width, dtype=dtype, rngs=rngs, **init)
     self.dropout = dropout
+    self.gelu = choose(GELUS, gelu, 'gelu')
 
   def __call__(self, x, rngs=None):
     """Maps tokens (B, N, width) to (B, N, width)."""
     hidden_rngs, output_rngs = split(rngs, 2)
-    x = nnx.gelu(self.up(x), approximate=True)  # the tanh form, which the official weights were trained with
-    x = dropout(x, self.dropout, hidden_rngs)
+    x = dropout(self.gelu(self.up(x)), self.dropout, hidden_rngs)
     return dropout(self.down(x), self.dropout, output_rngs)
+
+
+def gelu_tanh(x):
+  """The tanh form of GELU: the official and big_vision weights."""
+  return jax.nn.gelu(x, approximate=True)
+
+
+def gelu_exact(x):
+  """GELU by the error function: timm and Hugging Face weights."""
+  return jax.nn.gelu(x, approximate=False)
+
+
+GELUS = {
+    'exact': gelu_exact,
+    'tanh': gelu_tanh,
+}

@@ -1,7 +1,7 @@
 """Position embeddings: where a token stands on the grid of patches.
 
-Each class is built with the grid (rows, columns), the width, and whether a class token is there.  Called, it
-returns the pair (grid embedding (rows, columns, width), class token's own embedding (width,) or None).
+Each class is built with the grid (rows, columns), the width, and whether the class token has a position of its own.
+Called, it returns the pair (grid embedding (rows, columns, width), class token's (width,)); zeros of no shape mean none.
 """
 from flax import nnx
 import jax.numpy as jnp
@@ -16,8 +16,26 @@ class Learned(nnx.Module):
     self.token = nnx.Param(init(rngs.params(), (width,), jnp.float32)) if class_token else None
 
   def __call__(self):
-    """Returns (grid (rows, columns, width), token (width,) or None), float32."""
-    return self.grid[...], None if self.token is None else self.token[...]
+    """Returns (grid (rows, columns, width), token (width,) or zero), float32."""
+    return self.grid[...], _token(self.token)
+
+
+class Learned2D(nnx.Module):
+  """Learned tables of rows and of columns, half the width each, concatenated (paper, appendix D.4)."""
+
+  def __init__(self, grid, width: int, *, class_token: bool, rngs: nnx.Rngs):
+    if width % 2:
+      raise ValueError(f"position='learned2d' needs an even width, got {width}")
+    init = nnx.initializers.normal(0.02)
+    self.rows = nnx.Param(init(rngs.params(), (grid[0], width // 2), jnp.float32))
+    self.columns = nnx.Param(init(rngs.params(), (grid[1], width // 2), jnp.float32))
+    self.token = nnx.Param(init(rngs.params(), (width,), jnp.float32)) if class_token else None
+
+  def __call__(self):
+    """Returns (grid (rows, columns, width) of [column, row], token (width,) or zero), float32."""
+    shape = (self.rows.shape[0], self.columns.shape[0], self.rows.shape[1])
+    x, y = jnp.broadcast_to(self.columns[...], shape), jnp.broadcast_to(self.rows[...][:, None], shape)
+    return jnp.concatenate([x, y], axis=-1), _token(self.token)
 
 
 class NoPosition(nnx.Module):
@@ -52,8 +70,13 @@ class SinCos2D(nnx.Module):
     return jnp.concatenate([f(a) for a in angles for f in (jnp.sin, jnp.cos)], axis=-1), jnp.zeros(())
 
 
+def _token(token):
+  return jnp.zeros(()) if token is None else token[...]
+
+
 POSITIONS = {
     'learned': Learned,
+    'learned2d': Learned2D,
     'none': NoPosition,
     'sincos2d': SinCos2D,
 }

@@ -1,0 +1,90 @@
+"""The transformer encoder: a stack of pre-norm blocks, their parameters stacked along a leading depth axis."""
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from vit_jax.models import attention
+from vit_jax.models import layers
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockOptions:
+  """What a block may have besides attention and MLP; see `vit.VisionTransformer` for the meaning of each."""
+  dropout: float = 0.0
+  attention_dropout: float = 0.0
+  layer_scale: float | None = None
+  qk_norm: bool = False
+  qkv_bias: bool = True
+  norm_epsilon: float = 1e-6
+  gelu: str = 'tanh'
+
+
+class EncoderBlock(nnx.Module):
+  """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)) (paper, equations 2 and 3)."""
+
+  def __init__(self, width, heads, mlp_dim, *, options: BlockOptions, dtype, rngs):
+    norm = lambda: nnx.LayerNorm(width, epsilon=options.norm_epsilon, dtype=dtype, rngs=rngs)
+    self.attention_norm = norm()
+    self.attention = attention.Attention(
+        width, heads, dropout=options.attention_dropout, qk_norm=options.qk_norm, qkv_bias=options.qkv_bias,
+        norm_epsilon=options.norm_epsilon, dtype=dtype, rngs=rngs)
+    self.mlp_norm = norm()
+    self.mlp = layers.MlpBlock(width, mlp_dim, dropout=options.dropout, gelu=options.gelu, dtype=dtype, rngs=rngs)
+    scale = lambda: None if options.layer_scale is None else nnx.Param(jnp.full((width,), options.layer_scale))
+    self.attention_scale, self.mlp_scale = scale(), scale()
+    self.dropout = options.dropout
+
+  def __call__(self, x, rngs=None, drop_rate=0.0):
+    """Maps tokens (B, N, width) to (B, N, width); `drop_rate` is the stochastic depth of this block."""
+    weights_rngs, output_rngs, mlp_rngs, *path_rngs = layers.split(rngs, 5)
+    y = layers.dropout(self.attention(self.attention_norm(x), rngs=weights_rngs), self.dropout, output_rngs)
+    x += layers.drop_path(_scaled(y, self.attention_scale), drop_rate, path_rngs[0])
+    y = self.mlp(self.mlp_norm(x), mlp_rngs)
+    return x + layers.drop_path(_scaled(y, self.mlp_scale), drop_rate, path_rngs[1])
+
+  def attention_weights(self, x):
+    """The softmax weights (B, heads, N, N), float32, that the block gives to tokens x."""
+    return self.attention.weights(self.attention_norm(x))
+
+
+def _scaled(x, scale):
+  return x if scale is None else x * scale[...].astype(x.dtype)
+
+
+class Encoder(nnx.Module):
+  """`depth` blocks, run by a scan.
+
+  Args:
+    depth: number of blocks.
+    width: features of a token.
+    stochastic_depth: the last block's rate; the first's is 0, those between rise linearly.
+    unroll: blocks in each turn of the scan.
+  """
+
+  def __init__(self, depth, width, heads, mlp_dim, *, options, stochastic_depth, unroll, dtype, rngs):
+    make = lambda rngs: EncoderBlock(width, heads, mlp_dim, options=options, dtype=dtype, rngs=rngs)
+    self.blocks = nnx.vmap(make)(rngs.split(depth))
+    self.depth = depth
+    self.stochastic_depth = stochastic_depth
+    self.unroll = unroll
+
+  def __call__(self, x, rngs=None, layers_run=None):
+    """Maps tokens (B, N, width) through the first `layers_run` blocks (None: all) to (B, N, width)."""
+
+    def body(x, block, number):
+      rate = self.stochastic_depth * number / max(self.depth - 1, 1) if self.stochastic_depth else 0.0
+      return block(x, layers.fold_in(rngs, number), rate), None
+
+    return self._scan(body, x, layers_run)[0]
+
+  def attention_weights(self, x):
+    """The softmax weights of every block: (depth, B, heads, N, N) float32."""
+    return self._scan(lambda x, block, number: (block(x), block.attention_weights(x)), x, None)[1]
+
+  def _scan(self, body, x, count):
+    graphdef, stacked = nnx.split(self.blocks)
+    layer = (jnp.arange(self.depth), stacked)
+    run = lambda x, layer: body(x, nnx.merge(graphdef, layer[1]), layer[0])
+    return jax.lax.scan(run, x, jax.tree.map(lambda leaf: leaf[:count], layer), unroll=self.unroll)
