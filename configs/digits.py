@@ -20,8 +20,8 @@ def get_config():
   config.seed = 0
   config.data = dict(name='digits', train_split='train', batch_size=64, image_size=8, cache=True, threads=1,
                      train_transform='affine(degrees=12, shift=0.075, scale=0.1)')
-  config.model = dict(patch_size=4, width=64, depth=2, heads=4, mlp_dim=128, pool='gap', dropout=0.1)
-  config.optim = dict(name='adamw', peak_lr=3e-3, schedule='cosine', warmup='5 epochs', weight_decay=0.05,
+  config.model = dict(patch_size=4, width=96, depth=3, heads=4, mlp_dim=192, pool='gap', dropout=0.1)
+  config.optim = dict(name='adamw', peak_lr=2e-3, schedule='cosine', warmup='5 epochs', weight_decay=0.05,
                       decay_mask='.*/kernel')
   config.train = dict(duration='80 epochs', log_every='100 steps', eval_every='20 epochs')
   config.evaluators = dict(test=dict(kind='classification', split='test'))
