@@ -53,8 +53,8 @@ def test_a_fresh_folder_has_none(tmp_path):
   assert steps_in(tmp_path / 'checkpoints') == []
 
 
-@pytest.mark.parametrize('record', [{'position': {'a': [1, 2.5, None]}, 'metrics': {'test/loss': 0.1 + 0.2}, 'text': 'é'}])
-def test_what_is_saved_comes_back_bit_for_bit(tmp_path, record):
+def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
+  record = {'position': {'a': [1, 2.5, None]}, 'metrics': {'test/loss': 0.1 + 0.2}, 'text': 'é'}
   state = make_state()
   checkpoints = Checkpoints(tmp_path)
   checkpoints.save(7, state, record)
@@ -83,7 +83,8 @@ def test_the_latest_are_kept(tmp_path, keep, expected):
   assert steps_in(tmp_path) == expected
 
 
-@pytest.mark.parametrize('keep, keep_best, expected', [(1, 0, [6]), (1, 1, [3, 6]), (1, 2, [2, 3, 6]), (2, 1, [3, 5, 6])])
+@pytest.mark.parametrize('keep, keep_best, expected', [
+    (1, 0, [6]), (1, 1, [3, 6]), (1, 2, [2, 3, 6]), (2, 1, [3, 5, 6])])
 def test_the_best_are_kept_besides(tmp_path, keep, keep_best, expected):
   accuracies = {1: 0.1, 2: 0.8, 3: 0.9, 4: 0.3, 6: 0.2}  # step 5 was not evaluated
   save_all(tmp_path, range(1, 7), accuracies, keep=keep, keep_best=keep_best)
@@ -107,6 +108,18 @@ def test_a_ranking_metric_that_is_not_measured_is_named(tmp_path):
 def test_keeping_none_is_refused(tmp_path):
   with pytest.raises(ValueError, match='checkpoint.keep must be at least 1, got 0'):
     Checkpoints(tmp_path, keep=0)
+
+
+@pytest.mark.parametrize('every', [0, Minutes(0)])
+def test_an_interval_of_nothing_is_an_error_or_always_due(tmp_path, every):
+  """Never a division by zero in the middle of a run."""
+  try:
+    checkpoints = Checkpoints(tmp_path, every=every)
+  except ValueError as error:
+    assert 'checkpoint.every' in str(error)
+    return
+  assert checkpoints.due(1, at_log=True, evaluated=False)
+  checkpoints.close()
 
 
 def due_steps(checkpoints, steps, **fields):

@@ -172,7 +172,8 @@ def test_values_that_the_loop_cannot_use(fields, message):
 
 
 @pytest.mark.parametrize('section, key, text, expected', [
-    ('train', 'duration', '4 epochs', 50), ('train', 'log_every', '7 steps', 7), ('train', 'eval_every', '80 examples', 10),
+    ('train', 'duration', '4 epochs', 50), ('train', 'log_every', '7 steps', 7),
+    ('train', 'eval_every', '80 examples', 10),
     ('optim', 'warmup', '1 epoch', 13), ('optim', 'cooldown', '0 steps', 0),
     ('checkpoint', 'every', '2 epochs', 25), ('checkpoint', 'every', '3 minutes', Minutes(3))])
 def test_durations_become_steps(section, key, text, expected):

@@ -14,7 +14,8 @@ def test_the_default_maps_bytes_to_minus_one_to_one():
   np.testing.assert_allclose(output, (BYTES.astype(np.float64) - 127.5) / 127.5, atol=1e-6)  # the authors' form
 
 
-@pytest.mark.parametrize('mean, std', [((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), (0.0, 1.0), (0.1, (1.0, 2.0, 4.0))])
+@pytest.mark.parametrize('mean, std', [
+    ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), (0.0, 1.0), (0.1, (1.0, 2.0, 4.0))])
 def test_equals_the_definition_for_each_channel(mean, std):
   images = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), dtype=np.uint8)
   output = np.asarray(Normalization(mean=mean, std=std)(images))

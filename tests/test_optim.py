@@ -199,9 +199,10 @@ def test_lion_moves_by_the_sign_of_the_interpolated_moment():
 @pytest.mark.parametrize('clip_norm, factor', [(None, 1.0), (1.0, 1 / 13), (6.5, 0.5), (20.0, 1.0)])
 def test_clipping_scales_the_whole_gradient_to_the_norm(clip_norm, factor):
   grads = {'a': np.array([3.0, 4.0], np.float32), 'b': {'c': np.array([[12.0]], np.float32)}}  # norm 13
-  optimizer, _ = build('sgd', peak_lr=1.0, clip_norm=clip_norm)
-  updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
-  assert_close(updates, jax.tree.map(lambda g: -factor * g, grads), rtol=1e-6)
+  optimizer, _ = build('sgd', peak_lr=1.0, clip_norm=clip_norm, weight_decay=0.5)
+  params = jax.tree.map(np.ones_like, grads)
+  updates, _ = optimizer.update(grads, optimizer.init(params), params)
+  assert_close(updates, jax.tree.map(lambda g: -factor * g - 0.5, grads), rtol=1e-6)  # the decay is not clipped
 
 
 # Which parameters decay.
@@ -297,7 +298,8 @@ def test_adafactor_keeps_factored_moments_of_each_layer():
 @pytest.mark.parametrize('fields, message', [
     (dict(name='adagrad'), "unknown optimizer 'adagrad'; choose from ['adafactor', 'adam', 'adamw'"),
     (dict(schedule='step'), "unknown schedule 'step'; choose from ["),
-    (dict(options=dict(beta=0.9)), "optim.options: adamw has no ['beta']; valid options are ['b1', 'b2', 'eps', 'mu_dtype']"),
+    (dict(options=dict(beta=0.9)),
+     "optim.options: adamw has no ['beta']; valid options are ['b1', 'b2', 'eps', 'mu_dtype']"),
     (dict(options=dict(decay=0.9)), "adamw has no ['decay']"),
     (dict(warmup=11), 'the warm-up (11 steps)'),
 ])
@@ -306,7 +308,13 @@ def test_bad_arguments_are_named(fields, message):
     build(**fields)
 
 
-def test_a_mask_that_matches_nothing_lists_the_names():
-  optimizer, _ = build(weight_decay=0.1, decay_mask='kernel')
-  with pytest.raises(ValueError, match="optim.decay_mask='kernel' matches no parameter.*'head/kernel'"):
+def test_a_mask_that_is_no_regular_expression_is_named():
+  with pytest.raises(ValueError, match=re.escape('optim.decay_mask')):
+    build(weight_decay=0.1, decay_mask='*/kernel')[0].init(vit_tree(0))
+
+
+@pytest.mark.parametrize('mask', ['kernel', 'head', 'head/kern'])  # parts of a name do not match
+def test_a_mask_that_matches_nothing_lists_the_names(mask):
+  optimizer, _ = build(weight_decay=0.1, decay_mask=mask)
+  with pytest.raises(ValueError, match=f"optim.decay_mask='{mask}' matches no parameter.*'head/kernel'"):
     optimizer.init(vit_tree(0))

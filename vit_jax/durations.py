@@ -28,7 +28,10 @@ def parse(text, name, annotation=Steps):
   if not found or (unit == 'minute' and annotation is not Interval):
     more = " or '10 minutes'" if annotation is Interval else ''
     raise ValueError(f"{name}: expected a duration such as '1_000 steps', '90 epochs', '5e6 examples'{more}, got {text!r}")
-  return float(found[1].replace('_', '')), unit
+  number = float(found[1].replace('_', ''))
+  if not math.isfinite(number):
+    raise ValueError(f'{name}: {text!r} is longer than a number can say')
+  return number, unit
 
 
 def to_steps(text, name, annotation, *, batch_size, examples):
@@ -46,6 +49,6 @@ def to_steps(text, name, annotation, *, batch_size, examples):
     return Minutes(number)
   if number == 0:
     return 0
-  per_step = {'step': 1, 'epoch': batch_size / examples, 'example': batch_size}[unit]
+  steps = {'step': number, 'epoch': number * examples / batch_size, 'example': number / batch_size}[unit]
   # Half a step rounds up whatever the parity (round() would go to the even neighbour).
-  return max(1, math.floor(number / per_step + 0.5))
+  return max(1, math.floor(steps + 0.5))

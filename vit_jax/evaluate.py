@@ -39,16 +39,20 @@ def evaluate(workdir, step, data_dir):
   config = json.loads(path.read_text())
   config['data']['data_dir'] = data_dir or config['data']['data_dir']
   parts = train.build(config)
-  checkpoints = Checkpoints(workdir.absolute() / 'checkpoints', **parts.checkpoint)
-  steps = checkpoints.steps()
-  if not steps or step not in (None, *steps):
-    raise FileNotFoundError(f'{workdir} has no checkpoint' + (f' of step {step}; there are {steps}' if steps else ' yet'))
-  step, state, _ = train.restore(parts, checkpoints, step)
+  checkpoints = Checkpoints(workdir.absolute() / 'checkpoints', read_only=True, **parts.checkpoint)
+  try:
+    steps = checkpoints.steps()
+    if not steps or step not in (None, *steps):
+      raise FileNotFoundError(f'{workdir} has no checkpoint' + (f' of step {step}; there are {steps}' if steps else ' yet'))
+    step, state, _ = train.restore(parts, checkpoints, step)
+  finally:
+    checkpoints.close()
   return step, train.evaluate(parts, state), _recorded(workdir / 'metrics.jsonl', step)
 
 
 def _recorded(path, step):
-  lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+  text = path.read_text() if path.exists() else ''
+  lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith('\n')]  # the last may be half there
   return {name: value for line in lines if line['step'] == step for name, value in line.items()}
 
 

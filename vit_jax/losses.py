@@ -1,5 +1,6 @@
-"""Per-example losses: (B, classes) logits and (B,) labels to (B,) losses, float32."""
+"""Per-example losses: (B, classes) logits and labels to (B,) losses, float32."""
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -14,7 +15,9 @@ def softmax(logits, labels, label_smoothing=0.0):
   Returns:
     (B,) float32, nats.
   """
-  targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+  if labels.ndim != 1:
+    raise ValueError(f"loss 'softmax' takes one class an image, got labels {labels.shape}; use objective.loss='sigmoid'")
+  targets = optax.smooth_labels(hot(labels, logits.shape[-1]), label_smoothing)
   return optax.softmax_cross_entropy(logits, targets)
 
 
@@ -26,15 +29,20 @@ def sigmoid(logits, labels, label_smoothing=0.0):
 
   Args:
     logits: (B, classes) float32.
-    labels: (B,) integers in 0..classes-1.
+    labels: (B,) integers in 0..classes-1, or (B, classes) of 0 and 1 where an image has any number of classes.
     label_smoothing: distance of the targets from 0 and 1, 0..1.
 
   Returns:
     (B,) float32, nats.
   """
-  hot = jax.nn.one_hot(labels, logits.shape[-1])
-  targets = hot * (1.0 - label_smoothing) + (1.0 - hot) * label_smoothing
+  ones = hot(labels, logits.shape[-1])
+  targets = ones * (1.0 - label_smoothing) + (1.0 - ones) * label_smoothing
   return optax.sigmoid_binary_cross_entropy(logits, targets).sum(axis=-1)
+
+
+def hot(labels, num_classes):
+  """Labels, (B,) integers or (B, classes) of 0 and 1, as (B, classes) float32 of 0 and 1."""
+  return jax.nn.one_hot(labels, num_classes) if labels.ndim == 1 else labels.astype(jnp.float32)
 
 
 LOSSES = {

@@ -1,6 +1,8 @@
 """Evaluators: called with parameters, they return {name: number}."""
+from vit_jax.evaluators.average_precision import AveragePrecision
 from vit_jax.evaluators.classification import Classification
 
 EVALUATORS = {
+    'average_precision': AveragePrecision,
     'classification': Classification,
 }

@@ -68,6 +68,8 @@ class VisionTransformer(nnx.Module):
     class_token = pool == 'token' if class_token is None else class_token
     if pool == 'token' and not class_token:
       raise ValueError("pool='token' reads the class token, but class_token=False")
+    _check_numbers(dtype, unroll=unroll, dropout=dropout, attention_dropout=attention_dropout,
+                   stochastic_depth=stochastic_depth)
     options = BlockOptions(dropout=dropout, attention_dropout=attention_dropout, layer_scale=layer_scale,
                            qk_norm=qk_norm, qkv_bias=qkv_bias, norm_epsilon=norm_epsilon, gelu=gelu)
     common = dict(dtype=jnp.dtype(dtype), rngs=rngs)
@@ -86,7 +88,7 @@ class VisionTransformer(nnx.Module):
     self.pre_logits = nnx.Linear(width, representation_size, **common) if representation_size else None
     self.head = None if num_classes is None else nnx.Linear(
         representation_size or width, num_classes, kernel_init=nnx.initializers.zeros,
-        bias_init=nnx.initializers.constant(head_bias), **common)
+        bias_init=nnx.initializers.constant(head_bias), rngs=rngs)  # logits are float32 always
 
   def __call__(self, images, rngs=None):
     """Classifies images.
@@ -155,15 +157,29 @@ def _repeated(tokens, like):
   return jnp.broadcast_to(tokens.astype(like.dtype), (like.shape[0], *tokens.shape))
 
 
+def _check_numbers(dtype, *, unroll, **rates):
+  if dtype not in ('float32', 'bfloat16', 'float16'):
+    raise ValueError(f"dtype: expected 'float32', 'bfloat16' or 'float16', got {dtype!r}")
+  if unroll < 1:
+    raise ValueError(f'unroll must be at least 1, got {unroll}')
+  for name, rate in rates.items():
+    if not 0.0 <= rate < 1.0:
+      raise ValueError(f'{name} must be in [0, 1), got {rate}')
+
+
 def _check_shape(image_size, shape, fields):
   """Raises what is missing or does not divide; returns the grid of patches (rows, columns)."""
   missing = sorted(set(fields) - set(shape))
   if missing:
     raise ValueError(f"the model needs {missing}: name a variant such as 'B/16' (sizes {sorted(VARIANTS)}) or give them")
+  sizes = dict(image_size=image_size, **{name: pair(shape[name]) for name in fields})
+  for name, size in sizes.items():
+    if len(size) != 2 or min(size) < 1:
+      raise ValueError(f'{name} must be at least 1, a number or where it is a size a (rows, columns) pair; got {size}')
   if shape['width'] % shape['heads']:
     raise ValueError(f"width {shape['width']} is not divisible by {shape['heads']} heads")
   patch = pair(shape['patch_size'])
-  if any(n % p or n < p for n, p in zip(image_size, patch)):
+  if any(n % p for n, p in zip(image_size, patch)):
     raise ValueError(f'image size {image_size} is not divisible by the patch size {patch}')
   return tuple(n // p for n, p in zip(image_size, patch))
 

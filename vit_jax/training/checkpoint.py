@@ -18,12 +18,12 @@ class Checkpoints:
     keep: how many of the latest to keep.
     keep_best: how many of the best to keep besides; with it, every evaluated step is saved.
     best: the metric that ranks them, larger is better.
+    read_only: look, and touch nothing: the run may be alive.
   """
 
   def __init__(self, directory, *, every: Interval = Minutes(10), keep: int = 1, keep_best: int = 0,
-               best: str = 'test/accuracy'):
-    if keep < 1:
-      raise ValueError(f'checkpoint.keep must be at least 1, got {keep}')
+               best: str = 'test/accuracy', read_only: bool = False):
+    check_options(every, keep, keep_best)
     policies = [checkpoint_managers.LatestN(keep)]
     if keep_best:
       policies.append(checkpoint_managers.BestN(
@@ -31,7 +31,11 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(
         epath.Path(directory), item_names=('state', 'run'),
         options=ocp.CheckpointManagerOptions(
-            cleanup_tmp_directories=True, preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies)))
+            # Without `best_fn` Orbax does not write the metrics, and a resumed run would not know which was the best.
+            best_fn=(lambda metrics: metrics[best]) if keep_best else None,
+            # Half-written folders are of a run that was killed; a reader must leave those of a live one alone.
+            cleanup_tmp_directories=not read_only, read_only=read_only,
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies)))
     self._every, self._keep_best, self._best = every, keep_best, best
     self._last_time = time.monotonic()
 
@@ -72,6 +76,16 @@ class Checkpoints:
     """Waits for the save under way, raising its error, and ends."""
     self._manager.wait_until_finished()
     self._manager.close()
+
+
+def check_options(every, keep, keep_best):
+  """Raises ValueError for an interval or a number of checkpoints that makes no sense."""
+  if not every > 0:
+    raise ValueError(f'checkpoint.every must be longer than 0, got {every}')
+  if keep < 1:
+    raise ValueError(f'checkpoint.keep must be at least 1, got {keep}')
+  if keep_best < 0:
+    raise ValueError(f'checkpoint.keep_best must be at least 0, got {keep_best}')
 
 
 def _process_0_says(answer):

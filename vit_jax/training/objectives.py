@@ -15,16 +15,29 @@ class Classification:
   Args:
     loss: a name of `losses.LOSSES`; 'sigmoid' in the paper's pre-training, 'softmax' in its fine-tuning.
     label_smoothing: see the loss, 0..1.
+    class_weights: a factor of each class's losses, in the order of the classes, or None; the mean over a batch still
+      divides by the number of examples.
   """
 
-  def __init__(self, *, loss: str = 'softmax', label_smoothing: float = 0.0):
+  def __init__(self, *, loss: str = 'softmax', label_smoothing: float = 0.0, class_weights: tuple | None = None):
     self.loss = choose(losses.LOSSES, loss, 'loss')
     if not 0.0 <= label_smoothing < 1.0:
       raise ValueError(f'label_smoothing must be in [0, 1), got {label_smoothing}')
     self.label_smoothing = label_smoothing
+    self.class_weights = class_weights
 
   def __call__(self, model, batch, rngs):
-    """Returns (losses (B,), {'accuracy': (B,)}) of a batch with `image` and `label`."""
-    logits = model(batch['image'], rngs)
-    correct = (jnp.argmax(logits, axis=-1) == batch['label']).astype(jnp.float32)
-    return self.loss(logits, batch['label'], self.label_smoothing), dict(accuracy=correct)
+    """Returns (losses (B,), {'accuracy': (B,)}); accurate is a best class that is one of the image's."""
+    logits, labels = model(batch['image'], rngs), batch['label']
+    ones = losses.hot(labels, logits.shape[-1])
+    loss = self.loss(logits, labels, self.label_smoothing)
+    if self.class_weights is not None:
+      loss *= ones @ jnp.asarray(_checked(self.class_weights, logits.shape[-1]), jnp.float32)
+    best = jnp.argmax(logits, axis=-1, keepdims=True)
+    return loss, dict(accuracy=jnp.take_along_axis(ones, best, axis=-1)[:, 0])
+
+
+def _checked(weights, num_classes):
+  if len(weights) != num_classes or min(weights) < 0:
+    raise ValueError(f'objective.class_weights: expected {num_classes} numbers, one a class, none negative; got {weights}')
+  return weights

@@ -3,6 +3,7 @@ import inspect
 import re
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax import contrib
 
@@ -13,17 +14,23 @@ from vit_jax.training import schedules
 
 def build(total_steps, *, name: str = 'adamw', peak_lr: float = 1e-3, schedule: str = 'cosine', warmup: Steps = 0,
           cooldown: Steps = 0, end_lr: float = 0.0, timescale: float = 10_000, weight_decay: float = 0.0,
-          decay_mask: str = '.*', clip_norm: float | None = 1.0, options: dict | None = None):
+          decay_mask: str = '.*', clip_norm: float | None = 1.0, layer_decay: float | None = None,
+          freeze: str | None = None, options: dict | None = None):
   """Builds the optimizer and its schedule.
 
   Args:
     total_steps: length of the run.
     name: a name of `OPTIMIZERS`.
     peak_lr, schedule, warmup, cooldown, end_lr, timescale: see `schedules.build`.
-    weight_decay: w; a step moves p by -lr·w·p besides its own update (flax.optim's and the paper's form).
+    weight_decay: w; a step moves p by -lr·w·p besides its own update (flax.optim's and the paper's form), but in 'adam',
+      where it is part of the gradient, and 'lamb', where it is part of what is scaled to the parameter's norm.
     decay_mask: regular expression; parameters whose name, such as 'encoder/blocks/mlp/up/kernel', matches it as a
       whole decay. The paper's code decays all; '.*/kernel' spares biases, LayerNorm, tokens and positions.
-    clip_norm: largest global norm of the gradient, or None.
+    clip_norm: largest global norm of the gradient of what is trained, or None.
+    layer_decay: factor of the learning rate from each layer to the one below: the head and the last LayerNorm have 1, the
+      last block `layer_decay`, the patch embedding its power depth + 1 (arXiv 2106.08254, section 2.4); None is 1.
+    freeze: regular expression; parameters whose name matches it as a whole stay as they are. '(?!head/).*' is a linear
+      probe.
     options: arguments of the chosen row of `OPTIMIZERS`.
 
   Returns:
@@ -41,7 +48,16 @@ def build(total_steps, *, name: str = 'adamw', peak_lr: float = 1e-3, schedule: 
                          timescale=timescale)
   clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
   decay = optax.add_decayed_weights(weight_decay, lambda params: decay_tree(params, decay_mask))
-  return optax.chain(clip, make(decay, **options), optax.scale_by_learning_rate(rate)), rate
+  after = optax.stateless(lambda updates, params: _shape_updates(updates, params, layer_decay, freeze))
+  return optax.chain(clip, make(decay, **options), optax.scale_by_learning_rate(rate), after), rate
+
+
+def _shape_updates(updates, params, layer_decay, freeze):
+  """What happens to updates after the learning rate: less for lower layers, none for what is frozen."""
+  if layer_decay is not None:
+    updates = scale_layers(updates, layer_decay)
+  # Frozen parameters have zero gradients, but weight decay would move them.
+  return jax.tree.map(lambda x, frozen: jnp.zeros_like(x) if frozen else x, updates, frozen_tree(params, freeze))
 
 
 def name_of(path):
@@ -51,10 +67,41 @@ def name_of(path):
 
 def decay_tree(params, pattern):
   """The tree of booleans that says which parameters decay."""
-  tree = jax.tree_util.tree_map_with_path(lambda path, _: bool(re.fullmatch(pattern, name_of(path))), params)
+  return _matching(params, pattern, 'optim.decay_mask')
+
+
+def frozen_tree(params, pattern):
+  """The tree of booleans that says which parameters are frozen; at least one is trained."""
+  tree = _matching(params, pattern, 'optim.freeze') if pattern else jax.tree.map(lambda _: False, params)
+  if all(jax.tree.leaves(tree)):
+    raise ValueError(f'optim.freeze={pattern!r} freezes every parameter; nothing is left to train')
+  return tree
+
+
+def scale_layers(updates, factor):
+  """Multiplies updates by factor^k, k the number of layers above; a stack of blocks, (depth, …), layer by layer."""
+  depth = jax.tree.leaves(updates['encoder']['blocks'])[0].shape[0]
+
+  def scaled(path, update):
+    name = name_of(path)
+    if name.startswith('encoder/blocks/'):
+      powers = factor ** jnp.arange(depth, 0, -1, dtype=jnp.float32)
+      return update * powers.reshape(-1, *[1] * (update.ndim - 1))
+    above = 0 if name.split('/')[0] in ('norm', 'pool', 'pre_logits', 'head') else depth + 1
+    return update * factor ** above
+
+  return jax.tree_util.tree_map_with_path(scaled, updates)
+
+
+def _matching(params, pattern, key):
+  try:
+    compiled = re.compile(pattern)
+  except re.error as error:
+    raise ValueError(f"{key}={pattern!r} is no regular expression: {error}; any name is '.*', not '*'") from error
+  tree = jax.tree_util.tree_map_with_path(lambda path, _: bool(compiled.fullmatch(name_of(path))), params)
   if not any(jax.tree.leaves(tree)):
     names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    raise ValueError(f'optim.decay_mask={pattern!r} matches no parameter; there are {sorted(names)}')
+    raise ValueError(f'{key}={pattern!r} matches no parameter; there are {sorted(names)}')
   return tree
 
 
@@ -102,8 +149,11 @@ def lion(decay, *, b1=0.9, b2=0.99, mu_dtype=None):
   return optax.chain(optax.scale_by_lion(b1, b2, mu_dtype=mu_dtype), decay)
 
 
-def adafactor(decay, *, decay_rate=0.8, momentum=None, min_dim_size_to_factor=128):
-  """Adafactor (arXiv 1804.04235): factored second moments, update scaled by the parameter's size."""
+def adafactor(decay, *, decay_rate=0.8, momentum=None, min_dim_size_to_factor=32):
+  """Adafactor (arXiv 1804.04235): factored second moments, update scaled by the parameter's size.
+
+  Attention kernels, (width, heads, head_dim), factor only where head_dim, 64, reaches `min_dim_size_to_factor`.
+  """
   direction = optax.adafactor(None, min_dim_size_to_factor, decay_rate, momentum=momentum)
   return optax.chain(layerwise(direction), optax.scale(-1.0), decay)  # optax.adafactor already descends
 
@@ -114,7 +164,7 @@ def lamb(decay, *, b1=0.9, b2=0.999, eps=1e-6):
 
 
 def muon(decay, *, beta=0.95, ns_steps=5, nesterov=True):
-  """Muon (Jordan et al., 2024) on the matrices of the encoder blocks, Adam on all else."""
+  """Muon (Jordan et al., 2024) on the matrices of the encoder blocks, Adam (NAdam with `nesterov`) on all else."""
   direction = contrib.muon(1.0, ns_steps=ns_steps, beta=beta, nesterov=nesterov,
                            muon_weight_dimension_numbers=_matrices)
   return optax.chain(direction, optax.scale(-1.0), decay)  # contrib.muon already descends

@@ -24,10 +24,11 @@ class Pmap:
   def check_batch(self, batch_size, accumulate):
     """Raises ValueError unless every device gets `accumulate` equal micro-batches of the global batch."""
     devices = jax.device_count()
-    if batch_size % (devices * accumulate):
-      good = [n for n in range(batch_size, 0, -1) if n % (devices * accumulate) == 0][:1] or [devices * accumulate]
+    parts = devices * accumulate
+    if batch_size < 1 or batch_size % parts:
+      nearest = max(1, round(batch_size / parts)) * parts
       raise ValueError(f'data.batch_size={batch_size} is not divisible by {devices} devices × train.accumulate='
-                       f'{accumulate}; the nearest that is: {good[0]}')
+                       f'{accumulate}; the nearest that is: {nearest}')
 
   def place(self, state):
     """Copies a state to every local device."""

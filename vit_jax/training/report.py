@@ -1,5 +1,6 @@
 """What a run tells: lines or a progress bar, `metrics.jsonl`, TensorBoard event files."""
 import json
+import math
 import sys
 import time
 
@@ -42,7 +43,9 @@ class Report:
     if not self._active:
       return
     values = {name: float(value) for name, value in values.items()}
-    self._append(json.dumps(dict(step=step, **values)) + '\n')
+    # JSON has no NaN; null says that there was no number.
+    finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    self._append(json.dumps(dict(step=step, **finite)) + '\n')
     for name, value in values.items():
       self._board.add_scalar(name, value, step)
     self._board.flush()

@@ -30,7 +30,7 @@ def hash_examples(seen, batch, axis_name):
   return (seen ^ _over_devices(jax.lax.psum, mixed, axis_name)) * jnp.uint32(16777619)  # the prime of FNV-1a
 
 
-def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumulate, ema_decay, axis_name):
+def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumulate, ema_decay, axis_name, frozen=None):
   """Builds the step.
 
   Args:
@@ -42,6 +42,7 @@ def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumula
     accumulate: number of equal micro-batches the device's share of a batch is cut in.
     ema_decay: decay of the average a step, or None.
     axis_name: the device axis to average over, or None.
+    frozen: tree of booleans, True where a parameter is not trained (its gradient is zero, and costs nothing); or None.
 
   Returns:
     step(state, batch) → (state, TrainMetrics); batch has image (B, rows, columns, channels) uint8, label and id
@@ -50,6 +51,8 @@ def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumula
 
   def loss_and_metrics(params, batch, keys):
     batch = dict(batch, image=normalize(batch['image']))
+    if frozen is not None:
+      params = jax.tree.map(lambda x, stop: jax.lax.stop_gradient(x) if stop else x, params, frozen)
     losses, values = objective(nnx.merge(graphdef, params), batch, keys)
     return losses.mean(), {name: value.mean() for name, value in values.items()}
 
@@ -79,6 +82,6 @@ def _accumulate(gradient, params, batch, keys, count):
   cut = lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:])
   parts = jax.tree.map(cut, (batch, keys))
   add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(params, *part)), None)
-  first = gradient(params, *jax.tree.map(lambda x: x[0], parts))
-  total, _ = jax.lax.scan(add, first, jax.tree.map(lambda x: x[1:], parts))
+  like = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], parts))
+  total, _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), parts)
   return jax.tree.map(lambda x: x / count, total)
