@@ -23,6 +23,7 @@ from vit_jax.training import optim
 from vit_jax.training import parallel
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.objectives import Classification
+from vit_jax.transfer import Transfer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +32,11 @@ class Run:
 
   Attributes:
     seed: of parameters, order, augmentation and dropout.
+    init: weights to start from, anything that `vit_jax.load` reads; None starts from random numbers.
     platform: 'cpu', 'gpu' or 'tpu' if it must be that; None takes what is there.
   """
   seed: int = 0
+  init: str | None = None
   platform: str | None = None
 
 
@@ -56,8 +59,8 @@ class Train:
 
   def __post_init__(self):
     for name in ('duration', 'log_every', 'eval_every', 'accumulate'):
-      if not getattr(self, name) > 0:
-        raise ValueError(f'train.{name} must be positive')
+      if getattr(self, name) < 1:
+        raise ValueError(f'train.{name} must be at least 1, got {getattr(self, name)}')
     if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
       raise ValueError(f'train.ema_decay must be between 0 and 1, got {self.ema_decay}')
 
@@ -70,7 +73,7 @@ class Section:
 
 
 SECTIONS = {
-    'checkpoint': Section(Checkpoints, ('directory',)),
+    'checkpoint': Section(Checkpoints, ('directory', 'read_only')),
     'data': Section(Dataset, ('seed', 'process_index', 'process_count')),
     'model': Section(VisionTransformer, ('image_size', 'channels', 'num_classes', 'rngs')),
     'normalization': Section(Normalization),
@@ -78,6 +81,7 @@ SECTIONS = {
     'optim': Section(optim.build, ('total_steps',)),
     'parallel': Section(parallel.build),
     'train': Section(Train),
+    'transfer': Section(Transfer),
 }
 EVALUATOR_GIVEN = ('graphdef', 'objective', 'normalize', 'strategy', 'data', 'batch_size')
 
@@ -97,14 +101,22 @@ def resolve(config):
   Raises:
     ValueError: an unknown key (the message lists the valid ones), a missing one, or one of the wrong type.
   """
-  config = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+  config = as_dict(config)
   top = [field.name for field in dataclasses.fields(Run)]
   _reject_unknown(config, [*SECTIONS, 'evaluators', *top], '')
   resolved = _fill(Section(Run), {name: config[name] for name in top if name in config}, '')
   for name, section in SECTIONS.items():
-    resolved[name] = _fill(section, config.get(name) or {}, f'{name}.')
-  resolved['evaluators'] = {name: _fill_evaluator(name, keys) for name, keys in (config.get('evaluators') or {}).items()}
+    resolved[name] = _fill(section, config.get(name, {}), f'{name}.')
+  named = _section(config.get('evaluators', {}), 'evaluators')
+  resolved['evaluators'] = {name: _fill_evaluator(name, keys) for name, keys in named.items()}
   return ml_collections.FrozenConfigDict(resolved)
+
+
+def as_dict(config):
+  """A ConfigDict, frozen or not, or a dict, as a dict."""
+  if isinstance(config, (ml_collections.ConfigDict, ml_collections.FrozenConfigDict)):
+    return config.to_dict()
+  return {key: as_dict(value) if hasattr(value, 'items') else value for key, value in config.items()}
 
 
 def in_steps(section, values, *, batch_size, examples):
@@ -144,17 +156,17 @@ def _flatten(tree, prefix=''):
 
 def _fill_evaluator(name, keys):
   path = f'evaluators.{name}.'
-  if not isinstance(keys, dict) or 'kind' not in keys:
+  keys = _section(keys, path[:-1])
+  if 'kind' not in keys:
     raise ValueError(f'{path}kind is missing; choose from {sorted(evaluators.EVALUATORS)}')
-  builder = choose(evaluators.EVALUATORS, keys['kind'], f'{path}kind')
+  builder = choose(evaluators.EVALUATORS, str(keys['kind']), f'{path}kind')
   rest = {key: value for key, value in keys.items() if key != 'kind'}
   return dict(kind=keys['kind'], **_fill(Section(builder, EVALUATOR_GIVEN), rest, path))
 
 
 def _fill(section, values, path):
   """The builder's defaults overlaid with `values`, all checked."""
-  if not isinstance(values, dict):
-    raise ValueError(f'{path[:-1]} is a section, a dict; got {values!r}')
+  values = _section(values, path[:-1])
   function = _function(section.builder)
   hints = typing.get_type_hints(function)
   parameters = {name: p for name, p in inspect.signature(function).parameters.items()
@@ -168,8 +180,14 @@ def _fill(section, values, path):
   return filled
 
 
+def _section(values, name):
+  if not isinstance(values, dict):
+    raise ValueError(f'{name} is a section, a dict; got {values!r}')
+  return values
+
+
 def _reject_unknown(values, valid, path):
-  if unknown := sorted(set(values) - set(valid)):
+  if unknown := sorted(map(str, set(values) - set(valid))):
     names = ', '.join(path + name for name in unknown)
     raise ValueError(f'unknown config key {names}; valid keys are {sorted(path + name for name in valid)}')
 
@@ -193,7 +211,8 @@ def _check(value, annotation, key):
   fits = isinstance(value, tuple(kinds)) or (float in kinds and isinstance(value, int))
   if not fits or (isinstance(value, bool) and bool not in kinds):
     raise ValueError(f'{key}: expected {_text(annotation)}, got {value!r}')
-  return value
+  # 1 and 1.0 are the same run.
+  return float(value) if float in kinds and isinstance(value, int) and int not in kinds else value
 
 
 def _function(builder):

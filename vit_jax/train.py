@@ -16,12 +16,14 @@ import jax
 from vit_jax import config as config_lib
 from vit_jax import evaluators as evaluators_lib
 from vit_jax import platform
+from vit_jax import transfer
 from vit_jax.data.dataset import Dataset
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.normalization import Normalization
+from vit_jax.pretrained import load
 from vit_jax.training import optim
 from vit_jax.training import parallel
-from vit_jax.training.checkpoint import Checkpoints
+from vit_jax.training.checkpoint import check_options, Checkpoints
 from vit_jax.training.objectives import Classification
 from vit_jax.training.report import Report
 from vit_jax.training.state import TrainState
@@ -64,6 +66,8 @@ def build(config) -> Parts:
   platform.require(config.platform)
   sections = config.to_dict()
   strategy = parallel.build(**sections['parallel'])
+  if config.train.accumulate < 1:
+    raise ValueError(f'train.accumulate must be at least 1, got {config.train.accumulate}')
   strategy.check_batch(config.data.batch_size, config.train.accumulate)
   data = Dataset(config.seed, jax.process_index(), jax.process_count(), **sections['data'])
   sizes = dict(batch_size=config.data.batch_size, examples=len(data.source))
@@ -76,10 +80,11 @@ def build(config) -> Parts:
   graphdef, abstract_params = nnx.split(nnx.eval_shape(make_model), nnx.Param)
   abstract_params = nnx.to_pure_dict(abstract_params)
   optimizer, schedule = optim.build(train.duration, **in_steps('optim'))
+  frozen = optim.frozen_tree(abstract_params, config.optim.freeze)
   jax.eval_shape(optimizer.init, abstract_params)  # a bad mask is an error here
   objective, normalize = Classification(**sections['objective']), Normalization(**sections['normalization'])
   step = make_train_step(graphdef, objective, optimizer, normalize, seed=config.seed, accumulate=train.accumulate,
-                         ema_decay=train.ema_decay, axis_name=strategy.axis_name)
+                         ema_decay=train.ema_decay, axis_name=strategy.axis_name, frozen=frozen)
 
   def create():
     params = nnx.to_pure_dict(nnx.state(make_model(), nnx.Param))
@@ -90,8 +95,12 @@ def build(config) -> Parts:
     return evaluators_lib.EVALUATORS[kind](graphdef, objective, normalize, strategy, data,
                                            config.data.batch_size // train.accumulate, **arguments)
 
+  checkpoint = in_steps('checkpoint')
+  check_options(checkpoint['every'], checkpoint['keep'], checkpoint['keep_best'])
+  if checkpoint['keep_best'] and checkpoint['best'].split('/')[0].removesuffix('_ema') not in sections['evaluators']:
+    raise ValueError(f"checkpoint.best={checkpoint['best']!r} is of no evaluator; there are {sorted(sections['evaluators'])}")
   return Parts(
-      config=config, train=train, checkpoint=in_steps('checkpoint'), data=data, strategy=strategy,
+      config=config, train=train, checkpoint=checkpoint, data=data, strategy=strategy,
       create=jax.jit(create), step=step, schedule=schedule,
       evaluators={name: evaluator(**keys) for name, keys in sections['evaluators'].items()},
       overview=parameter_overview.get_parameter_overview(abstract_params, include_stats=False),
@@ -112,6 +121,7 @@ def run(config, workdir):
     ValueError: a bad config, or a workdir that holds another config's run.
     OSError: a workdir that cannot be made or written.
   """
+  config, weights = transfer.fill_model(config_lib.as_dict(config), workdir)
   parts = build(config)
   workdir = claim_workdir(workdir, parts.config)
   checkpoints = Checkpoints(workdir / 'checkpoints', **parts.checkpoint)
@@ -119,6 +129,8 @@ def run(config, workdir):
   report = Report(workdir, parts.train.duration, start, active=jax.process_index() == 0)
   try:
     report.say(_greeting(parts, workdir, start))
+    if start == 0 and parts.config.init:
+      state = _from_weights(parts, state, weights or load.read(parts.config.init), report)
     if start == parts.train.duration:
       report.say(f'The run in {workdir} is finished: step {start}, {_pairs(record["metrics"])}. Nothing to do.')
       return record['metrics']
@@ -147,6 +159,16 @@ def restore(parts, checkpoints, step=None):
   return step, parts.strategy.place(state), record
 
 
+def _from_weights(parts, state, weights, report):
+  """The state at step 0 with the parameters that `config.init` names, as far as they fit."""
+  sections = parts.config.to_dict()
+  params, lines = transfer.fit(weights, state.params, parts.data.source, parts.data.image_size, sections['model'],
+                               transfer.Transfer(**sections['transfer']))
+  report.say('\n'.join([f'Starting from {parts.config.init}:', *(f'  {line}' for line in lines or ['all as it is'])]))
+  ema = None if state.ema is None else jax.tree.map(jax.numpy.copy, params)
+  return parts.strategy.place(state.replace(params=params, ema=ema))
+
+
 def evaluate(parts, state):
   """{'NAME/METRIC': value} of all evaluators, and 'NAME_ema/METRIC' of the averaged parameters."""
   values = {}
@@ -162,7 +184,8 @@ def claim_workdir(workdir, config):
   workdir = epath.Path(workdir).expanduser().absolute() if '://' not in str(workdir) else epath.Path(workdir)
   path = workdir / 'config.json'
   if path.exists():
-    if difference := config_lib.difference(json.loads(path.read_text()), config.to_dict()):
+    theirs = config_lib.resolve(json.loads(path.read_text())).to_dict()  # with defaults for keys newer than that run
+    if difference := config_lib.difference(theirs, config.to_dict()):
       raise ValueError(f'{workdir} holds the run of another config:\n{difference}\n'
                        'Choose another --workdir, or give the config that is there to go on with it.')
     return workdir
