@@ -109,7 +109,7 @@ def test_a_missing_key_is_named_with_its_type(section, key, kind):
     config_lib.resolve(config)
 
 
-@pytest.mark.parametrize('keys', [{}, {'split': 'test'}, 'classification'])
+@pytest.mark.parametrize('keys', [{}, {'split': 'test'}])
 def test_an_evaluator_without_a_kind_is_refused(keys):
   assert error_of({'evaluators': {'t': keys}}).startswith('evaluators.t.kind is missing; choose from')
 
@@ -156,10 +156,10 @@ def test_a_value_of_a_right_type_is_taken(key, value):
 
 
 @pytest.mark.parametrize('fields, message', [
-    (dict(duration=0), 'train.duration must be positive'),
-    (dict(duration=1, log_every=0), 'train.log_every must be positive'),
-    (dict(duration=1, eval_every=0), 'train.eval_every must be positive'),
-    (dict(duration=1, accumulate=0), 'train.accumulate must be positive'),
+    (dict(duration=0), 'train.duration must be at least 1'),
+    (dict(duration=1, log_every=0), 'train.log_every must be at least 1'),
+    (dict(duration=1, eval_every=0), 'train.eval_every must be at least 1'),
+    (dict(duration=1, accumulate=0), 'train.accumulate must be at least 1'),
     (dict(duration=1, ema_decay=1.0), 'train.ema_decay must be between 0 and 1, got 1.0'),
     (dict(duration=1, ema_decay=0.0), 'train.ema_decay must be between 0 and 1, got 0.0'),
 ])

@@ -21,6 +21,7 @@ RECIPES = sorted(path.stem for path in CONFIGS.glob('*.py') if path.stem not in 
 ARGUMENTS = {
     'vit': [f'{model},{data}' for model in common.MODELS for data in common.DATASETS],
     'vit_b16': ['imagenet', 'imagenet21k', 'jft'],
+    'finetune': ['ti16,folder', 'h14,imagenet', *(f'b16,{task}' for task in common.TASKS)],
 }
 CASES = [(recipe, argument) for recipe in RECIPES for argument in [None, *ARGUMENTS.get(recipe, [])]]
 
@@ -82,6 +83,28 @@ def test_header_has_command_hardware_time_and_accuracy(name):
     assert needed in header
 
 
+# Paper, table 4: steps and the grid of learning rates; big_vision and vision_transformer warm up over 500 steps, 100.
+TABLE_4 = [
+    ('imagenet', 20_000, (0.003, 0.01, 0.03, 0.06), 500), ('cifar100', 10_000, (0.001, 0.003, 0.01, 0.03), 500),
+    ('cifar10', 10_000, (0.001, 0.003, 0.01, 0.03), 500), ('pets', 500, (0.001, 0.003, 0.01, 0.03), 100),
+    ('flowers', 500, (0.001, 0.003, 0.01, 0.03), 100), ('vtab_dtd', 2_500, (0.01,), 500),
+]
+
+
+@pytest.mark.parametrize('task, steps, rates, warmup', TABLE_4)
+def test_table_4(task, steps, rates, warmup, no_data):
+  parts = train.build(recipe('finetune', f'b16,{task}'))
+  config = parts.config
+  assert parts.train.duration == steps and config.optim.peak_lr in rates
+  assert float(parts.schedule(warmup)) == pytest.approx(config.optim.peak_lr)
+  assert float(parts.schedule(steps)) == pytest.approx(0.0, abs=1e-9)
+  assert config.data.batch_size == 512 and parts.data.image_size == (384, 384)
+  assert (config.optim.name, config.optim.options.momentum, config.optim.clip_norm) == ('sgd', 0.9, 1.0)
+  assert config.optim.weight_decay == 0.0 and config.objective.loss == 'softmax' and config.transfer.reset_head
+  params = jax.eval_shape(parts.create).params
+  assert 'pre_logits' not in params and params['position']['grid'].shape == (24, 24, 768)
+
+
 # Paper, table 3: model, data, epochs, base learning rate, decay, weight decay, dropout.
 TABLE_3 = [
     ('b16', 'jft', 7, 8e-4, 'linear', 0.1, 0.0), ('b32', 'jft', 7, 8e-4, 'linear', 0.1, 0.0),
@@ -122,8 +145,12 @@ def test_loss_head_bias_and_split_of_pre_training(data, no_data):
 
 
 def test_unknown_model_or_data_set_lists_the_choices():
-  with pytest.raises(ValueError, match="unknown 'x99'.*b16.*imagenet21k"):
+  with pytest.raises(ValueError, match="unknown 'x99'; choose from .*'b16'"):
     recipe('vit', 'x99,imagenet')
+  with pytest.raises(ValueError, match="unknown 'imagenette'; choose from .*'imagenet21k'"):
+    recipe('vit', 'b16,imagenette')
+  with pytest.raises(ValueError, match="unknown 'cifar11'; choose from .*'cifar10'"):
+    recipe('finetune', 'b16,cifar11')
 
 
 BUILDERS = [section.builder for section in config_lib.SECTIONS.values()] + list(evaluators.EVALUATORS.values())

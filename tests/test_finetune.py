@@ -120,7 +120,7 @@ def test_layer_decay_is_a_power_of_the_layers_above():
              'head': {'kernel': jnp.ones((2, 2))}, 'encoder': {'blocks': {'mlp': {'up': {'kernel': jnp.ones((3, 2, 2))}}}}}
   scaled = leaves(optim.scale_layers(updates, 0.5))
   np.testing.assert_allclose(scaled['encoder/blocks/mlp/up/kernel'][:, 0, 0], [0.125, 0.25, 0.5])
-  assert [float(scaled[name].flat[0]) for name in ('embed/kernel', 'token', 'norm/scale', 'head/kernel')] == [
+  assert [float(scaled[name].ravel()[0]) for name in ('embed/kernel', 'token', 'norm/scale', 'head/kernel')] == [
       0.0625, 0.0625, 1.0, 1.0]
 
 

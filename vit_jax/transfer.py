@@ -77,7 +77,8 @@ def fit(weights, fresh, source, image_size, fields, transfer):
   """
   weights, lines = adapt.adapt(
       weights, image_size=image_size, patch_size=fields['patch_size'] or variant_fields(fields['variant'])['patch_size'],
-      channels=source.channels, num_classes=source.num_classes, reset_head=transfer.reset_head, method=transfer.resize)
+      channels=source.channels, num_classes=source.num_classes, reset_head=transfer.reset_head,
+      drop_pre_logits=fields['representation_size'] is None, method=transfer.resize or load.resize_method(weights))
   lines = list(lines)
   if weights.class_names and not any('head' in line for line in lines) and weights.class_names != source.class_names:
     lines.append('head: kept, although its classes have other names; --config.transfer.reset_head=True starts it anew')
