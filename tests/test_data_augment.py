@@ -15,18 +15,27 @@ def apply(spec, image, size, seed=0):
   return parse(spec, size)(image, np.random.default_rng(seed))
 
 
-def bilinear_reference(image, size):
-  """Resizes with a triangle filter widened to the scale when shrinking, one pixel at a time."""
+def triangle(x):
+  return np.maximum(0, 1 - x)
+
+
+def cubic(x):
+  """Keys' filter with a = -0.5."""
+  near, far = 1.5 * x ** 3 - 2.5 * x ** 2 + 1, -0.5 * (x ** 3 - 5 * x ** 2 + 8 * x - 4)
+  return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+def resized_reference(image, size, kernel=triangle):
+  """Resizes with a filter widened to the scale when shrinking."""
 
   def weights(old, new):
     scale = old / new
-    support = max(scale, 1.0)
     distance = np.abs((np.arange(new)[:, None] + 0.5) * scale - (np.arange(old)[None] + 0.5))
-    triangle = np.maximum(0, 1 - distance / support)
-    return triangle / triangle.sum(axis=1, keepdims=True)
+    values = kernel(distance / max(scale, 1.0))
+    return values / values.sum(axis=1, keepdims=True)
 
-  return np.einsum('ri,cj,ijk->rck', weights(image.shape[0], size[0]),
-                   weights(image.shape[1], size[1]), image.astype(np.float64))
+  return np.einsum('ri,cj,ijk->rck', weights(image.shape[0], size[0]), weights(image.shape[1], size[1]),
+                   image.astype(np.float64))
 
 
 EVERY_OPERATION = {
@@ -71,16 +80,23 @@ def test_flip_mirrors_columns_with_its_probability():
 
 @pytest.mark.parametrize('size', [(24, 9), (5, 4), (12, 20), (3, 9), (7, 31)])
 @pytest.mark.parametrize('channels', [1, 3])
-def test_resize_is_bilinear_with_antialiasing(size, channels):
-  image = make_image(12, 9, channels)
-  np.testing.assert_allclose(
-      apply('resize', image, size), bilinear_reference(image, size), atol=1.5)
+@pytest.mark.parametrize('spec, kernel', [('resize', triangle), ("resize('bilinear')", triangle),
+                                          ("resize(interpolation='bicubic')", cubic)])
+def test_resize_filters_with_antialiasing(size, channels, spec, kernel):
+  image = 64 + make_image(12, 9, channels) // 2  # Where bicubic overshoots, it need not be clipped.
+  np.testing.assert_allclose(apply(spec, image, size), resized_reference(image, size, kernel), atol=1.5)
 
 
 def test_resize_small_keeps_the_aspect_ratio():
   for rows, columns, expected in ((12, 9, (24, 18)), (9, 12, (18, 24)), (30, 37, (18, 22))):
     resized = apply('resize_small(18)', make_image(rows, columns), expected)
     assert resized.shape[:2] == expected
+
+
+@pytest.mark.parametrize('spec, kernel', [('resize_small(18)', triangle), ("resize_small(18, 'bicubic')", cubic)])
+def test_resize_small_filters_as_resize(spec, kernel):
+  image = 64 + make_image(12, 9) // 2
+  np.testing.assert_allclose(apply(spec, image, (24, 18)), resized_reference(image, (24, 18), kernel), atol=1.5)
 
 
 def test_central_crop_is_centred():
@@ -175,7 +191,9 @@ def test_operations_apply_from_left_to_right():
     (None, 'Expected a transform such as'),
     ('flip(q=1)', r"unexpected keyword argument 'q'.*Expected flip\(p=0.5\)"),
     ('pad_crop', r"missing a required argument: 'padding'.*Expected pad_crop\(padding, fill="),
-    ('resize(3)', 'too many positional arguments.*Expected resize,'),
+    ('random_crop(3)', 'too many positional arguments.*Expected random_crop,'),
+    ('resize(3)', "expected interpolation to be 'bicubic' or 'bilinear', got 3"),
+    ("resize_small(8, 'nearest')", "expected interpolation to be 'bicubic' or 'bilinear', got 'nearest'"),
     ('flip(p=exit())', 'Expected flip'),
     ("flip(p='high')", 'Expected flip'),
     ('flip(**{})', 'Expected flip'),

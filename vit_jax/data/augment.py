@@ -56,21 +56,29 @@ def flip(size: Size, p=0.5) -> Transform:
   return lambda image, rng: image[:, ::-1] if rng.random() < p else image
 
 
-def resize(size: Size) -> Transform:
-  """Resizes to `size`, bilinear, whatever that does to the aspect ratio."""
-  return lambda image, rng: _resized(image, size)
+def resize(size: Size, interpolation='bilinear') -> Transform:
+  """Resizes to `size`, whatever that does to the aspect ratio; 'bilinear' or 'bicubic'."""
+  resampling = _resampling(interpolation)
+  return lambda image, rng: _resized(image, size, resampling)
 
 
-def resize_small(size: Size, smaller) -> Transform:
-  """Resizes so that the smaller side has `smaller` pixels, keeping the aspect ratio."""
+def resize_small(size: Size, smaller, interpolation='bilinear') -> Transform:
+  """Resizes so that the smaller side has `smaller` pixels, keeping the aspect ratio.
+
+  Args:
+    size: not looked at.
+    smaller: pixels, more than 0.
+    interpolation: 'bilinear' or 'bicubic'.
+  """
   del size
   _require(isinstance(smaller, int) and smaller > 0, 'smaller', smaller, 'pixels, an int > 0')
+  resampling = _resampling(interpolation)
 
   def transform(image, rng):
     del rng
     rows, columns = image.shape[:2]
     scale = smaller / min(rows, columns)
-    return _resized(image, (round(rows * scale), round(columns * scale)))
+    return _resized(image, (round(rows * scale), round(columns * scale)), resampling)
 
   return transform
 
@@ -183,12 +191,18 @@ def _crop_at_random(image: np.ndarray, size: Size, rng: np.random.Generator) -> 
   return image[top:top + size[0], left:left + size[1]]
 
 
-def _resized(image: np.ndarray, size: Size) -> np.ndarray:
+def _resampling(interpolation: str) -> Image.Resampling:
+  choices = ' or '.join(map(repr, sorted(_INTERPOLATIONS)))
+  _require(interpolation in _INTERPOLATIONS, 'interpolation', interpolation, choices)
+  return _INTERPOLATIONS[interpolation]
+
+
+def _resized(image: np.ndarray, size: Size, resampling=Image.Resampling.BILINEAR) -> np.ndarray:
   if image.shape[:2] == size:
     return image
   rows, columns = size
   # Pillow counts (width, height).
-  return _from_pillow(_to_pillow(image).resize((columns, rows), Image.Resampling.BILINEAR))
+  return _from_pillow(_to_pillow(image).resize((columns, rows), resampling))
 
 
 def _to_pillow(image: np.ndarray) -> Image.Image:
@@ -211,6 +225,12 @@ def _require_room(image: np.ndarray, size: Size, operation: str) -> None:
         f'{operation} to (rows, columns) {size} needs an image at least as large, got '
         f"{image.shape[:2]}. Put 'resize_small({max(size)})' before it.")
 
+
+# As in Pillow and timm, bicubic is Keys' with a = -0.5.
+_INTERPOLATIONS = {
+    'bicubic': Image.Resampling.BICUBIC,
+    'bilinear': Image.Resampling.BILINEAR,
+}
 
 TRANSFORMS = {
     'affine': affine,

@@ -1,4 +1,7 @@
 """The data of a run: one named data set, its training stream and its evaluation passes."""
+import functools
+
+from vit_jax.data import corrupt as corrupt_lib
 from vit_jax.data import pipeline
 from vit_jax.data import sources
 from vit_jax.data import spec
@@ -11,15 +14,18 @@ class Dataset:
     seed: of order and augmentation.
     process_index: which host this is.
     process_count: how many hosts share each batch.
-    name: 'digits', or the name of a TFDS data set.
+    name: 'digits', 'folder:PATH' for your own images, or the name of a TFDS data set.
     batch_size: global batch, over all hosts and devices.
     image_size: rows and columns of the images the model sees, in pixels.
-    train_split: TFDS split string to train on.
+    train_split: split string to train on, such as 'train[:90%]'.
     train_transform: see `spec.parse`.
     eval_transform: likewise, for evaluation.
-    data_dir: TFDS data directory, local or gs://; None is TFDS's own default.
+    data_dir: TFDS data directory, local or gs://; None is TFDS's own default. A relative folder:PATH starts here.
     cache: whether to keep the decoded splits in memory.
     threads: threads that decode and augment.
+    channels: 1 (greyscale) or 3 (colour); None is what the data set stores, and 3 for a folder.
+    corrupt: what an image that cannot be decoded does: 'error' stops the run at it, 'skip' decodes every split once
+      before the run and leaves such images out, with a warning that names them.
 
   Raises:
     ValueError, FileNotFoundError: no such data set or split, not prepared, a bad transform.
@@ -27,11 +33,21 @@ class Dataset:
 
   def __init__(self, seed, process_index, process_count, *, name: str, batch_size: int, image_size: int | tuple,
                train_split: str = 'train', train_transform: str = 'inception_crop|flip',
-               eval_transform: str = 'resize', data_dir: str | None = None, cache: bool = False, threads: int = 2):
+               eval_transform: str = 'resize', data_dir: str | None = None, cache: bool = False, threads: int = 2,
+               channels: int | None = None, corrupt: str = 'error'):
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     for transform in (train_transform, eval_transform):
       spec.parse(transform, size)  # a bad one is an error here, not at the first batch
-    self._open = lambda split: sources.open_source(name, split, data_dir)
+    _require_choice('data.corrupt', corrupt, ('error', 'skip'))
+    _require_choice('data.channels', channels, (None, 1, 3))
+
+    @functools.cache  # several evaluators may ask for one split, and looking for corrupt images takes a pass
+    def open_split(split):
+      source = sources.open_source(name, split, data_dir)
+      source = source if channels is None else source.decoded_to(channels)
+      return corrupt_lib.without_corrupt(source, threads) if corrupt == 'skip' else source
+
+    self._open = open_split
     self._common = dict(image_size=size, cache=cache, threads=threads, process_index=process_index,
                         process_count=process_count)
     self._train_transform, self._eval_transform = train_transform, eval_transform
@@ -48,3 +64,8 @@ class Dataset:
     """One pass over a split; see `pipeline.eval_batches`."""
     return pipeline.eval_batches(self._open(split), batch_size=batch_size, transform=self._eval_transform,
                                  **self._common)
+
+
+def _require_choice(key, value, choices):
+  if value not in choices:
+    raise ValueError(f'unknown {key} {value!r}; choose from {list(choices)}')

@@ -13,13 +13,13 @@ import numpy as np
 
 from vit_jax.data import augment
 from vit_jax.data import decode
-from vit_jax.data import sources
 from vit_jax.data import spec
+from vit_jax.data.source import Source
 
 Batch = dict[str, np.ndarray]
 
 
-def train_batches(source: sources.Source, *, batch_size: int, image_size: tuple[int, int],
+def train_batches(source: Source, *, batch_size: int, image_size: tuple[int, int],
                   transform: str = 'resize', seed: int = 0, cache: bool = False, threads: int = 2,
                   process_index: int = 0, process_count: int = 1) -> grain.IterDataset:
   """Makes an endless stream of shuffled, augmented batches.
@@ -60,7 +60,7 @@ def train_batches(source: sources.Source, *, batch_size: int, image_size: tuple[
   return _read_ahead(stream.batch(share, batch_fn=_stack), threads)
 
 
-def eval_batches(source: sources.Source, *, batch_size: int, image_size: tuple[int, int],
+def eval_batches(source: Source, *, batch_size: int, image_size: tuple[int, int],
                  transform: str = 'resize', cache: bool = False, threads: int = 2,
                  process_index: int = 0, process_count: int = 1) -> grain.IterDataset:
   """Makes one pass over the split in order; every example comes exactly once over all processes.
@@ -96,7 +96,7 @@ def eval_batches(source: sources.Source, *, batch_size: int, image_size: tuple[i
 class _Records:
   """The decoded, checked records of a source: {'image': (H, W, C) uint8, 'label', 'id'}."""
 
-  def __init__(self, source: sources.Source, cache: bool):
+  def __init__(self, source: Source, cache: bool):
     self._source = source
     self._cached = self._read_all() if cache else None
 
@@ -116,7 +116,7 @@ class _Records:
 
   def _decoded(self, index: int, record: dict[str, Any]) -> dict[str, Any]:
     try:
-      image = decode.decode(record['image'], self._source.channels)
+      image = decode.decode(record['image'], self._source.channels, self._source.upright)
       _check_label(record['label'], self._source.num_classes)
     except ValueError as error:
       raise _record_error(self._source, index, error) from error
@@ -140,7 +140,7 @@ class _PaddedRecords:
 class _Finish:
   """Transforms a record's image and draws its random bits."""
 
-  def __init__(self, source: sources.Source, transform: augment.Transform):
+  def __init__(self, source: Source, transform: augment.Transform):
     self._source = source
     self._transform = transform
 
@@ -208,9 +208,8 @@ def _check_label(label: int, num_classes: int) -> None:
     raise ValueError(f'expected a label in 0..{num_classes - 1}, got {label}{hint}')
 
 
-def _record_error(source: sources.Source, index: int, error: ValueError) -> ValueError:
-  return ValueError(
-      f'Record {index} of data set {source.name!r}, split {source.split!r}: {error}')
+def _record_error(source: Source, index: int, error: ValueError) -> ValueError:
+  return ValueError(f'{source.describe(index)}: {error}')
 
 
 _NO_RECORD = {}

@@ -1,8 +1,7 @@
-"""Where records come from: random access to the encoded images of a TFDS data set."""
+"""Where records come from: random access to the encoded images of a TFDS data set or a folder."""
 
 import difflib
 import os
-from typing import Any, Sequence
 
 from etils import epath
 import tensorflow_datasets as tfds
@@ -10,66 +9,30 @@ from tensorflow_datasets.core import constants
 from tensorflow_datasets.core import read_only_builder
 
 from vit_jax.data import digits
-
-
-class Source:
-  """A labelled split with random access; threads may read it at once.
-
-  `source[i]` is `{'image': bytes, 'label': int}`, the image still encoded, 0 <= i < len(source).
-  Labels are as stored: whether they lie in 0..num_classes - 1 is checked where they are used.
-
-  Attributes:
-    name: the data set, as asked for.
-    split: the split, as asked for, such as `train[:90%]`.
-    class_names: a name for each label, in order.
-    num_classes: how many there are.
-    channels: 1 where every image is greyscale, else 3.
-  """
-
-  def __init__(self, records: Sequence[dict[str, Any]], *, name: str, split: str,
-               class_names: Sequence[str], channels: int):
-    self._records = records
-    self.name = name
-    self.split = split
-    self.class_names = tuple(class_names)
-    self.num_classes = len(self.class_names)
-    self.channels = channels
-
-  def __len__(self) -> int:
-    return len(self._records)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    return _strip(self._records[index])
-
-  def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-    """Returns the records at `indices` in one call, much faster than one by one from disk."""
-    read = getattr(self._records, '__getitems__', None)  # Plain lists have none.
-    records = read(indices) if read else [self._records[index] for index in indices]
-    return [_strip(record) for record in records]
-
-
-def _strip(record: dict[str, Any]) -> dict[str, Any]:
-  """Leaves out the features that nobody uses, such as file names."""
-  return {'image': record['image'], 'label': int(record['label'])}
+from vit_jax.data import folder
+from vit_jax.data.source import Source
 
 
 def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
-  """Opens a split of a TFDS data set that lies on disk in ArrayRecord format.
+  """Opens a split of a TFDS data set that lies on disk in ArrayRecord format, or of a folder of images.
 
   `digits` is built in and prepared on first use. Any other data set is prepared beforehand with
   the `tfds` command, which needs TensorFlow; reading does not.
 
   Args:
-    name: `digits`, or a TFDS name: NAME, NAME/CONFIG or NAME:VERSION.
+    name: `digits`, `folder:PATH` (see `folder.open_folder`), or a TFDS name: NAME, NAME/CONFIG or
+      NAME:VERSION.
     split: a split or a part of one: `test`, `train[:90%]`, `train[1000:]`, `train+validation`.
     data_dir: the folder of data sets, local or gs://; None means $TFDS_DATA_DIR, or
-      ~/tensorflow_datasets without it.
+      ~/tensorflow_datasets without it. A relative PATH of a folder starts here, if given.
 
   Raises:
     ValueError: an unknown data set, configuration, version or split, an empty split, a copy in
       another format, or a data set that is not images with class labels.
     FileNotFoundError: the data set is known but not prepared under `data_dir`.
   """
+  if name.startswith(_FOLDER):
+    return folder.open_folder(_folder_path(name, data_dir), split)
   root = epath.Path(data_dir or constants.DATA_DIR).expanduser()
   if name == 'digits':
     digits.prepare(os.fspath(root))
@@ -82,6 +45,15 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
   features = builder.info.features
   return Source(records, name=name, split=split, class_names=features['label'].names,
                 channels=1 if features['image'].shape[-1] == 1 else 3)
+
+
+def _folder_path(name: str, data_dir: str | None) -> str:
+  path = name.removeprefix(_FOLDER)
+  if not path:
+    raise ValueError(f'Expected folder:PATH, such as folder:/data/flowers, got {name!r}.')
+  if data_dir is None or epath.Path(path).expanduser().is_absolute():
+    return path
+  return os.fspath(epath.Path(data_dir) / path)
 
 
 def _find_builder(name: str, root: epath.Path) -> tfds.core.DatasetBuilder:
@@ -142,8 +114,8 @@ def _unknown(name: str, root: epath.Path) -> str:
   hint = f' Did you mean {" or ".join(map(repr, near))}?' if near else ''
   return (f'Unknown data set {name!r}.{hint} Ready to use: {", ".join(_prepared_names(root))} '
           f'(built in, and what lies under {root}). Any other is given by its TFDS name, NAME, '
-          'NAME/CONFIG or NAME:VERSION, from https://www.tensorflow.org/datasets/catalog; your '
-          'own, once written in the TFDS format, by the name of its folder.')
+          'NAME/CONFIG or NAME:VERSION, from https://www.tensorflow.org/datasets/catalog; a folder of '
+          'your own images by folder:PATH.')
 
 
 def _unprepared(name: str, root: epath.Path, path: epath.Path | None = None) -> str:
@@ -174,3 +146,6 @@ def _prepared_paths(root: epath.Path) -> list[epath.Path]:
   """Lists the version folders, NAME/VERSION or NAME/CONFIG/VERSION, complete ones only."""
   files = [*root.glob('*/*/dataset_info.json'), *root.glob('*/*/*/dataset_info.json')]
   return [file.parent for file in files if not file.parent.name.startswith('incomplete.')]
+
+
+_FOLDER = 'folder:'

@@ -1,0 +1,172 @@
+import csv
+import io
+import json
+import os
+
+import numpy as np
+import pytest
+
+import vit_jax
+from tests import tiny
+from tests.conftest import encode
+from tests.test_inference import make_image, make_model
+from vit_jax import inference
+from vit_jax import predict
+from vit_jax.data import folder
+
+NAMES = ('ant', 'bee', 'wild, bee', 'Käfer', 'wasp')
+
+
+@pytest.fixture(scope='module')
+def model():
+  model = make_model()
+  model.class_names = NAMES
+  return model
+
+
+@pytest.fixture
+def load(model, monkeypatch):
+  monkeypatch.setattr(vit_jax, 'load', lambda source: model, raising=False)
+
+
+@pytest.fixture
+def photos(tmp_path):
+  """photos/{a.png, b.txt, deep/er/c.JPG, .hidden/d.png, loop → photos}."""
+  folder = tmp_path / 'photos'
+  for seed, name in enumerate(('a.png', 'deep/er/c.JPG', '.hidden/d.png')):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(encode(make_image(seed=seed)))
+  (folder / 'b.txt').touch()
+  os.symlink(folder, folder / 'loop')
+  return folder
+
+
+def run(capsys, *arguments, **options):
+  """(what `run` returns, standard output, standard error)."""
+  returned = predict.run('model', [str(argument) for argument in arguments], **options)
+  return returned, *capsys.readouterr()
+
+
+def test_find_images(photos):
+  assert predict.find_images(str(photos)) == [f'{photos}/a.png', f'{photos}/deep/er/c.JPG']
+  assert predict.find_images(f'{photos}/b.txt') == [f'{photos}/b.txt']  # named by hand: tried
+  (photos / 'a.png').unlink()
+  with pytest.raises(ValueError, match='there are no images in the folder .*/.hidden/..?$'):
+    (photos / '.hidden' / 'd.png').unlink()
+    predict.find_images(f'{photos}/.hidden/.')
+
+
+def test_json(load, model, photos, capsys):
+  status, out, _ = run(capsys, photos, form='json', top=2)
+  lines = [json.loads(line) for line in out.splitlines()]
+  images = [f'{photos}/a.png', f'{photos}/deep/er/c.JPG']
+  expected = inference.predict(model, images)
+  assert status == 0 and [line['image'] for line in lines] == images
+  for line, probabilities in zip(lines, expected):
+    best = np.argsort(-probabilities)[:2].tolist()
+    assert line['predictions'] == [
+        {'label': label, 'class': NAMES[label], 'probability': float(probabilities[label])} for label in best]
+
+
+def test_csv(load, model, photos, capsys):
+  _, out, _ = run(capsys, f'{photos}/a.png', form='csv', top=9)
+  header, *rows = csv.reader(io.StringIO(out))
+  assert header == ['image', 'rank', 'label', 'class', 'probability']
+  assert [row[1] for row in rows] == ['1', '2', '3', '4', '5'] and {row[3] for row in rows} == set(NAMES)
+  np.testing.assert_array_equal([np.float32(row[4]) for row in rows],
+                                np.sort(inference.predict(model, [photos / 'a.png'])[0])[::-1])
+
+
+def test_table_is_aligned(load, model, photos, capsys):
+  _, out, _ = run(capsys, photos, top=2)
+  header, *lines = out.splitlines()
+  assert header.split() == ['image', 'class', 'probability'] and len(lines) == 4
+  assert {len(line) for line in out.splitlines()} == {len(header)}
+  assert lines[0].startswith(f'{photos}/a.png ') and lines[1].startswith(' ' * len(f'{photos}/a.png'))
+  probabilities = [float(line.split()[-1]) for line in lines]
+  expected = -np.sort(-inference.predict(model, [photos / 'a.png', photos / 'deep/er/c.JPG']))[:, :2]
+  np.testing.assert_allclose(probabilities, expected.ravel(), atol=6e-5)
+
+
+def test_classes_without_names_are_numbers(photos, monkeypatch, capsys):
+  model = make_model()
+  model.class_names = None
+  monkeypatch.setattr(vit_jax, 'load', lambda source: model, raising=False)
+  _, out, _ = run(capsys, photos, form='json', top=1)
+  for line in out.splitlines():
+    best, = json.loads(line)['predictions']
+    assert best['class'] == str(best['label'])
+
+
+def test_unreadable_images_are_named_and_the_rest_predicted(load, photos, capsys):
+  unreadable, out, err = run(capsys, f'{photos}/missing.png', photos, f'{photos}/b.txt', form='json', batch_size=2)
+  assert unreadable == 2 and len(out.splitlines()) == 2
+  assert f'error: {photos}/missing.png: ' in err and f'error: {photos}/b.txt: Expected an encoded image' in err
+  assert '2 of 4 images could not be read.' in err
+
+
+def test_bad_arguments_come_before_the_model(tmp_path):
+  for arguments, options, message in (
+      ([], {}, 'name at least one image or folder'), (['x.png'], {'top': 0}, '--top .* at least 1, got 0'),
+      (['x.png'], {'batch_size': 0}, 'at least 1, got 5 and 0'), ([tmp_path], {}, 'no images in the folder')):
+    with pytest.raises(ValueError, match=message):
+      predict.run('model', list(map(str, arguments)), **options)
+
+
+def test_loss_is_what_the_workdir_says(load, model, photos, capsys, tmp_path):
+  assert predict.recorded_loss('some/name') == 'softmax'
+  (tmp_path / 'config.json').write_text('{"model_type": "vit"}')  # Hugging Face's
+  assert predict.recorded_loss(tmp_path) == 'softmax'
+  (tmp_path / 'config.json').write_text('{"objective": {"loss": "sigmoid"}}')
+  assert predict.recorded_loss(tmp_path) == 'sigmoid'
+  image = f'{photos}/a.png'
+  for loss, expected in ((None, 'sigmoid'), ('softmax', 'softmax')):
+    predict.run(str(tmp_path), [image], form='json', loss=loss)
+    best = json.loads(capsys.readouterr().out)['predictions'][0]
+    assert best['probability'] == pytest.approx(inference.predict(model, [image], loss=expected).max(), abs=1e-6)
+
+
+def test_command_line_errors(tmp_path):
+  for arguments, status, message in (
+      (['--model=x'], 1, 'error: name at least one image'),
+      (['--model=x', 'a.png', '--json', '--csv'], 1, 'choose one of --json and --csv'),
+      (['a.png'], 1, 'Flag --model must have a value')):
+    process = tiny.command('predict', *arguments)
+    _, err = process.communicate()
+    assert process.returncode == status and message in err and 'Traceback' not in err
+
+
+def test_a_run_on_own_images_predicts_what_it_evaluated(tmp_path):
+  """Train on a folder, evaluate, reload, predict: the same numbers; and the command does it in one line."""
+  for split, count in (('train', 40), ('val', 11)):
+    for label, name in enumerate(NAMES[:3]):
+      (tmp_path / split / name).mkdir(parents=True)
+      for seed in range(count):
+        image = make_image(9 + seed % 4, 10, seed) // 3 + np.uint8(80 * label)
+        (tmp_path / split / name / f'{seed}.png').write_bytes(encode(image))
+  config = tiny.config('unused', **{
+      'data.name': f'folder:{tmp_path}', 'data.data_dir': None, 'data.train_split': 'train', 'train.ema_decay': None,
+      'data.eval_transform': "resize_small(9, 'bicubic')|central_crop", 'objective.loss': 'sigmoid',
+      'evaluators': {'test': {'kind': 'classification', 'split': 'val'}}})
+  metrics = vit_jax.train.run(config, tmp_path / 'run')
+  source = folder.open_folder(str(tmp_path), 'val')
+  labels = np.array([source[index]['label'] for index in range(len(source))])
+  model = vit_jax.load(str(tmp_path / 'run'))
+  assert tuple(model.class_names) == tuple(sorted(NAMES[:3]))
+  probabilities = inference.predict(
+      model, [source[index]['image'] for index in range(len(source))], batch_size=64, loss='sigmoid')
+  assert (probabilities.argmax(axis=1) == labels).mean() == pytest.approx(metrics['test/accuracy'], abs=1e-7)
+  hot = np.eye(3)[labels]
+  loss = -(hot * np.log(probabilities) + (1 - hot) * np.log1p(-probabilities)).sum(axis=1).mean()
+  assert loss == pytest.approx(metrics['test/loss'], abs=1e-5)
+
+  (tmp_path / 'broken.png').write_bytes(b'no image')
+  process = tiny.command('predict', f'--model={tmp_path}/run', tmp_path / 'broken.png', tmp_path / 'val', '--json')
+  out, err = process.communicate()
+  assert process.returncode == 1 and f'error: {tmp_path}/broken.png: ' in err and 'Traceback' not in err
+  lines = [json.loads(line) for line in out.splitlines()]
+  assert len(lines) == 33
+  expected = inference.predict(model, [line['image'] for line in lines], loss='sigmoid')
+  for line, row in zip(lines, expected):
+    got = {best['label']: best['probability'] for best in line['predictions']}
+    np.testing.assert_allclose([got[label] for label in range(3)], row, atol=1e-6)

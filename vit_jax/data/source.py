@@ -1,0 +1,69 @@
+"""What every data set is to the rest: encoded images with labels, by number."""
+
+import copy
+from typing import Any, Sequence
+
+
+class Source:
+  """A labelled split with random access; threads may read it at once.
+
+  `source[i]` is `{'image': bytes, 'label': int}`, the image still encoded, 0 <= i < len(source).
+  Labels are as stored: whether they lie in 0..num_classes - 1 is checked where they are used.
+
+  Attributes:
+    name: the data set, as asked for.
+    split: the split, as asked for, such as `train[:90%]`.
+    class_names: a name for each label, in order.
+    num_classes: how many there are.
+    channels: what images are decoded to: 1, greyscale, or 3, colour.
+    upright: whether an orientation noted in an image's EXIF is applied, see `decode`.
+  """
+
+  def __init__(self, records: Sequence[dict[str, Any]], *, name: str, split: str,
+               class_names: Sequence[str], channels: int, upright: bool = False,
+               paths: Sequence[str] | None = None):
+    self._records = records
+    self._paths = paths  # Of each record's file, for messages; None where records have none.
+    self._indices = range(len(records))
+    self.name = name
+    self.split = split
+    self.class_names = tuple(class_names)
+    self.num_classes = len(self.class_names)
+    self.channels = channels
+    self.upright = upright
+
+  def __len__(self) -> int:
+    return len(self._indices)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    return _strip(self._records[self._indices[index]])
+
+  def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+    """Returns the records at `indices` in one call, much faster than one by one from disk."""
+    indices = [self._indices[index] for index in indices]
+    read = getattr(self._records, '__getitems__', None)  # Plain lists have none.
+    records = read(indices) if read else [self._records[index] for index in indices]
+    return [_strip(record) for record in records]
+
+  def describe(self, index: int) -> str:
+    """Names a record so that a person finds it: its number in the stored split, and its file."""
+    stored = self._indices[index]
+    file = f', file {self._paths[stored]}' if self._paths is not None else ''
+    return f'Record {stored} of data set {self.name!r}, split {self.split!r}{file}'
+
+  def keep(self, indices: Sequence[int]) -> 'Source':
+    """Returns the part at `indices`, in that order; `describe` still gives the stored numbers."""
+    kept = copy.copy(self)
+    kept._indices = [self._indices[index] for index in indices]
+    return kept
+
+  def decoded_to(self, channels: int) -> 'Source':
+    """Returns the same records, to be decoded to 1 (greyscale) or 3 channels."""
+    changed = copy.copy(self)
+    changed.channels = channels
+    return changed
+
+
+def _strip(record: dict[str, Any]) -> dict[str, Any]:
+  """Leaves out the features that nobody uses, such as file names."""
+  return {'image': record['image'], 'label': int(record['label'])}
