@@ -10,7 +10,8 @@ import setuptools
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r"^__version__ = '(.+)'$", (HERE / 'vit_jax' / '__init__.py').read_text(), re.MULTILINE)[1]
 
-TEST = ['pytest>=8,<10', 'pytest-xdist>=3.6,<4']
+PLOT = ['matplotlib>=3.8,<4']
+TEST = ['pytest>=8,<10', 'pytest-xdist>=3.6,<4', *PLOT]
 
 setuptools.setup(
     name='vit_jax',
@@ -30,10 +31,12 @@ setuptools.setup(
         'grain>=0.2.18,<0.3',
         'jax>=0.10,<0.13',
         'ml-collections>=1.0,<2',
+        'ml_dtypes>=0.5,<1',
         'numpy>=2,<3',
         'optax>=0.2.8,<0.3',
         'orbax-checkpoint>=0.12.8,<0.13',
-        'pillow>=11,<13',
+        'pillow>=11,<14',
+        'safetensors>=0.5,<1',
         'scikit-learn>=1.5,<2',  # ships the digits
         'tensorboardX>=2.6.2,<3',  # event files without TensorFlow
         'tensorflow-datasets>=4.9.10,<5',
@@ -44,6 +47,7 @@ setuptools.setup(
         'cuda': ['jax[cuda13]'],
         # Only to build TFDS data sets from raw archives.
         'prepare': ['tensorflow-cpu>=2.18,<3'],
+        'plot': PLOT,
         'test': TEST,
         'dev': TEST + ['ruff>=0.8,<1'],
     },

@@ -69,12 +69,33 @@ class TinyNumbers(tfds.core.GeneratorBasedBuilder):
     yield 0, {'image': io.BytesIO(encode(np.zeros((2, 2), np.uint8))), 'label': 3}
 
 
+class TinyScenes(TinyShapes):
+  """Grey images with any number of classes: class k is there if row k is bright; 32 for train, 16 for test."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  code_path = None
+
+  def _info(self):
+    features = {'image': tfds.features.Image(shape=(8, 8, 1)),
+                'labels': tfds.features.Sequence(tfds.features.ClassLabel(names=['top', 'middle', 'bottom']))}
+    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+  def _split_generators(self, dl_manager):
+    return {'train': self._generate_examples(32), 'test': self._generate_examples(16)}
+
+  def _generate_examples(self, count):
+    for index in range(count):
+      image, labels = np.zeros((8, 8), np.uint8), [label for label in range(3) if index >> label & 1]
+      image[[3 * label for label in labels]] = 200
+      yield index, {'image': io.BytesIO(encode(image)), 'labels': labels}
+
+
 @pytest.fixture(scope='session')
 def data_dir(tmp_path_factory):
-  """A TFDS folder that holds digits, tiny_shapes and tiny_numbers."""
+  """A TFDS folder that holds digits, tiny_shapes, tiny_numbers and tiny_scenes."""
   path = tmp_path_factory.mktemp('data')
   digits.prepare(str(path))
-  for builder in (TinyShapes, TinyNumbers):
+  for builder in (TinyShapes, TinyNumbers, TinyScenes):
     builder(data_dir=str(path), file_format='array_record').download_and_prepare(
         download_config=tfds.download.DownloadConfig(try_download_gcs=False))
   return str(path)

@@ -151,6 +151,17 @@ def test_mean_average_precision_by_hand():
   assert mean_average_precision(logits, labels) == pytest.approx(((1 + 2 / 3) / 2 + 1 / 2) / 2)
 
 
+def test_many_labels_an_image_are_learned(data_dir, tmp_path):
+  config = tiny.config(data_dir, **{
+      'data.name': 'tiny_scenes', 'data.train_split': 'train', 'data.train_transform': 'resize', 'data.batch_size': 32,
+      'train.duration': '60 steps', 'train.eval_every': '60 steps', 'optim.peak_lr': 0.01, 'model.pool': 'gap',
+      'objective.loss': 'sigmoid', 'evaluators': {'test': {'kind': 'average_precision', 'split': 'test'}}})
+  assert train.run(config, tmp_path)['test/mAP'] > 0.95  # half of the images hold each class: guessing gives about 0.5
+  config.objective.loss = 'softmax'
+  with pytest.raises(ValueError, match="objective.loss='sigmoid'"):
+    train.run(config, tmp_path / 'softmax')
+
+
 def test_average_precision_evaluator_counts_each_example_once(pretrained, data_dir, tmp_path):
   config = finetune(data_dir, pretrained[1])
   config.evaluators = dict(test=dict(kind='average_precision', split='test[:100]'))

@@ -11,10 +11,6 @@ from etils import epath
 
 from vit_jax import commands
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Workdir of a run of vit_jax.main.')
-_STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the latest by default.')
-_DATA_DIR = flags.DEFINE_string('data_dir', None, "Where the data sets are, if not where the run's config says.")
-
 
 def evaluate(workdir, step, data_dir):
   """Evaluates the checkpoint of a step.
@@ -60,7 +56,7 @@ def main(argv):
   """Parses nothing more, evaluates and prints."""
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}; flags look like --workdir=runs/digits')
-  step, values, recorded = commands.call(evaluate, _WORKDIR.value, _STEP.value, _DATA_DIR.value)
+  step, values, recorded = commands.call(evaluate, flags.FLAGS.workdir, flags.FLAGS.step, flags.FLAGS.data_dir)
   print(json.dumps(dict(step=step, **values)))
   known = {name: recorded[name] for name in values if name in recorded}
   if known:
@@ -68,6 +64,8 @@ def main(argv):
     print('Equal to what the run recorded at this step.' if same else f'The run recorded {known}.', file=sys.stderr)
 
 
-if __name__ == '__main__':
-  flags.mark_flags_as_required(['workdir'])
+if __name__ == '__main__':  # flags are the process's: not on import, as from a test or notebook
+  flags.DEFINE_string('workdir', None, 'Workdir of a run of vit_jax.main.', required=True)
+  flags.DEFINE_integer('step', None, 'Which checkpoint; the latest by default.')
+  flags.DEFINE_string('data_dir', None, "Where the data sets are, if not where the run's config says.")
   app.run(main)

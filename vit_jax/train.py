@@ -5,7 +5,6 @@ All reading of the config, all I/O and its order are here; the parts it puts tog
 import collections
 import dataclasses
 import json
-import time
 from typing import Any, Callable
 
 from clu import parameter_overview
@@ -28,6 +27,7 @@ from vit_jax.training.objectives import Classification
 from vit_jax.training.report import Report
 from vit_jax.training.state import TrainState
 from vit_jax.training.step import make_train_step
+from vit_jax.training.window import Window
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +156,9 @@ def restore(parts, checkpoints, step=None):
   if step is None:
     return 0, parts.strategy.place(parts.create()), dict(_record(parts), position=None, metrics={})
   state, record = checkpoints.restore(step, jax.eval_shape(parts.create))
+  if tuple(record['class_names']) != parts.data.source.class_names:
+    raise ValueError(f"the classes of {parts.config.data.name} have changed since step {step}: they were "
+                     f"{record['class_names']}, they are {list(parts.data.source.class_names)}; labels would be mixed up")
   return step, parts.strategy.place(state), record
 
 
@@ -209,7 +212,7 @@ def _loop(parts, checkpoints, report, start, state, record):
     iterator.set_state(record['position'])
   # On a CPU several programs with collectives in flight can deadlock; elsewhere one ahead hides the dispatch.
   in_flight, ahead = collections.deque(), 0 if jax.default_backend() == 'cpu' else 1
-  window = _Window(parts)
+  window = Window(parts.schedule, parts.config.data.batch_size, len(parts.data.source))
   batch = strategy.put(next(iterator))
 
   for step in range(start + 1, train.duration + 1):
@@ -243,45 +246,6 @@ def _loop(parts, checkpoints, report, start, state, record):
     if logged or evaluated:
       window.restart_clock()
   return record['metrics']
-
-
-class _Window:
-  """Training metrics since the last log line, and times since the last pause of training."""
-
-  def __init__(self, parts):
-    self._parts = parts
-    self._merge = jax.jit(lambda total, metrics: total.merge(metrics))
-    self._total = None
-    self.restart_clock()
-
-  def restart_clock(self):
-    """Begins to time anew: what came before (compilation, an evaluation, a save) is no training speed."""
-    self._since, self._waited, self._steps = time.monotonic(), 0.0, 0
-
-  def elapsed(self):
-    """Seconds since the clock was started."""
-    return time.monotonic() - self._since
-
-  def wait(self, draw):
-    """Calls `draw` and counts its time as waiting for input."""
-    begin = time.monotonic()
-    batch = draw()
-    self._waited += time.monotonic() - begin
-    return batch
-
-  def add(self, metrics):
-    """Adds a step's metrics, which stay on the device."""
-    self._total = metrics if self._total is None else self._merge(self._total, metrics)
-    self._steps += 1
-
-  def take(self, step):
-    """{'train/…': number} since the last call, fetched from the device."""
-    total, self._total = jax.device_get(self._total), None
-    batch_size, examples = self._parts.config.data.batch_size, len(self._parts.data.source)
-    values = dict(total.compute(), learning_rate=self._parts.schedule(step - 1), epoch=step * batch_size / examples)
-    if self._steps:
-      values.update(images_per_second=self._steps * batch_size / self.elapsed(), input_wait=self._waited / self.elapsed())
-    return {f'train/{name}': float(value) for name, value in values.items()}
 
 
 def _record(parts):

@@ -42,7 +42,8 @@ def train_batches(source: Source, *, batch_size: int, image_size: tuple[int, int
     An iterable. `iter()` gives an iterator with `get_state()`, a small dict for JSON, and
     `set_state(state)`. Batches hold this process's b = batch_size / process_count examples:
       image: (b, *image_size, C) uint8, C = source.channels;
-      label: (b,) int32, 0..num_classes - 1;
+      label: (b,) int32, 0..num_classes - 1, or where the source has many labels an image
+        (b, num_classes) int32 of 0 and 1;
       id: (b,) int32, the record's index in the split;
       rng: (b,) uint32, random bits of the example's own, for randomness on the device.
     Drawing a batch raises ValueError, naming the record, where one cannot be decoded, labelled
@@ -82,7 +83,7 @@ def eval_batches(source: Source, *, batch_size: int, image_size: tuple[int, int]
   """
   share = _share_size(batch_size, process_index, process_count)
   finish = _Finish(source, spec.parse(transform, image_size))
-  padding = _padding(image_size, source.channels)
+  padding = _padding(image_size, source)
 
   def finish_or_pad(record, rng):
     return padding if record is _NO_RECORD else {**finish(record, rng), 'mask': True}
@@ -117,10 +118,10 @@ class _Records:
   def _decoded(self, index: int, record: dict[str, Any]) -> dict[str, Any]:
     try:
       image = decode.decode(record['image'], self._source.channels, self._source.upright)
-      _check_label(record['label'], self._source.num_classes)
+      label = _checked_label(record['label'], self._source.num_classes)
     except ValueError as error:
       raise _record_error(self._source, index, error) from error
-    return {'image': image, 'label': record['label'], 'id': index}
+    return {'image': image, 'label': label, 'id': index}
 
 
 class _PaddedRecords:
@@ -185,9 +186,10 @@ def _stack(examples: Sequence[dict[str, Any]]) -> Batch:
           for key, dtype in _DTYPES.items() if key in examples[0]}
 
 
-def _padding(image_size: tuple[int, int], channels: int) -> dict[str, Any]:
-  image = np.zeros((*image_size, channels), np.uint8)
-  return {'image': image, 'label': 0, 'id': 0, 'rng': 0, 'mask': False}
+def _padding(image_size: tuple[int, int], source: Source) -> dict[str, Any]:
+  image = np.zeros((*image_size, source.channels), np.uint8)
+  label = np.zeros(source.num_classes, np.int32) if source.many_labels else 0
+  return {'image': image, 'label': label, 'id': 0, 'rng': 0, 'mask': False}
 
 
 def _share_size(batch_size: int, process_index: int, process_count: int) -> int:
@@ -202,10 +204,17 @@ def _share_size(batch_size: int, process_index: int, process_count: int) -> int:
   return batch_size // process_count
 
 
-def _check_label(label: int, num_classes: int) -> None:
-  if not 0 <= label < num_classes:
-    hint = ' (TFDS stores -1 where a split has no labels: use another split)' if label == -1 else ''
-    raise ValueError(f'expected a label in 0..{num_classes - 1}, got {label}{hint}')
+def _checked_label(label: int | list[int], num_classes: int) -> int | np.ndarray:
+  """Returns a label, many labels as a vector of 0 and 1, if all are classes."""
+  for one in [label] if isinstance(label, int) else label:
+    if not 0 <= one < num_classes:
+      hint = ' (TFDS stores -1 where a split has no labels: use another split)' if one == -1 else ''
+      raise ValueError(f'expected a label in 0..{num_classes - 1}, got {one}{hint}')
+  if isinstance(label, int):
+    return label
+  ones = np.zeros(num_classes, np.int32)
+  ones[label] = 1
+  return ones
 
 
 def _record_error(source: Source, index: int, error: ValueError) -> ValueError:

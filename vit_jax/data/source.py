@@ -7,7 +7,8 @@ from typing import Any, Sequence
 class Source:
   """A labelled split with random access; threads may read it at once.
 
-  `source[i]` is `{'image': bytes, 'label': int}`, the image still encoded, 0 <= i < len(source).
+  `source[i]` is `{'image': bytes, 'label': label}`, the image still encoded, 0 <= i < len(source);
+  a label is an int, or with `many_labels` a list of ints.
   Labels are as stored: whether they lie in 0..num_classes - 1 is checked where they are used.
 
   Attributes:
@@ -15,12 +16,13 @@ class Source:
     split: the split, as asked for, such as `train[:90%]`.
     class_names: a name for each label, in order.
     num_classes: how many there are.
+    many_labels: whether an image has any number of classes instead of one.
     channels: what images are decoded to: 1, greyscale, or 3, colour.
     upright: whether an orientation noted in an image's EXIF is applied, see `decode`.
   """
 
   def __init__(self, records: Sequence[dict[str, Any]], *, name: str, split: str,
-               class_names: Sequence[str], channels: int, upright: bool = False,
+               class_names: Sequence[str], channels: int, many_labels: bool = False, upright: bool = False,
                paths: Sequence[str] | None = None):
     self._records = records
     self._paths = paths  # Of each record's file, for messages; None where records have none.
@@ -29,6 +31,7 @@ class Source:
     self.split = split
     self.class_names = tuple(class_names)
     self.num_classes = len(self.class_names)
+    self.many_labels = many_labels
     self.channels = channels
     self.upright = upright
 
@@ -36,14 +39,19 @@ class Source:
     return len(self._indices)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    return _strip(self._records[self._indices[index]])
+    return self._strip(self._records[self._indices[index]])
 
   def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
     """Returns the records at `indices` in one call, much faster than one by one from disk."""
     indices = [self._indices[index] for index in indices]
     read = getattr(self._records, '__getitems__', None)  # Plain lists have none.
     records = read(indices) if read else [self._records[index] for index in indices]
-    return [_strip(record) for record in records]
+    return [self._strip(record) for record in records]
+
+  def _strip(self, record: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out the features that nobody uses, such as file names."""
+    label = [int(label) for label in record['labels']] if self.many_labels else int(record['label'])
+    return {'image': record['image'], 'label': label}
 
   def describe(self, index: int) -> str:
     """Names a record so that a person finds it: its number in the stored split, and its file."""
@@ -62,8 +70,3 @@ class Source:
     changed = copy.copy(self)
     changed.channels = channels
     return changed
-
-
-def _strip(record: dict[str, Any]) -> dict[str, Any]:
-  """Leaves out the features that nobody uses, such as file names."""
-  return {'image': record['image'], 'label': int(record['label'])}

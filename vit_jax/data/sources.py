@@ -38,12 +38,13 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
     digits.prepare(os.fspath(root))
   builder = _find_builder(name, root)
   _check_prepared(name, builder, root)
-  _check_features(name, builder.info.features)
+  features = builder.info.features
+  classes = _classes(name, features)
   _check_split(name, split, builder.info.splits)
   records = builder.as_data_source(
       split=split, decoders={'image': tfds.decode.SkipDecoding()}, file_format='array_record')
-  features = builder.info.features
-  return Source(records, name=name, split=split, class_names=features['label'].names,
+  return Source(records, name=name, split=split, class_names=classes.names,
+                many_labels=not ('label' in features and features['label'] is classes),
                 channels=1 if features['image'].shape[-1] == 1 else 3)
 
 
@@ -86,14 +87,17 @@ def _check_prepared(name: str, builder: tfds.core.DatasetBuilder, root: epath.Pa
         f'--dataset_version_dir={builder.data_path} --out_file_format=array_record')
 
 
-def _check_features(name: str, features: tfds.features.FeaturesDict) -> None:
+def _classes(name: str, features: tfds.features.FeaturesDict) -> tfds.features.ClassLabel:
+  """The classes of feature `label`, or of those in `labels` where an image has any number."""
   found = dict(features.items())
-  image, label = found.get('image'), found.get('label')
-  if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
+  choices = [found.get('label'), getattr(found.get('labels'), 'feature', None)]
+  choices = [choice for choice in choices if isinstance(choice, tfds.features.ClassLabel)]
+  if not isinstance(found.get('image'), tfds.features.Image) or not choices:
     got = ', '.join(f'{key}: {type(value).__name__}' for key, value in found.items())
     raise ValueError(
-        f'Expected data set {name!r} to have the features image: Image and label: ClassLabel, '
-        f'got {got}. Only image classification with one label an image can be trained on.')
+        f'Expected data set {name!r} to have the features image: Image and label: ClassLabel (or '
+        f'labels: a sequence of them), got {got}. Only image classification can be trained on.')
+  return choices[0]
 
 
 def _check_split(name: str, split: str, splits: tfds.core.SplitDict) -> None:

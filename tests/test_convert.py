@@ -1,0 +1,173 @@
+"""Every format to every format, and the commands `convert` and `describe`."""
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from tests import golden_files
+from tests import tiny
+from tests.golden_files import MODELS
+from vit_jax import convert
+from vit_jax import describe
+from vit_jax.pretrained import formats
+from vit_jax.pretrained import load
+from vit_jax.pretrained import save
+
+# What a format cannot hold: the field that the error names.
+REFUSED = {
+    'bv_gap_rep_sincos2d': dict(huggingface='pool', timm='representation_size'),
+    'bv_gap_scan': dict(huggingface='pool'),
+    'bv_map': dict(google='pool', huggingface='pool'),
+    'bv_nonsquare_sincos2d': dict(huggingface='pool'),
+    'timm_gap': dict(google='class_token', big_vision='class_token', huggingface='pool'),
+    'timm_gap_nocls': dict(google='norm_after_pool', big_vision='norm_after_pool', huggingface='pool'),
+    'timm_layerscale_qknorm': dict.fromkeys(('google', 'big_vision', 'huggingface'), 'layer_scale'),
+    'timm_reg4': dict.fromkeys(('google', 'big_vision', 'huggingface'), 'registers'),
+    'timm_reg_map': dict(google='pool', huggingface='pool'),
+    'vit_gap': dict(huggingface='pool'),
+    'vit_token_prelogits_old': dict(huggingface='representation_size', timm='representation_size'),
+}
+# Equal, but told otherwise by the format: what a conversion may change.
+NUMERICS = ('gelu', 'norm_epsilon', 'layer_scale')
+POSITIONS = ('position', 'token_position')
+
+
+def saved(weights, folder, form):
+  """Writes weights and reads them again, told the image size."""
+  path = folder / ('model.npz' if formats.FORMATS[form].SUFFIX == '.npz' else 'model')
+  save.save(weights, path, form, approximate=True)
+  return load.read(path, image_size=weights.fields['image_size'])
+
+
+@pytest.mark.parametrize('form', formats.FORMATS)
+@pytest.mark.parametrize('name', MODELS)
+def test_round_trip(name, form, tmp_path):
+  weights = golden_files.read(name)
+  if field := REFUSED.get(name, {}).get(form):
+    with pytest.raises(ValueError, match=f'the {form} format cannot hold {field}='):
+      saved(weights, tmp_path, form)
+    return
+  back = saved(weights, tmp_path, form)
+  assert back.source == form and not back.problems
+  same = lambda weights, without: {key: weights.fields[key] for key in weights.fields if key not in without}
+  assert same(back, NUMERICS + POSITIONS) == same(weights, NUMERICS + POSITIONS)
+  numerics = {key: weights.fields[key] for key in NUMERICS}
+  back.fields.update(numerics)
+  images = golden_files.vectors(name)[0]
+  if back.fields == weights.fields:
+    golden_files.assert_same_params(back.params, weights.params)
+    np.testing.assert_array_equal(golden_files.logits(back, images), golden_files.logits(weights, images))
+  else:  # positions that the format stores otherwise: all else is the same
+    rest = lambda weights: {path: leaf for path, leaf in weights.params.items() if path != 'position'}
+    golden_files.assert_same_params(rest(back), rest(weights))
+    np.testing.assert_allclose(golden_files.logits(back, images), golden_files.logits(weights, images), atol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['vit_token', 'bv_map', 'hf_vit', 'timm_token'])
+def test_same_names_as_the_code_it_comes_from(name, tmp_path):
+  """What we write in a file's own format has that file's arrays, bit for bit."""
+  weights, path = golden_files.read(name), MODELS[name]
+  save.save(weights, tmp_path / f'model{formats.FORMATS[weights.source].SUFFIX}', weights.source)
+  if path.is_dir():
+    (header, data), (ours, our_data) = (golden_files.safetensors_of(file) for file in (
+        path / 'model.safetensors', tmp_path / 'model.safetensors'))
+    assert header == ours and data == our_data
+  else:
+    theirs, ours = golden_files.arrays_of(path), golden_files.arrays_of(tmp_path / 'model.npz')
+    golden_files.assert_same_params(theirs, ours)
+
+
+def test_numerics_that_the_target_lacks_need_consent(tmp_path):
+  weights = golden_files.read('timm_token')
+  with pytest.raises(ValueError, match="computes with gelu='tanh', this model with 'exact'.*--approximate"):
+    save.save(weights, tmp_path / 'a.npz', 'google')
+  with pytest.raises(ValueError, match='computes with norm_epsilon=1e-06, this model with 1e-12'):
+    save.save(golden_files.read('hf_vit'), tmp_path / 'a', 'timm')
+  assert not list(tmp_path.iterdir())
+
+
+def test_names_and_preprocessing_travel(tmp_path):
+  import dataclasses
+  from vit_jax.preprocessing import Preprocessing
+  for form, transform in (('huggingface', "resize(interpolation='bicubic')"),
+                          ('timm', "resize_small(19, interpolation='bicubic')|central_crop"), ('timm', 'resize')):
+    weights = dataclasses.replace(
+        golden_files.read('hf_vit' if form == 'huggingface' else 'timm_token'), class_names=tuple('abcdefg'),
+        preprocessing=Preprocessing(transform, (0.1, 0.2, 0.3), 0.25))
+    back = saved(weights, tmp_path / transform, form)
+    assert back.class_names == weights.class_names and back.preprocessing == weights.preprocessing
+
+
+def test_nothing_is_overwritten_and_nothing_half_written(tmp_path, monkeypatch):
+  weights = golden_files.read('timm_token')
+  save.save(weights, tmp_path / 'model', 'timm')
+  before = (tmp_path / 'model' / 'model.safetensors').read_bytes()
+  for destination in ('model', 'model/model.safetensors', 'model/other.safetensors'):
+    with pytest.raises(FileExistsError, match='is there already; nothing is overwritten'):
+      save.save(weights, tmp_path / destination, 'timm')
+  assert (tmp_path / 'model' / 'model.safetensors').read_bytes() == before
+
+  def full(*args, **options):
+    raise OSError('disk full')
+
+  monkeypatch.setattr(save, 'save_file', full)
+  with pytest.raises(OSError, match='disk full'):
+    save.save(weights, tmp_path / 'other', 'timm')
+  assert [path.name for path in tmp_path.iterdir()] == ['model']
+
+
+@pytest.mark.parametrize('destination, form, message', [
+    ('a', 'google', 'the google format is a file whose name ends in .npz'),
+    ('a.npz', 'timm', 'the timm format is a directory or a .safetensors file'),
+    ('a.npz', 'keras', r"unknown format 'keras'; choose from \['big_vision', 'google', 'huggingface', 'timm'\]"),
+])
+def test_bad_destinations(destination, form, message, tmp_path):
+  with pytest.raises(ValueError, match=message):
+    save.save(golden_files.read('vit_token'), tmp_path / destination, form)
+
+
+def test_convert_from_and_to_everything(tmp_path):
+  """The whole circle, by the command's function: the parameters come back bit for bit."""
+  steps = [('google', 'a.npz'), ('timm', 'b'), ('huggingface', 'c'), ('big_vision', 'd.npz'), ('huggingface', 'e.safetensors')]
+  source = MODELS['hf_vit']
+  for form, name in steps:
+    lines = convert.convert(str(source), str(tmp_path / name), to=form, approximate=True)
+    assert any(line.startswith('wrote ') for line in lines)
+    source = tmp_path / name
+  golden_files.assert_same_params(load.read(source).params, golden_files.read('hf_vit').params)
+
+
+def output(module, *arguments):
+  """(exit status, standard output, standard error) of a command."""
+  process = tiny.command(module, *arguments)
+  out, err = process.communicate(timeout=120)
+  return process.returncode, out, err
+
+
+def test_command_convert(tmp_path):
+  status, out, _ = output('convert', MODELS['timm_token'], tmp_path / 'a.npz', '--approximate')
+  assert status == 0 and out.splitlines()[-1] == f'wrote {tmp_path / "a.npz"}'
+  assert 'preprocessing is not stored in .npz files' in out and load.read(tmp_path / 'a.npz').source == 'google'
+  status, _, err = output('convert', MODELS['bv_map'], tmp_path / 'b.npz', '--to=google')
+  assert status == 1 and err.strip() == (
+      "error: the google format cannot hold pool='map', only 'token' or 'gap'; choose another format")
+
+
+def test_command_describe():
+  status, out, _ = output('describe', MODELS['vit_token'], '--num_classes=3', '--image_size=32', '--image_size=24')
+  assert status == 0
+  for text in ('format         google', 'parameters     11,575', "transform='resize'", 'width=24', 'Total: 11,575',
+               'grid 4×4 to 8×6, resized, bilinear', 'head: reset to zeros for 3 classes (was 7)'):
+    assert text in out
+  status, out, _ = output('describe', MODELS['timm_reg4'], '--json')
+  described = json.loads(out)
+  assert status == 0 and described['fields']['registers'] == 4 and described['class_names'] is None
+  status, _, err = output('describe', pathlib.Path('nothing.npz'))
+  assert status == 1 and err.startswith('error: there is no nothing.npz')
+
+
+def test_describe_tells_of_problems(tmp_path):
+  np.savez(tmp_path / 'a.npz', surplus=np.zeros(3), **golden_files.arrays_of(MODELS['vit_token']))
+  description, table = describe.describe(tmp_path / 'a.npz')
+  assert description['problems'] == ('unused: surplus',) and 'unused: surplus' in describe.text(description, table)

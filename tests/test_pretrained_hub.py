@@ -1,0 +1,155 @@
+"""Names of public weights, against a server of our own on this machine."""
+import hashlib
+import http.server
+import json
+import pathlib
+import shutil
+import threading
+
+from etils import epath
+import pytest
+
+from tests import golden_files
+from tests.golden_files import MODELS
+from vit_jax.pretrained import hub
+from vit_jax.pretrained import load
+
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+  """A folder served over HTTP: (folder, address, paths that were asked for). 'secret' in a path answers 403."""
+  folder, asked = tmp_path_factory.mktemp('site'), []
+
+  class Handler(http.server.SimpleHTTPRequestHandler):
+
+    def __init__(self, *args):
+      super().__init__(*args, directory=folder)
+
+    def do_GET(self):
+      asked.append(self.path)
+      if 'secret' in self.path:
+        self.send_error(403)
+      elif 'short' in self.path:
+        self.send_response(200)
+        self.send_header('Content-Length', '1000')
+        self.end_headers()
+        self.wfile.write(b'only this')
+      else:
+        super().do_GET()
+
+    def log_message(self, *args):
+      pass
+
+  server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+  threading.Thread(target=server.serve_forever, daemon=True).start()
+  yield folder, f'http://127.0.0.1:{server.server_port}', asked
+  server.shutdown()
+  server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def cache(site, tmp_path, monkeypatch):
+  """An empty cache, and the server in place of the public ones."""
+  _, address, asked = site
+  asked.clear()
+  monkeypatch.setattr(hub, 'BASES', {name: f'{address}/{name}' for name in hub.BASES})
+  monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path / 'cache'))
+  return tmp_path / 'cache'
+
+
+def put(site, path, source):
+  target = site[0] / path
+  target.parent.mkdir(parents=True, exist_ok=True)
+  shutil.copy(source, target)
+
+
+def test_official_names(site, cache):
+  put(site, 'google/imagenet21k/ViT-T_4.npz', MODELS['vit_token'])
+  put(site, 'google/imagenet21k+imagenet2012/ViT-T_4.npz', MODELS['vit_gap'])
+  put(site, 'big_vision/vit_t4.npz', MODELS['bv_gap_scan'])
+  golden_files.assert_same_params(load.read('google/ViT-T_4').params, golden_files.read('vit_token').params)
+  assert load.read('google/imagenet21k+imagenet2012/ViT-T_4.npz').fields['pool'] == 'gap'
+  assert load.read('big_vision/vit_t4').source == 'big_vision'
+  assert (cache / 'google' / 'imagenet21k' / 'ViT-T_4.npz').exists()
+
+
+def test_huggingface_and_timm_names(site):
+  for file in ('config.json', 'model.safetensors'):
+    put(site, f'hf/someone/vit-tiny/resolve/main/{file}', MODELS['hf_vit'] / file)
+    put(site, f'hf/timm/vit_tiny.augreg_in21k/resolve/v2/{file}', MODELS['timm_token'] / file)
+  assert load.read('hf:someone/vit-tiny').source == 'huggingface'
+  assert load.read('timm:vit_tiny.augreg_in21k@v2').source == 'timm'
+  preprocessor = site[0] / 'hf/someone/other/resolve/main/preprocessor_config.json'
+  for file in ('config.json', 'model.safetensors'):
+    put(site, f'hf/someone/other/resolve/main/{file}', MODELS['hf_vit'] / file)
+  preprocessor.write_text(json.dumps(dict(image_mean=[0.25] * 3)))
+  assert load.read('hf:someone/other').preprocessing.mean == 0.25
+
+
+def test_the_cache_is_used_and_checked(site, cache):
+  put(site, 'google/imagenet21k/ViT-T_4.npz', MODELS['vit_token'])
+  path = hub.fetch('google/ViT-T_4')
+  digest = hashlib.sha256(MODELS['vit_token'].read_bytes()).hexdigest()
+  assert path.with_name('ViT-T_4.npz.sha256').read_text() == f'{digest}  ViT-T_4.npz\n'
+  assert hub.fetch('google/ViT-T_4') == path and len(site[2]) == 1
+  path.write_bytes(b'damaged')
+  assert hub.fetch('google/ViT-T_4').read_bytes() == MODELS['vit_token'].read_bytes() and len(site[2]) == 2
+  path.with_name('ViT-T_4.npz.sha256').unlink()  # as if killed between the two
+  hub.fetch('google/ViT-T_4')
+  assert len(site[2]) == 3
+  assert sorted(file.name for file in path.parent.iterdir()) == ['ViT-T_4.npz', 'ViT-T_4.npz.sha256']
+
+
+@pytest.mark.parametrize('name, message', [
+    ('google/secret/ViT-B_16', 'answered 403 Forbidden. The official bucket answers 403 to anonymous users since 2026'),
+    ('google/ViT-L_32', "404 File not found. timm and Hugging Face hold the same weights: hf:google/vit-large-patch32-224"),
+    ('google/imagenet21k+imagenet2012/ViT-B_16', 'timm:vit_base_patch16_384.orig_in21k_ft_in1k'),
+    ('google/augreg/S_16-i21k', 'timm:vit_small_patch16_224.augreg_in21k'),
+    ('hf:nobody/nothing', '404 File not found. The name may be wrong, private, or without a model.safetensors'),
+    ('timm:secret.tag', '403 Forbidden. The name may be wrong'),
+    ('big_vision/nothing', 'Download the file where you have access and give its path'),
+    ('google/short', 'the connection ended after 9 of 1,000 bytes; try again'),
+])
+def test_answers_that_are_no_weights(name, message, cache):
+  with pytest.raises(OSError, match=message):
+    load.load(name)
+  assert not [file for file in cache.rglob('*') if file.is_file()]
+
+
+def test_no_network(monkeypatch):
+  monkeypatch.setattr(hub, 'BASES', dict.fromkeys(hub.BASES, 'http://127.0.0.1:1'))
+  with pytest.raises(OSError, match='cannot reach .*Connection refused. Without a network give the path of a file'):
+    hub.fetch('google/ViT-B_16')
+
+
+@pytest.mark.parametrize('name', ['google/../../etc/passwd', 'hf:alone', 'timm:', 'hf:a/b/c', 'google/'])
+def test_names_of_no_known_form(name):
+  with pytest.raises(ValueError, match=f"unknown weights '{name}'; expected 'google/ViT-B_16'"):
+    hub.fetch(name)
+
+
+def test_a_local_path_wins_over_a_name(site, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  pathlib.Path('google').mkdir()
+  shutil.copy(MODELS['vit_token'], 'google/ViT-B_16')
+  assert load.read('google/ViT-B_16').fields['width'] == 24 and not site[2]
+
+
+def test_remote_paths_are_copied_once(tmp_path, monkeypatch):
+  opened = []
+
+  class Remote(type(epath.Path('.'))):
+
+    def open(self, *args, **options):
+      opened.append(self)
+      return super().open(*args, **options)
+
+  bucket = tmp_path / 'bucket'
+  bucket.mkdir()
+  shutil.copy(MODELS['vit_token'], bucket / 'a.npz')
+  monkeypatch.setattr(hub.epath, 'Path', lambda path: Remote(str(path).replace('gs://', f'{tmp_path}/')))
+  for _ in range(2):
+    assert load.read('gs://bucket/a.npz').fields['width'] == 24
+  assert len(opened) == 1
+  with pytest.raises(OSError, match='cannot read gs://bucket/b.npz.* is gcsfs installed'):
+    load.read('gs://bucket/b.npz')
