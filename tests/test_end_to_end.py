@@ -91,25 +91,34 @@ def test_going_on_after_an_exception_ends_like_the_uninterrupted_run(finished, t
   assert_identical(config, tmp_path, workdir)
 
 
-def test_kills_at_random_moments_change_nothing(finished, tmp_path):
+def test_kills_at_random_moments_change_nothing(data_dir, tmp_path):
   """SIGKILL, wherever it strikes: start, compilation, a step, an evaluation, the middle of a save."""
-  config, workdir, _ = finished
-  arguments = f'--config={tiny.write(config, tmp_path)}', f'--workdir={tmp_path / "run"}'
-  start = time.monotonic()
-  _, error = (process := tiny.command('main', *arguments)).communicate()
-  length = time.monotonic() - start
-  assert process.returncode == 0, error
-  assert_identical(config, tmp_path / 'run', workdir)
-
-  arguments = arguments[0], f'--workdir={tmp_path / "killed"}'
+  config = tiny.config(data_dir, **{'checkpoint.every': '10 steps', 'train.eval_every': '25 steps',
+                                    'train.duration': f'{60 + 60 * KILLS} steps'})
+  train.run(config, tmp_path / 'whole')
+  arguments = f'--config={tiny.write(config, tmp_path)}', f'--workdir={tmp_path / "killed"}'
+  rng, lived = random.Random(0), []
   for kill in range(KILLS):
     process = tiny.command('main', *arguments)
-    time.sleep(random.Random(kill).uniform(0.1, 0.95) * length)
+    if kill % 5 < 4:  # once it has saved once more, so that it gets somewhere; at once, or a little later
+      before = saved(tmp_path / 'killed')
+      while saved(tmp_path / 'killed') == before and process.poll() is None:
+        time.sleep(0.01)
+      time.sleep(rng.choice([0.0, rng.uniform(0.0, 1.0)]))
+    else:  # before it gets anywhere
+      time.sleep(rng.uniform(0.1, 3.0))
     process.kill()
-    process.communicate()
-  _, error = (process := tiny.command('main', *arguments)).communicate()
+    assert process.wait() == -9, f'it ended by itself: {process.communicate()[1]}'
+    lived.append(saved(tmp_path / 'killed'))
+  output, error = (process := tiny.command('main', *arguments)).communicate()
   assert process.returncode == 0, error
-  assert_identical(config, tmp_path / 'killed', workdir)
+  assert 'going on after step' in output and len(set(lived)) > 1
+  assert_identical(config, tmp_path / 'killed', tmp_path / 'whole')
+
+
+def saved(workdir):
+  """The steps of the whole checkpoints."""
+  return tuple(sorted(path.name for path in (workdir / 'checkpoints').glob('*') if path.name.isdigit()))
 
 
 def test_a_finished_run_says_so_and_ends_well(finished, capsys):
