@@ -4,12 +4,13 @@
 
 Data: the 1,797 digits of 8x8 pixels that ship inside scikit-learn (UCI optdigits), 1,497 to train and 300 to test.
 Hardware: 2 cores of a CPU.
-Time: MEASURE.
-Accuracy: MEASURE.
+Time: 50 s (three runs on a machine that did other work too; 36 s of CPU time each).
+Accuracy: 98.67 % (median of seeds 0, 1, 2: 98.67, 99.00, 98.67; measured, jax 0.10.2).
 
-Made for a CPU, where XLA is slow at small batched products: patches of 4 pixels make 4 tokens, a tenth of the time of
-the 16 that patches of 2 make, and are as accurate. Shifts by whole pixels are coarse at 8x8; `affine` moves by parts of
-one.
+Made for a CPU, where XLA is slow at small batched products. Tried on the way, on other splits of the same images: patches
+of 2 pixels (16 tokens) took two to three times as long and reached 80 to 97 %; moving every image by whole pixels is too
+much at 8x8, `affine` moves by parts of one; width 64 and depth 2 took half the time, and their worst of five seeds was
+98.0 %, not 98.7.
 """
 import ml_collections
 

@@ -16,10 +16,10 @@ def get_config():
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.data = dict(name='fashion_mnist', train_split='train', batch_size=128, image_size=28, cache=True, threads=1,
-                     train_transform='pad_crop(2)|flip')
-  config.model = dict(patch_size=7, width=96, depth=4, heads=4, mlp_dim=192, pool='gap', dropout=0.1)
+                     train_transform='pad_crop(1)|flip')
+  config.model = dict(patch_size=4, width=96, depth=4, heads=2, mlp_dim=192, pool='gap')
   config.optim = dict(name='adamw', peak_lr=2e-3, schedule='cosine', warmup='1 epochs', weight_decay=0.05,
                       decay_mask='.*/kernel')
-  config.train = dict(duration='20 epochs', log_every='200 steps', eval_every='2 epochs')
+  config.train = dict(duration='12 epochs', log_every='200 steps', eval_every='2 epochs')
   config.evaluators = dict(test=dict(kind='classification', split='test'))
   return config

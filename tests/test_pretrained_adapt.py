@@ -120,7 +120,8 @@ def test_a_model_without_a_head_gets_one():
 @pytest.mark.parametrize('transform, size, expected', [
     ('resize', 56, 'resize'),
     ('resize_small(32)|central_crop', 56, 'resize_small(64)|central_crop'),
-    ("resize_small(32, interpolation='bicubic')|central_crop", 56, "resize_small(64, interpolation='bicubic')|central_crop"),
+    ("resize_small(32, interpolation='bicubic')|central_crop", 56,
+     "resize_small(64, interpolation='bicubic')|central_crop"),
     ("resize_small(32, interpolation='bicubic')|central_crop", (56, 28), "resize(interpolation='bicubic')"),
     ('resize_small(32)|central_crop', (56, 28), 'resize'),
     ('resize_small(32)|central_crop', 28, 'resize_small(32)|central_crop'),

@@ -88,7 +88,8 @@ def test_big_vision_training_state_is_left_out(tmp_path):
 def test_class_token_position_folded_or_not_gives_the_same(tmp_path):
   images, output = golden_files.vectors('bv_tok_learn')
   own = np.random.default_rng(0).normal(size=(1, 1, 24)).astype(np.float32)
-  unfold = {'params/cls': lambda array: array - own, 'params/pos_embedding': lambda array: np.concatenate([own, array], 1)}
+  unfold = {'params/cls': lambda array: array - own,
+            'params/pos_embedding': lambda array: np.concatenate([own, array], 1)}
   weights = rewritten(tmp_path, 'bv_tok_learn', lambda name, array: (name, unfold.get(name, lambda x: x)(array)))
   assert weights.fields['token_position']
   np.testing.assert_allclose(golden_files.logits(weights, images), output, rtol=0, atol=1e-5)
@@ -135,7 +136,8 @@ def test_huggingface_model_without_classifier(tmp_path):
   assert weights.fields['num_classes'] is None and weights.fields['representation_size'] == 24
   features = load.read(variant(tmp_path, 'hf_vit', arrays=arrays, drop=tensors))
   images = golden_files.vectors('hf_vit')[0]
-  np.testing.assert_allclose(golden_files.logits(weights, images), np.tanh(golden_files.logits(features, images)), atol=1e-6)
+  expected = np.tanh(golden_files.logits(features, images))
+  np.testing.assert_allclose(golden_files.logits(weights, images), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize('config, message', [
@@ -171,8 +173,8 @@ def test_timm_hub_config(tmp_path):
   assert weights.class_names[:2] == ('n0', 'a fish')
   assert weights.preprocessing == Preprocessing(
       "resize_small(17, interpolation='bicubic')|central_crop", 0.5, (0.1, 0.2, 0.3))
-  squash = dict(crop_mode='squash', interpolation='bilinear')
-  assert load.read(variant(tmp_path, 'timm_token', hub_config(pretrained_cfg=squash))).preprocessing.transform == 'resize'
+  squash = hub_config(pretrained_cfg=dict(crop_mode='squash', interpolation='bilinear'))
+  assert load.read(variant(tmp_path, 'timm_token', squash)).preprocessing.transform == 'resize'
   assert load.read(variant(tmp_path, 'timm_gap', hub_config(global_pool='avg'))).fields['pool'] == 'gap'
   siglip = hub_config(architecture='vit_so400m_patch16_siglip_256')
   assert load.read(variant(tmp_path, 'timm_reg_map', dict(siglip, global_pool='map'))).fields['gelu'] == 'tanh'
@@ -207,8 +209,20 @@ def test_timm_configs_that_do_not_fit(tmp_path, name, config, message):
 
 
 def test_a_stated_image_size_wins_over_a_square(tmp_path):
-  sizes = [load.read(variant(tmp_path, 'timm_token', dict(img_size=size))).fields['image_size'] for size in (16, [8, 32])]
-  assert sizes == [(16, 16), (8, 32)]
+  size_of = lambda stated: load.read(variant(tmp_path, 'timm_token', dict(img_size=stated))).fields['image_size']
+  assert size_of(16) == (16, 16) and size_of([8, 32]) == (8, 32)
+
+
+@pytest.mark.parametrize('class_token', [True, False])
+@pytest.mark.parametrize('registers', [7, 8])
+def test_timm_registers_that_leave_another_square(tmp_path, class_token, registers):
+  """16 rows could be 16 patches, or 9 and 7 for the prefix: the config's image size decides."""
+  rng = np.random.default_rng(0)
+  arrays = dict(reg_token=rng.normal(size=(1, registers - class_token, 24)).astype(np.float32))
+  path = variant(tmp_path, 'timm_reg4', arrays=arrays, drop=() if class_token else ('cls_token',),
+                 config=dict(global_pool='avg', fc_norm=False))
+  fields = load.read(path).fields
+  assert fields['image_size'] == (16, 16) and not (class_token and fields['token_position'])
 
 
 def test_timm_file_alone(tmp_path):

@@ -102,7 +102,7 @@ def test_the_cache_is_used_and_checked(site, cache):
 
 @pytest.mark.parametrize('name, message', [
     ('google/secret/ViT-B_16', 'answered 403 Forbidden. The official bucket answers 403 to anonymous users since 2026'),
-    ('google/ViT-L_32', "404 File not found. timm and Hugging Face hold the same weights: hf:google/vit-large-patch32-224"),
+    ('google/ViT-L_32', '404 File not found. timm and Hugging Face hold the same weights: hf:google/vit-large'),
     ('google/imagenet21k+imagenet2012/ViT-B_16', 'timm:vit_base_patch16_384.orig_in21k_ft_in1k'),
     ('google/augreg/S_16-i21k', 'timm:vit_small_patch16_224.augreg_in21k'),
     ('hf:nobody/nothing', '404 File not found. The name may be wrong, private, or without a model.safetensors'),

@@ -1,5 +1,4 @@
 """`vit_jax.load`: a model ready to call, and the workdirs of our own runs."""
-import json
 import logging
 import shutil
 
@@ -29,8 +28,8 @@ def test_a_model_ready_to_call():
   assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(nnx.state(model)))
 
 
-@pytest.mark.parametrize('name, method', [('vit_token', 'bilinear'), ('bv_tok_learn', 'bilinear'), ('hf_vit', 'bicubic'),
-                                          ('timm_token', 'bicubic')])
+@pytest.mark.parametrize('name, method', [
+    ('vit_token', 'bilinear'), ('bv_tok_learn', 'bilinear'), ('hf_vit', 'bicubic'), ('timm_token', 'bicubic')])
 def test_positions_are_resized_as_the_source_does(name, method):
   grid = golden_files.read(name).params['position']['grid']
   model = load.load(MODELS[name], image_size=(24, 20))
@@ -46,8 +45,8 @@ def test_changes_are_made_and_said(caplog):
                       drop_pre_logits=True, dtype='bfloat16', fields=dict(dropout=0.1))
   assert model.embed.kernel.shape == (8, 8, 1, 24) and model.head.kernel.shape == (24, 3) and model.pre_logits is None
   assert model.embed.dtype == jnp.bfloat16 and model.dropout == 0.1 and model.embed.kernel[...].dtype == jnp.float32
-  for line in ('patch kernel: resampled from 4×4 to 8×8 pixels', 'image size: 16×16 to 32×32', 'head: reset to zeros for 3',
-               'stem: 3 input channels summed to 1', 'pre_logits: dropped (was 24 features)'):
+  for line in ('patch kernel: resampled from 4×4 to 8×8 pixels', 'image size: 16×16 to 32×32',
+               'head: reset to zeros for 3', 'stem: 3 input channels summed to 1', 'pre_logits: dropped (was 24'):
     assert line in caplog.text
 
 
@@ -59,7 +58,7 @@ def test_an_image_size_that_the_file_does_not_tell():
 def test_where_nothing_is(tmp_path):
   with pytest.raises(FileNotFoundError, match="there is no .*nothing.npz; expected an .npz or .safetensors file"):
     load.load(tmp_path / 'nothing.npz')
-  with pytest.raises(ValueError, match='neither model.safetensors, nor an .npz file, nor the config.json and checkpoints'):
+  with pytest.raises(ValueError, match='neither model.safetensors, nor an .npz file, nor the config.json'):
     load.load(tmp_path)
   for name in ('a.npz', 'b.npz'):
     shutil.copy(MODELS['vit_token'], tmp_path / name)
@@ -79,22 +78,24 @@ def test_configs_that_are_none(tmp_path):
 
 @pytest.fixture(scope='module')
 def run(data_dir, tmp_path_factory):
-  """(config, workdir) of a short run."""
+  """(state, workdir) of a run that was saved before its first step, with an average unlike the parameters."""
   config, workdir = tiny.config(data_dir), tmp_path_factory.mktemp('load') / 'run'
-  config.train.update(duration='2 steps', eval_every='2 steps')
   config.model.update(variant=None, dtype='bfloat16')
   config.data.eval_transform = 'resize_small(8)|central_crop'
   config.normalization = dict(mean=0.25, std=0.75)
-  train.run(config, workdir)
-  return config, workdir
+  parts = train.build(config)
+  train.claim_workdir(workdir, parts.config)
+  checkpoints = Checkpoints(workdir / 'checkpoints', **parts.checkpoint)
+  _, state, record = train.restore(parts, checkpoints)
+  state = parts.strategy.fetch(state)
+  state = state.replace(ema=jax.tree.map(lambda x: x + 1, state.params))
+  checkpoints.save(0, state, record)
+  checkpoints.close()
+  return state, workdir
 
 
 def test_workdir(run):
-  config, workdir = run
-  parts = train.build(config)
-  checkpoints = Checkpoints(workdir / 'checkpoints', **parts.checkpoint)
-  state = parts.strategy.fetch(train.restore(parts, checkpoints)[1])
-  checkpoints.close()
+  state, workdir = run
   weights = load.read(workdir)
   golden_files.assert_same_params(weights.params, state.params)
   golden_files.assert_same_params(load.read(workdir, average=True).params, state.ema)
@@ -102,13 +103,12 @@ def test_workdir(run):
   assert weights.preprocessing == Preprocessing('resize_small(8)|central_crop', 0.25, 0.75)
   model = load.load(workdir)
   assert model.embed.dtype == jnp.bfloat16 and model.num_classes == 10 and model.image_size == (8, 8)
-  assert nnx.graphdef(load.load(workdir, fields=dict(dropout=0.0))) != nnx.graphdef(model)
+  assert load.load(workdir, dtype='float32', fields=dict(dropout=0.0)).dropout == 0.0
 
 
 def test_workdir_without_what_was_asked_for(run, tmp_path):
-  config, workdir = run
+  _, workdir = run
   (tmp_path / 'run' / 'checkpoints').mkdir(parents=True)
   shutil.copy(workdir / 'config.json', tmp_path / 'run')
   with pytest.raises(ValueError, match='has no checkpoint yet'):
     load.read(tmp_path / 'run')
-  assert json.loads((workdir / 'config.json').read_text())['train']['ema_decay'] == 0.9

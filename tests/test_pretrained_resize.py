@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
+from experiments import position_resize
 from tests import golden_files
 from vit_jax.pretrained import resize
 
@@ -76,6 +77,13 @@ def test_the_same_patch_size_changes_nothing():
   kernel = np.zeros((4, 2, 3, 8), np.float32)
   assert resize.resize_patch_kernel(kernel, (4, 2)) is kernel
   assert resize.resize_patch_kernel(kernel, (8, 8)).dtype == np.float32
+
+
+def test_picture(tmp_path):
+  position_resize.draw(position_resize.grid_of(golden_files.MODELS['vit_token']), (6, 8), tmp_path / 'a.png')
+  assert (tmp_path / 'a.png').stat().st_size > 1000
+  tiles = position_resize.similarities(position_resize.grid_of())
+  np.testing.assert_allclose([tiles[0, 0, 0, 0], tiles[-1, -1, -1, -1], tiles.max()], 1.0, atol=1e-6)
 
 
 def half_pixel(old, new):

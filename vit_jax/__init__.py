@@ -9,6 +9,8 @@ __version__ = '0.1.0'
 # Public name: the module that holds it.
 _PUBLIC = {
     'VisionTransformer': 'vit_jax.models.vit',
+    'load': 'vit_jax.pretrained.load',
+    'preprocess': 'vit_jax.inference',
     'train': 'vit_jax.train',
 }
 

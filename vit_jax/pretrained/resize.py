@@ -1,0 +1,95 @@
+"""Resampling of position grids and patch kernels, as products with small interpolation matrices."""
+import numpy as np
+
+from vit_jax.choices import choose
+
+
+def resize_grid(grid, new, method='bilinear'):
+  """Resamples a grid of position embeddings.
+
+  Args:
+    grid: (rows, columns, width) floats.
+    new: rows and columns wanted.
+    method: 'bilinear' puts corners on corners, as the official checkpoints expect (the authors use
+      `scipy.ndimage.zoom(order=1)`); 'bicubic' shrinks with antialiasing, as timm does.
+
+  Returns:
+    (*new, width) of grid's dtype; an equal grid is returned unchanged.
+
+  Raises:
+    ValueError: an unknown method, a size below 1, or a grid of another rank.
+  """
+  weights = choose(METHODS, method, 'method')
+  if grid.ndim != 3 or min(*grid.shape, *new) < 1:
+    raise ValueError(f'expected a grid (rows, columns, width) and a positive size, got {grid.shape} and {tuple(new)}')
+  if grid.shape[:2] == tuple(new):
+    return grid
+  rows, columns = (weights(old, size) for old, size in zip(grid.shape, new))
+  return np.einsum('ir,jc,rcw->ijw', rows, columns, grid.astype(np.float64), optimize=True).astype(grid.dtype)
+
+
+def resize_patch_kernel(kernel, new):
+  """Resamples the kernel of the patch embedding so that enlarged patches give the embedding of the small ones.
+
+  With B the matrix that enlarges a patch bilinearly, the new kernel k' minimises |B'k' - k|: patches x and Bx then
+  have the same product with the old and the new kernel (FlexiViT, arXiv 2212.08013, section 3.4, PI-resize).  B is the
+  plain half-pixel bilinear resize.
+
+  Args:
+    kernel: (rows, columns, channels, width) floats.
+    new: rows and columns wanted.
+
+  Returns:
+    (*new, channels, width) of kernel's dtype; an equal size is returned unchanged.
+
+  Raises:
+    ValueError: a size below 1.
+  """
+  if min(new) < 1:
+    raise ValueError(f'expected a positive patch size, got {tuple(new)}')
+  if kernel.shape[:2] == tuple(new):
+    return kernel
+  # The pseudo-inverse of a Kronecker product is that of its factors.
+  rows, columns = (np.linalg.pinv(bilinear_half_pixel(old, size).T) for old, size in zip(kernel.shape, new))
+  return np.einsum('ip,jq,pqcw->ijcw', rows, columns, kernel.astype(np.float64), optimize=True).astype(kernel.dtype)
+
+
+def bilinear_aligned(old, new):
+  """(new, old) matrix of linear interpolation that maps first to first and last to last."""
+  at = np.arange(new) * ((old - 1) / max(new - 1, 1))
+  return _hats(at, old)
+
+
+def bilinear_half_pixel(old, new):
+  """(new, old) matrix of linear interpolation between pixel centres, without antialiasing, edges repeated."""
+  at = (np.arange(new) + 0.5) * (old / new) - 0.5
+  return _hats(np.clip(at, 0, old - 1), old)
+
+
+def bicubic_antialias(old, new):
+  """(new, old) matrix of cubic interpolation (a = -1/2), the kernel widened when shrinking.
+
+  This is `torch.nn.functional.interpolate(mode='bicubic', antialias=True, align_corners=False)`, which follows Pillow;
+  timm resizes positions with it.
+  """
+  scale = old / new
+  stretch = max(scale, 1.0)
+  centres = (np.arange(new) + 0.5) * scale
+  weights = _cubic((np.arange(old)[None] + 0.5 - centres[:, None]) / stretch)
+  return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _hats(at, old):
+  return np.maximum(0.0, 1.0 - np.abs(at[:, None] - np.arange(old)[None]))
+
+
+def _cubic(x, a=-0.5):
+  x = np.abs(x)
+  near, far = ((a + 2) * x - (a + 3)) * x * x + 1, ((x - 5) * x + 8) * x * a - 4 * a
+  return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+METHODS = {
+    'bicubic': bicubic_antialias,
+    'bilinear': bilinear_aligned,
+}
