@@ -146,6 +146,8 @@ def zipped(path, members, **options):
     ([('a.npy', npy('(1,)', '<i8', b'12345678'))], 'holds int64; expected float32'),
     ([('a.npy', npy('(' * 5000 + ')' * 5000))], ''),
     ([('a.npy', b'no array')], 'damaged'),
+    ([('a.npy', npy('(1,'))], 'damaged'),
+    ([('a.npy', b"\x93NUMPY\1\0\x10\0{'descr': ('<f4'\n")], 'damaged'),
     ([('a.txt', b'text')], 'names that end in .npy'),
     ([('a.npy', npy('(1,)', data=b'1234'))] * 2, 'same name'),
     ([], 'holds no arrays'),

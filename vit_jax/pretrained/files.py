@@ -8,7 +8,6 @@ import pathlib
 
 from vit_jax.pretrained import npz
 from vit_jax.pretrained import safetensors_file
-from vit_jax.pretrained import tensors as tensors_lib
 
 
 @contextlib.contextmanager
@@ -30,7 +29,7 @@ def open_file(path):
   with contextlib.ExitStack() as stack:
     try:
       tensors = stack.enter_context(kind.opened(path))
-    except tensors_lib.LIBRARY_ERRORS as error:
+    except Exception as error:  # as in `tensors.guarded`
       raise ValueError(f'{path}: damaged or not a weights file: {error}') from error
     yield tensors
 
