@@ -135,6 +135,11 @@ def test_a_local_path_wins_over_a_name(site, tmp_path, monkeypatch):
   assert load.read('google/ViT-B_16').fields['width'] == 24 and not site[2]
 
 
+def test_a_remote_path_that_nothing_can_open():
+  with pytest.raises(OSError, match=r'cannot read nowhere://bucket/a.npz: .*is gcsfs installed'):
+    load.read('nowhere://bucket/a.npz')
+
+
 def test_remote_paths_are_copied_once(tmp_path, monkeypatch):
   opened = []
 

@@ -1,4 +1,5 @@
 """Names of public weights, such as 'google/ViT-B_16': where they are, and a cache of what was downloaded."""
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -62,14 +63,21 @@ def copy_remote(path, cache=None):
   """Copies a remote file, such as gs://…, to the cache unless the same is there; returns the local path."""
   remote = epath.Path(path)
   target = _cache(cache) / 'remote' / hashlib.sha256(str(path).encode()).hexdigest()[:16] / remote.name
-  try:
+  with explained(path):
     if not (_intact(target) and target.stat().st_size == remote.stat().length):
       with remote.open('rb') as file:
         _store(file, target, remote.stat().length, str(path))
+  return target
+
+
+@contextlib.contextmanager
+def explained(path):
+  """Turns any error over a remote path into an OSError that says what may be missing."""
+  try:
+    yield
   except Exception as error:  # the clients of object stores each have their own
     raise OSError(f'cannot read {path}: {error}; is it there, are you signed in (gcloud auth application-default '
                   "login), is gcsfs installed (pip install 'vit_jax[tpu]')?") from error
-  return target
 
 
 def _cache(cache):

@@ -120,7 +120,9 @@ def _on_device(params):
 def _located(source):
   """A local path, or that of a workdir on gs://."""
   if '://' in source:
-    return source if workdir.is_workdir(source) else hub.copy_remote(source)
+    with hub.explained(source):
+      is_run = workdir.is_workdir(source)
+    return source if is_run else hub.copy_remote(source)
   path = pathlib.Path(source).expanduser()
   if path.exists():
     return path
