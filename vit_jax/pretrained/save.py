@@ -55,6 +55,8 @@ def _write_arrays(path, arrays):
     npz.write(path, arrays)
   else:
     save_file(arrays, path, metadata={'format': 'pt'})  # the key that transformers insists on
+    # The library makes files that the owner alone may read; the folder, just made, knows the umask.
+    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def _write_files(folder, files, whole):
