@@ -70,6 +70,11 @@ TASKS.update({f"vtab_{name.partition('/')[0]}": dict(
     eval_every='2_500 steps') for name, split in VTAB.items()})
 
 
+def pixels(size):
+  """A size that the command line may set to a number or to a (rows, columns) pair."""
+  return ml_collections.FieldReference(size, field_type=object)
+
+
 def choose(table, name):
   """Returns `table[name]`; a ValueError lists the choices."""
   if name not in table:
@@ -85,7 +90,7 @@ def pretrain(model, dataset):
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.data = dict(
-      name=data['name'], train_split=data['train'], batch_size=4096, image_size=224,
+      name=data['name'], train_split=data['train'], batch_size=4096, image_size=pixels(224),
       train_transform='inception_crop|flip', eval_transform='resize_small(256)|central_crop', threads=16)
   # The hidden tanh layer as wide as the tokens, and sigmoid losses that start from a head bias of -10 (the authors'
   # answer in google-research/vision_transformer issue 2, and the fork). bfloat16: products only; parameters, softmax,

@@ -8,6 +8,8 @@ Hardware: 2 cores of a CPU.
 Time: MEASURE
 Accuracy: MEASURE
 """
+from configs import common
+
 import ml_collections
 
 
@@ -15,8 +17,8 @@ def get_config():
   """Returns the recipe."""
   config = ml_collections.ConfigDict()
   config.seed = 0
-  config.data = dict(name='fashion_mnist', train_split='train', batch_size=128, image_size=28, cache=True, threads=1,
-                     train_transform='pad_crop(1)|flip')
+  config.data = dict(name='fashion_mnist', train_split='train', batch_size=128, image_size=common.pixels(28),
+                     cache=True, threads=1, train_transform='pad_crop(1)|flip')
   config.model = dict(patch_size=4, width=96, depth=4, heads=2, mlp_dim=192, pool='gap')
   config.optim = dict(name='adamw', peak_lr=2e-3, schedule='cosine', warmup='1 epochs', weight_decay=0.05,
                       decay_mask='.*/kernel')

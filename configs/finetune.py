@@ -34,7 +34,7 @@ def get_config(arg='b16,cifar10'):
   config.init = ''
   # The authors' patch embedding leaves out what remains of 384 pixels beside 27 patches of 14: 378.
   image_size = 378 if model.endswith('/14') else 384
-  config.data = dict(name=task['name'], train_split=task['train'], batch_size=512, image_size=image_size,
+  config.data = dict(name=task['name'], train_split=task['train'], batch_size=512, image_size=common.pixels(image_size),
                      train_transform=task.get('transform', 'inception_crop|flip'), eval_transform='resize', threads=16)
   # Both layers of the pre-trained head go, one linear layer comes (appendix B.1.1).
   config.model = dict(variant=model, representation_size=None, head_bias=0.0, dtype='bfloat16')

@@ -6,6 +6,7 @@ import orbax.checkpoint as ocp
 
 from vit_jax.preprocessing import Preprocessing
 from vit_jax.pretrained import weights as weights_lib
+from vit_jax.training.checkpoint import open_to_read
 
 
 def is_workdir(path):
@@ -27,8 +28,7 @@ def read(path, *, step=None, average=False):
   """
   path = epath.Path(path)
   handlers = dict(state=ocp.PyTreeCheckpointHandler(), run=ocp.JsonCheckpointHandler())
-  options = ocp.CheckpointManagerOptions(read_only=True)
-  with ocp.CheckpointManager(path.absolute() / 'checkpoints', options=options, item_handlers=handlers) as manager:
+  with open_to_read(path.absolute() / 'checkpoints', item_handlers=handlers) as manager:
     steps = sorted(manager.all_steps())
     if not steps or step not in (None, *steps):
       raise ValueError(f'{path} has no checkpoint' + (f' of step {step}; there are {steps}' if steps else ' yet'))

@@ -1,12 +1,16 @@
 """Checkpoints: all that a run is, saved together by Orbax in the background and whole or not at all."""
 import time
 
+from absl import logging
 from etils import epath
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from vit_jax.durations import Interval, Minutes
+
+
+ITEMS = ('state', 'run')
 
 
 class Checkpoints:
@@ -28,13 +32,12 @@ class Checkpoints:
     if keep_best:
       policies.append(checkpoint_managers.BestN(
           get_metric_fn=lambda metrics: metrics[best], n=keep_best, keep_checkpoints_without_metrics=False))
-    self._manager = ocp.CheckpointManager(
-        epath.Path(directory), item_names=('state', 'run'),
+    self._manager = open_to_read(directory, item_names=ITEMS) if read_only else ocp.CheckpointManager(
+        epath.Path(directory), item_names=ITEMS,
         options=ocp.CheckpointManagerOptions(
             # Without `best_fn` Orbax does not write the metrics, and a resumed run would not know which was the best.
             best_fn=(lambda metrics: metrics[best]) if keep_best else None,
-            # Half-written folders are of a run that was killed; a reader must leave those of a live one alone.
-            cleanup_tmp_directories=not read_only, read_only=read_only,
+            cleanup_tmp_directories=True,  # those of a run that was killed; a reader leaves them, the run may be alive
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies)))
     self._every, self._keep_best, self._best = every, keep_best, best
     self._last_time = time.monotonic()
@@ -76,6 +79,17 @@ class Checkpoints:
     """Waits for the save under way, raising its error, and ends."""
     self._manager.wait_until_finished()
     self._manager.close()
+
+
+def open_to_read(directory, **arguments):
+  """Orbax's manager of a folder of checkpoints that it leaves as it is."""
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)  # Orbax warns of every option that follows from read_only
+  try:
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    return ocp.CheckpointManager(epath.Path(directory), options=options, **arguments)
+  finally:
+    logging.set_verbosity(before)
 
 
 def check_options(every, keep, keep_best):
