@@ -32,7 +32,8 @@ TABLE_3 = {
 }
 
 
-FINETUNE_MODELS = {'ti16': 'Ti/16', 's16': 'S/16', **MODELS}
+# 'any' takes whatever model the weights are.
+FINETUNE_MODELS = {'any': None, 'ti16': 'Ti/16', 's16': 'S/16', **MODELS}
 
 # Table 4: steps and learning rates; warm-up of 500 steps, 100 for Pets and Flowers (the authors' code). CIFAR's validation
 # split is the test split.

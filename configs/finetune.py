@@ -1,10 +1,10 @@
 """Fine-tuning ("An Image is Worth 16x16 Words", arXiv 2010.11929, section 4.1 and table 4).
 
   python -m vit_jax.main --config=configs/finetune.py:b16,cifar10 --config.init=google/ViT-B_16 --workdir=runs/cifar10
-  python -m vit_jax.main --config=configs/finetune.py:b16,folder --config.init=WEIGHTS \\
+  python -m vit_jax.main --config=configs/finetune.py:any,folder --config.init=WEIGHTS \\
       --config.data.name=folder:PATH --workdir=runs/mine
 
-The argument is MODEL,DATA: ti16, s16, b16, b32, l16, l32 or h14; imagenet, cifar10, cifar100, pets, flowers, folder, or a
+The argument is MODEL,DATA: ti16, s16, b16, b32, l16, l32, h14, or any for whatever the weights are; imagenet, cifar10, cifar100, pets, flowers, folder, or a
 task of VTAB-1k (vtab_dtd, …; those whose TFDS data set holds an image and its label). `init` is anything that
 `vit_jax.load` reads: official and big_vision .npz, Hugging Face, timm, a workdir of ours.
 
@@ -33,7 +33,7 @@ def get_config(arg='b16,cifar10'):
   config.seed = 0
   config.init = ''
   # The authors' patch embedding leaves out what remains of 384 pixels beside 27 patches of 14: 378.
-  image_size = 378 if model.endswith('/14') else 384
+  image_size = 378 if model == 'H/14' else 384
   config.data = dict(name=task['name'], train_split=task['train'], batch_size=512, image_size=common.pixels(image_size),
                      train_transform=task.get('transform', 'inception_crop|flip'), eval_transform='resize', threads=16)
   # Both layers of the pre-trained head go, one linear layer comes (appendix B.1.1).
