@@ -5,8 +5,8 @@
 
 Data: 60,000 images of 28x28 pixels to train, 10,000 to test, ten classes.
 Hardware: 2 cores of a CPU.
-Time: MEASURE
-Accuracy: MEASURE
+Time: 24 min on a machine that did other work too; 16 min of CPU time.
+Accuracy: 90.22 % (seed 0, measured, jax 0.10.2); after 2, 4, 6, 8, 10 epochs 78.6, 83.3, 86.9, 88.2, 89.4 %.
 """
 from configs import common
 

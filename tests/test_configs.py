@@ -3,6 +3,7 @@ import ast
 import importlib
 import inspect
 import pathlib
+import re
 import textwrap
 
 import jax
@@ -74,6 +75,11 @@ def test_builds_abstractly(name, argument, no_data):
   after, _ = jax.eval_shape(jax.vmap(parts.step, axis_name='batch', in_axes=(None, 0), out_axes=None), state,
                             jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), batch))
   assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+
+
+def test_nothing_is_left_to_be_filled_in():
+  for path in [CONFIGS.parent / 'README.md', *CONFIGS.glob('*.py')]:
+    assert not re.search(r'MEASURE|TODO|[A-Z]+_PARAMS', path.read_text()), path
 
 
 @pytest.mark.parametrize('name', RECIPES)
@@ -163,7 +169,7 @@ def test_every_key_is_read(builder):
   if getattr(builder, '__dataclass_fields__', None):
     # Its fields are read by those who hold it.
     text = '\n'.join(path.read_text() for path in CONFIGS.parent.glob('vit_jax/**/*.py'))
-    unread = [name for name in builder.__dataclass_fields__ if text.count(f'.{name}') == 0]
+    unread = [name for name in builder.__dataclass_fields__ if not re.search(rf'\.{name}\b', text)]
   else:
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     named = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}

@@ -2,6 +2,8 @@
 import json
 import os
 import random
+import shutil
+import signal
 import time
 
 import jax
@@ -218,6 +220,14 @@ BAD = {
     'type': ({'data.batch_size': 'big'}, "data.batch_size: expected int, got 'big'"),
     'platform': ({'platform': 'tpu'}, "platform 'tpu' was asked for, but jax finds"),
     'unknown platform': ({'platform': 'abacus'}, "unknown platform 'abacus'; choose from"),
+    'best metric': ({'checkpoint.keep_best': 1, 'checkpoint.best': 'test/acc'}, "'test/acc' is not measured; choose from .*'test/accuracy'"),
+    'learning rate': ({'optim.peak_lr': float('nan')}, 'optim.peak_lr must be at least 0, got nan'),
+    'clipping': ({'optim.clip_norm': -1.0}, 'optim.clip_norm must be positive'),
+    'std': ({'normalization.std': 0.0}, 'normalization.std must be positive'),
+    'seed': ({'seed': -1}, 'seed must be in'),
+    'weights': ({'objective.class_weights': (1.0, 2.0)}, 'class_weights: expected 10 numbers'),
+    'resize': ({'transfer.resize': 'cubic'}, "unknown transfer.resize 'cubic'"),
+    'empty init': ({'init': ''}, 'name them: --config.init='),
     'mask': ({'optim.decay_mask': 'kernels'}, 'matches no parameter'),
 }
 
@@ -247,6 +257,82 @@ def test_a_bad_command_line_prints_one_line_and_fails(data_dir, tmp_path):
     _, error = process.communicate()
     assert process.returncode != 0 and message in error
     assert 'Traceback' not in error or 'none.py' in message
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_saves_first(number, data_dir, tmp_path):
+  config = tiny.config(data_dir, **{'train.duration': '5_000 steps', 'checkpoint.every': '9_999 steps'})
+  arguments = f'--config={tiny.write(config, tmp_path)}', f'--workdir={tmp_path / "run"}'
+  process = tiny.command('main', *arguments)
+  while not (tmp_path / 'run' / 'metrics.jsonl').exists() or len(tiny.metrics(tmp_path / 'run')) < 3:
+    assert process.poll() is None
+    time.sleep(0.01)
+  process.send_signal(number)
+  output, error = process.communicate()
+  assert process.returncode == 128 + number and 'Traceback' not in error
+  step = int(saved(tmp_path / 'run')[0])
+  assert f'Stopped after step {step}, which is saved' in output and step == tiny.metrics(tmp_path / 'run')[-1][0]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(data_dir, tmp_path, monkeypatch):
+  config = tiny.config(data_dir)
+  poisoned = train.make_train_step
+
+  def make_train_step(*arguments, **options):
+    step = poisoned(*arguments, **options)
+
+    def broken(state, batch):
+      state, metrics = step(state, batch)
+      factor = jax.numpy.where(state.step > 5, jax.numpy.nan, 1.0)
+      return state.replace(params=jax.tree.map(lambda x: x * factor, state.params)), metrics
+    return broken
+
+  monkeypatch.setattr(train, 'make_train_step', make_train_step)
+  with pytest.raises(ValueError, match='the loss is nan at step 7; step 4 is saved'):
+    train.run(config, tmp_path)
+  assert saved(tmp_path) == ('4',)
+
+
+def test_a_run_that_failed_at_its_start_does_not_hold_the_workdir(data_dir, tmp_path, monkeypatch):
+  with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+    patch.setattr(train, '_loop', _fail)
+    train.run(tiny.config(data_dir), tmp_path)
+  train.run(tiny.config(data_dir, **{'optim.peak_lr': 0.5}), tmp_path)
+  assert json.loads((tmp_path / 'config.json').read_text())['optim']['peak_lr'] == 0.5
+
+
+def _fail(*arguments):
+  raise RuntimeError('at the start')
+
+
+def test_damaged_files_of_a_run_are_named(finished, tmp_path):
+  config, workdir, _ = finished
+  shutil.copytree(workdir, tmp_path / 'run')
+  for path in (tmp_path / 'run' / 'checkpoints' / '12' / 'state').rglob('*'):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[:10])
+  with pytest.raises(ValueError, match='the checkpoint of step 12 .* cannot be read'):
+    train.run(config, tmp_path / 'run')
+  (tmp_path / 'run' / 'config.json').write_text('{"data":')
+  with pytest.raises(ValueError, match='config.json is damaged'):
+    train.run(config, tmp_path / 'run')
+
+
+@pytest.mark.parametrize('override', [
+    'checkpoint.keep=3', 'objective.label_smoothing=0.1', 'normalization.std=0.25', 'transfer.reset_head=True',
+    'optim.options.b1=0.8', 'data.image_size=(8, 8)', 'parallel.strategy=pmap', 'platform=cpu'])
+def test_any_key_can_be_set_on_the_command_line(override, data_dir, tmp_path):
+  """Also where the recipe leaves the whole section out."""
+  key, _, value = override.partition('=')
+  process = tiny.command('main', '--config=configs/digits.py', f'--workdir={tmp_path / "run"}', f'--config.{override}',
+                         f'--config.data.data_dir={data_dir}', '--config.model.patch_size=4', '--config.model.width=24',
+                         '--config.model.depth=1', '--config.train.duration=1 steps', '--config.optim.warmup=0 steps')
+  _, error = process.communicate()
+  assert process.returncode == 0, error
+  found = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  for part in key.split('.'):
+    found = found[part]
+  assert str(tuple(found) if isinstance(found, list) else found) == value
 
 
 def test_overrides_reach_the_run(data_dir, tmp_path):

@@ -144,7 +144,7 @@ def zipped(path, members, **options):
     ([('a.npy', npy('(2,)', [('x', '<f4')], b'12345678'))], 'expected float32'),
     ([('a.npy', npy('(1,)', '|O', b'12345678'))], 'Python objects'),
     ([('a.npy', npy('(1,)', '<i8', b'12345678'))], 'holds int64; expected float32'),
-    ([('a.npy', npy('(' * 5000 + ')' * 5000))], ''),
+    ([('a.npy', npy('(' * 5000 + ')' * 5000))], 'damaged or not a weights file'),
     ([('a.npy', b'no array')], 'damaged'),
     ([('a.npy', npy('(1,'))], 'damaged'),
     ([('a.npy', b"\x93NUMPY\1\0\x10\0{'descr': ('<f4'\n")], 'damaged'),

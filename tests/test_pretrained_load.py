@@ -13,6 +13,7 @@ from tests import tiny
 from tests.golden_files import MODELS
 import vit_jax
 from vit_jax import train
+from vit_jax import workdir as workdir_lib
 from vit_jax.preprocessing import Preprocessing
 from vit_jax.pretrained import load
 from vit_jax.pretrained import resize
@@ -84,7 +85,7 @@ def run(data_dir, tmp_path_factory):
   config.data.eval_transform = 'resize_small(8)|central_crop'
   config.normalization = dict(mean=0.25, std=0.75)
   parts = train.build(config)
-  train.claim_workdir(workdir, parts.config)
+  workdir_lib.claim(workdir, parts.config)
   checkpoints = Checkpoints(workdir / 'checkpoints', **parts.checkpoint)
   _, state, record = train.restore(parts, checkpoints)
   state = parts.strategy.fetch(state)

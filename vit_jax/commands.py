@@ -25,3 +25,5 @@ def call(function, *args):
       raise
     print(f'error: {error}', file=sys.stderr)
     sys.exit(1)
+  except KeyboardInterrupt:
+    sys.exit(130)  # as a shell has it for Ctrl-C

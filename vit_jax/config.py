@@ -39,6 +39,10 @@ class Run:
   init: str | None = None
   platform: str | None = None
 
+  def __post_init__(self):
+    if not 0 <= self.seed < 1 << 32:
+      raise ValueError(f'seed must be in 0..2**32 - 1, got {self.seed}')
+
 
 @dataclasses.dataclass(frozen=True)
 class Train:
@@ -85,8 +89,9 @@ SECTIONS = {
 }
 EVALUATOR_GIVEN = ('graphdef', 'objective', 'normalize', 'strategy', 'data', 'batch_size')
 
-# Where a run runs, not what it is: these may differ when it is taken up again.
-PLACE = ('platform', 'data.data_dir', 'data.cache', 'data.threads')
+# Where a run runs and what it tells, not what it is: these may differ when it is taken up again.
+FREE = ('platform', 'data.data_dir', 'data.cache', 'data.threads', 'train.log_every', 'train.eval_every')
+FREE_SECTIONS = ('checkpoint', 'evaluators')
 
 
 def resolve(config):
@@ -105,11 +110,22 @@ def resolve(config):
   top = [field.name for field in dataclasses.fields(Run)]
   _reject_unknown(config, [*SECTIONS, 'evaluators', *top], '')
   resolved = _fill(Section(Run), {name: config[name] for name in top if name in config}, '')
+  Run(**resolved)  # a bad value is an error here
   for name, section in SECTIONS.items():
     resolved[name] = _fill(section, config.get(name, {}), f'{name}.')
   named = _section(config.get('evaluators', {}), 'evaluators')
   resolved['evaluators'] = {name: _fill_evaluator(name, keys) for name, keys in named.items()}
   return ml_collections.FrozenConfigDict(resolved)
+
+
+def with_sections(config):
+  """Gives a recipe, a ConfigDict, the sections it leaves out, empty, so that the command line can set keys in them."""
+  for name in SECTIONS:
+    if name not in config:
+      config[name] = {}
+  if config.optim.get('options') is None:
+    config.optim.options = {}
+  return config
 
 
 def as_dict(config):
@@ -143,7 +159,7 @@ def difference(theirs, ours):
   theirs, ours = _flatten(theirs), _flatten(ours)
   lines = [f'  {key}: {json.dumps(theirs.get(key))} there, {json.dumps(ours.get(key))} here'
            for key in sorted(theirs.keys() | ours.keys())
-           if key not in PLACE and json.dumps(theirs.get(key)) != json.dumps(ours.get(key))]
+           if key not in FREE and key.split('.')[0] not in FREE_SECTIONS and json.dumps(theirs.get(key)) != json.dumps(ours.get(key))]
   return '\n'.join(lines)
 
 
@@ -207,12 +223,17 @@ def _check(value, annotation, key):
     durations.parse(value, key, annotation)
     return value
   value = tuple(value) if isinstance(value, list) else value
+  value = {} if value is None and _may_be(dict, annotation) else value  # left out and empty are the same run
   kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
   fits = isinstance(value, tuple(kinds)) or (float in kinds and isinstance(value, int))
   if not fits or (isinstance(value, bool) and bool not in kinds):
     raise ValueError(f'{key}: expected {_text(annotation)}, got {value!r}')
   # 1 and 1.0 are the same run.
   return float(value) if float in kinds and isinstance(value, int) and int not in kinds else value
+
+
+def _may_be(kind, annotation):
+  return kind in typing.get_args(annotation)
 
 
 def _function(builder):

@@ -27,12 +27,13 @@ def evaluate(workdir, step, data_dir):
     FileNotFoundError: no run or no such checkpoint there.
   """
   from vit_jax import train
+  from vit_jax import workdir as workdir_lib
   from vit_jax.training.checkpoint import Checkpoints
   workdir = epath.Path(workdir).expanduser()
   path = workdir / 'config.json'
   if not path.exists():
     raise FileNotFoundError(f'{workdir} is no workdir of a run: there is no {path}')
-  config = json.loads(path.read_text())
+  config = workdir_lib.read_config(workdir)
   config['data']['data_dir'] = data_dir or config['data']['data_dir']
   parts = train.build(config)
   checkpoints = Checkpoints(workdir.absolute() / 'checkpoints', read_only=True, **parts.checkpoint)

@@ -5,9 +5,19 @@ Run again, the same command goes on where the run stopped.  Any key of the confi
 """
 from absl import app
 from absl import flags
-from ml_collections import config_flags
+from ml_collections.config_flags import config_flags
 
 from vit_jax import commands
+
+
+class RecipeParser(config_flags.ConfigFileFlagParser):
+  """Loads a recipe and gives it the sections it leaves out, so that any key can be set on the command line."""
+
+  def parse(self, path):
+    """Returns what the recipe's get_config() returns, completed."""
+    config = super().parse(path)
+    from vit_jax import config as config_lib  # only now: --help need not wait for jax
+    return config_lib.with_sections(config) if hasattr(config, 'to_dict') else config
 
 
 def main(argv):
@@ -23,6 +33,7 @@ if __name__ == '__main__':  # flags are the process's: not on import, as from a 
   config_flags.DEFINE_config_file(
       'config', None, 'Recipe, a file of configs/; --config.SECTION.KEY=VALUE overrides a key.', lock_config=False,
       accept_new_attributes=True)
+  flags.FLAGS['config'].parser = RecipeParser('config', lock_config=False)
   flags.DEFINE_string('workdir', None, 'Folder for config, metrics and checkpoints; local or gs://.', required=True)
   flags.mark_flag_as_required('config')
   app.run(main)

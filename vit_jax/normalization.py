@@ -15,6 +15,11 @@ class Normalization:
   mean: float | tuple = 0.5
   std: float | tuple = 0.5
 
+  def __post_init__(self):
+    for number in self.std if isinstance(self.std, (tuple, list)) else [self.std]:
+      if not number > 0:
+        raise ValueError(f'normalization.std must be positive, got {self.std}')
+
   def __call__(self, images):
     """Normalises (B, rows, columns, channels) uint8 images to float32."""
     mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)

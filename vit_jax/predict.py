@@ -19,7 +19,7 @@ from vit_jax import commands
 from vit_jax.data.folder import list_folder
 
 
-def run(source, arguments, *, form='table', top=5, batch_size=32, loss=None):
+def run(source, arguments, *, form='table', top=5, batch_size=32, loss=None, average=False, step=None):
   """Predicts and prints to standard output.
 
   Args:
@@ -29,6 +29,8 @@ def run(source, arguments, *, form='table', top=5, batch_size=32, loss=None):
     top: how many classes of each image to print.
     batch_size: images the model sees at once.
     loss: 'softmax' or 'sigmoid'; None is what a workdir was trained with, and softmax for other models.
+    average: of a workdir, predict with the moving average of the parameters.
+    step: of a workdir, which checkpoint; None is the latest.
 
   Returns:
     How many images could not be read.
@@ -43,7 +45,7 @@ def run(source, arguments, *, form='table', top=5, batch_size=32, loss=None):
     raise ValueError('name at least one image or folder: python -m vit_jax.predict --model=MODEL photo.jpg photos/')
   import vit_jax  # after the cheap checks: jax takes seconds
   from vit_jax import inference
-  model = vit_jax.load(source)
+  model = vit_jax.load(source, average=average, step=step)
   names = [str(label) for label in range(model.num_classes or 0)] if model.class_names is None else model.class_names
   write, unreadable = FORMS[form](images, names), 0
   outcomes = inference.stream(model, images, batch_size, loss or recorded_loss(source))
@@ -138,7 +140,8 @@ def main(argv):
     raise app.UsageError('choose one of --json and --csv')
   form = 'json' if values.json else 'csv' if values.csv else 'table'
   unreadable = commands.call(lambda: run(
-      values.model, argv[1:], form=form, top=values.top, batch_size=values.batch_size, loss=values.loss))
+      values.model, argv[1:], form=form, top=values.top, batch_size=values.batch_size, loss=values.loss,
+      average=values.average, step=values.step))
   return 1 if unreadable else 0
 
 
@@ -147,6 +150,8 @@ if __name__ == '__main__':  # flags are the process's: not on import, as from a 
   flags.DEFINE_integer('top', 5, 'How many classes of each image to print.')
   flags.DEFINE_integer('batch_size', 32, 'Images the model sees at once.')
   flags.DEFINE_enum('loss', None, ['softmax', 'sigmoid'], 'What the model was trained with; known for a workdir.')
+  flags.DEFINE_bool('average', False, 'Of a workdir, use the moving average of the parameters.')
+  flags.DEFINE_integer('step', None, 'Of a workdir, which checkpoint; the latest by default.')
   flags.DEFINE_bool('json', False, 'Print one JSON object a line.')
   flags.DEFINE_bool('csv', False, 'Print comma-separated values.')
   app.run(main)

@@ -4,11 +4,9 @@ All reading of the config, all I/O and its order are here; the parts it puts tog
 """
 import collections
 import dataclasses
-import json
 from typing import Any, Callable
 
 from clu import parameter_overview
-from etils import epath
 from flax import nnx
 import jax
 
@@ -16,6 +14,7 @@ from vit_jax import config as config_lib
 from vit_jax import evaluators as evaluators_lib
 from vit_jax import platform
 from vit_jax import transfer
+from vit_jax import workdir as workdir_lib
 from vit_jax.data.dataset import Dataset
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.normalization import Normalization
@@ -27,7 +26,8 @@ from vit_jax.training.objectives import Classification
 from vit_jax.training.report import Report
 from vit_jax.training.state import TrainState
 from vit_jax.training.step import make_train_step
-from vit_jax.training.window import Window
+from vit_jax.training.stop import StopRequest
+from vit_jax.training.window import check_finite, Window
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +66,6 @@ def build(config) -> Parts:
   platform.require(config.platform)
   sections = config.to_dict()
   strategy = parallel.build(**sections['parallel'])
-  if config.train.accumulate < 1:
-    raise ValueError(f'train.accumulate must be at least 1, got {config.train.accumulate}')
   strategy.check_batch(config.data.batch_size, config.train.accumulate)
   data = Dataset(config.seed, jax.process_index(), jax.process_count(), **sections['data'])
   sizes = dict(batch_size=config.data.batch_size, examples=len(data.source))
@@ -83,6 +81,8 @@ def build(config) -> Parts:
   frozen = optim.frozen_tree(abstract_params, config.optim.freeze)
   jax.eval_shape(optimizer.init, abstract_params)  # a bad mask is an error here
   objective, normalize = Classification(**sections['objective']), Normalization(**sections['normalization'])
+  objective.check(data.source.num_classes)
+  transfer.Transfer(**sections['transfer'])  # a bad one is an error here
   step = make_train_step(graphdef, objective, optimizer, normalize, seed=config.seed, accumulate=train.accumulate,
                          ema_decay=train.ema_decay, axis_name=strategy.axis_name, frozen=frozen)
 
@@ -97,8 +97,11 @@ def build(config) -> Parts:
 
   checkpoint = in_steps('checkpoint')
   check_options(checkpoint['every'], checkpoint['keep'], checkpoint['keep_best'])
-  if checkpoint['keep_best'] and checkpoint['best'].split('/')[0].removesuffix('_ema') not in sections['evaluators']:
-    raise ValueError(f"checkpoint.best={checkpoint['best']!r} is of no evaluator; there are {sorted(sections['evaluators'])}")
+  suffixes = [''] if train.ema_decay is None else ['', '_ema']
+  measured = sorted(f'{name}{suffix}/{metric}' for name, keys in sections['evaluators'].items() for suffix in suffixes
+                    for metric in evaluators_lib.EVALUATORS[keys['kind']].METRICS)
+  if checkpoint['keep_best'] and checkpoint['best'] not in measured:
+    raise ValueError(f"checkpoint.best={checkpoint['best']!r} is not measured; choose from {measured}")
   return Parts(
       config=config, train=train, checkpoint=checkpoint, data=data, strategy=strategy,
       create=jax.jit(create), step=step, schedule=schedule,
@@ -123,19 +126,21 @@ def run(config, workdir):
   """
   config, weights = transfer.fill_model(config_lib.as_dict(config), workdir)
   parts = build(config)
-  workdir = claim_workdir(workdir, parts.config)
+  workdir = workdir_lib.claim(workdir, parts.config)
   checkpoints = Checkpoints(workdir / 'checkpoints', **parts.checkpoint)
   start, state, record = restore(parts, checkpoints)
   report = Report(workdir, parts.train.duration, start, active=jax.process_index() == 0)
   try:
-    report.say(_greeting(parts, workdir, start))
+    if start < parts.train.duration:
+      report.say(_greeting(parts, workdir, start))
     if start == 0 and parts.config.init:
       state = _from_weights(parts, state, weights or load.read(parts.config.init), report)
     if start == parts.train.duration:
       report.say(f'The run in {workdir} is finished: step {start}, {_pairs(record["metrics"])}. Nothing to do.')
       return record['metrics']
     report.say(parts.overview)
-    return _loop(parts, checkpoints, report, start, state, record)
+    with StopRequest() as stop:
+      return _loop(parts, checkpoints, report, stop, start, state, record)
   finally:
     report.close()
     checkpoints.close()
@@ -182,28 +187,7 @@ def evaluate(parts, state):
   return values
 
 
-def claim_workdir(workdir, config):
-  """Makes the workdir and writes the config there; raises if it cannot be written or is another config's."""
-  workdir = epath.Path(workdir).expanduser().absolute() if '://' not in str(workdir) else epath.Path(workdir)
-  path = workdir / 'config.json'
-  if path.exists():
-    theirs = config_lib.resolve(json.loads(path.read_text())).to_dict()  # with defaults for keys newer than that run
-    if difference := config_lib.difference(theirs, config.to_dict()):
-      raise ValueError(f'{workdir} holds the run of another config:\n{difference}\n'
-                       'Choose another --workdir, or give the config that is there to go on with it.')
-    return workdir
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-      aside = path.with_suffix('.json.tmp')
-      aside.write_text(config_lib.to_json(config))
-      aside.replace(path)
-  except OSError as error:
-    raise OSError(f'cannot write to the workdir {workdir}: {error}; choose another --workdir') from error
-  return workdir
-
-
-def _loop(parts, checkpoints, report, start, state, record):
+def _loop(parts, checkpoints, report, stop, start, state, record):
   """Steps from `start` to the end; the order of effects at each step is the order of these lines."""
   train, strategy = parts.train, parts.strategy
   step_fn = strategy.compile(parts.step, donate=True)
@@ -233,6 +217,7 @@ def _loop(parts, checkpoints, report, start, state, record):
     logged = step % train.log_every == 0 or last
     evaluated = step % train.eval_every == 0 or last
     if logged:
+      check_finite(metrics, step, checkpoints.latest())
       values = window.take(step)
       report.write(step, values)
       report.progress(step, values)
@@ -240,11 +225,17 @@ def _loop(parts, checkpoints, report, start, state, record):
       record['metrics'] = evaluate(parts, state)
       report.write(step, record['metrics'])
       report.say(f'step {step}/{train.duration}  evaluation  {_pairs(record["metrics"])}')
-    if last or checkpoints.due(step, at_log=logged, evaluated=evaluated):
+    if last or stop.signal or checkpoints.due(step, at_log=logged, evaluated=evaluated):
+      check_finite(metrics, step, checkpoints.latest())
       record['position'] = position
       checkpoints.save(step, strategy.fetch(state), record, record['metrics'] if evaluated else None)
+    if stop.signal and not last:
+      checkpoints.wait()
+      report.say(f'Stopped after step {step}, which is saved; the same command goes on.')
+      stop.end()
     if logged or evaluated:
       window.restart_clock()
+    report.tick(step)
   return record['metrics']
 
 

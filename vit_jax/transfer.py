@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.choices import choose
 from vit_jax.models.vit import variant_fields
 from vit_jax.pretrained import adapt
 from vit_jax.pretrained import load
+from vit_jax.pretrained.resize import METHODS
 
 # What follows from the data, whatever the weights were trained on.
 _FROM_DATA = ('image_size', 'channels', 'num_classes')
@@ -26,6 +28,10 @@ class Transfer:
   """
   reset_head: bool = False
   resize: str | None = None
+
+  def __post_init__(self):
+    if self.resize is not None:
+      choose(METHODS, self.resize, 'transfer.resize')
 
 
 def fill_model(config, workdir):
@@ -44,8 +50,10 @@ def fill_model(config, workdir):
   Raises:
     ValueError: the weights cannot be read, or are not of the variant that the config names.
   """
-  if not config.get('init'):
+  if config.get('init') is None:
     return config, None
+  if not config['init']:
+    raise ValueError('this recipe starts from weights; name them: --config.init=PATH_OR_NAME')
   path = epath.Path(workdir) / 'config.json'
   recorded = json.loads(path.read_text()) if path.exists() else {}
   weights = None
@@ -106,7 +114,7 @@ def _check_variant(variant, model, init):
     same = pair(model[name]) == pair(value) if name == 'patch_size' else model[name] == value
     if not same:
       raise ValueError(f'model.variant is {variant!r}, {name} {value}, but {init} has {name} {model[name]}; '
-                       'leave the variant out or give the right weights')
+                       "leave the variant out (configs/finetune.py:any,DATA does) or give the right weights")
 
 
 def _name(path):

@@ -118,6 +118,10 @@ class _Records:
   def _decoded(self, index: int, record: dict[str, Any]) -> dict[str, Any]:
     try:
       image = decode.decode(record['image'], self._source.channels, self._source.upright)
+    except ValueError as error:
+      hint = ValueError(f'{error}. Images that cannot be decoded are left out with --config.data.corrupt=skip')
+      raise _record_error(self._source, index, hint) from error
+    try:
       label = _checked_label(record['label'], self._source.num_classes)
     except ValueError as error:
       raise _record_error(self._source, index, error) from error

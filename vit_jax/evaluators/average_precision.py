@@ -17,6 +17,8 @@ class AveragePrecision:
     split: TFDS split string.
   """
 
+  METRICS = ('mAP',)
+
   def __init__(self, graphdef, objective, normalize, strategy, data, batch_size, *, split: str = 'test'):
     del objective
 

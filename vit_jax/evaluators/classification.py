@@ -25,6 +25,8 @@ class Classification:
     split: TFDS split string.
   """
 
+  METRICS = ('accuracy', 'loss')
+
   def __init__(self, graphdef, objective, normalize, strategy, data, batch_size, *, split: str = 'test'):
     def step(params, batch):
       model = nnx.merge(graphdef, params)

@@ -19,7 +19,7 @@ _MAX_CONFIG = 16 << 20
 
 
 def load(source, *, image_size=None, patch_size=None, channels=None, num_classes=None, reset_head=False,
-         drop_pre_logits=False, method=None, strict=True, average=False, fields=None, dtype=None):
+         drop_pre_logits=False, method=None, strict=True, average=False, step=None, fields=None, dtype=None):
   """Loads a model; `model(images)` gives logits.
 
   Args:
@@ -33,6 +33,7 @@ def load(source, *, image_size=None, patch_size=None, channels=None, num_classes
     method: 'bilinear' or 'bicubic' for the position grid; None is that of the weights' own code.
     strict: whether missing, unused and non-finite arrays are errors; else they are logged.
     average: of a workdir, the moving average of the parameters.
+    step: of a workdir, which checkpoint; None is the latest.
     fields: fields of `VisionTransformer` that win over the file's, such as dict(dropout=0.1).
     dtype: of activations, such as 'bfloat16'; None is float32, or what a run was trained with.  Parameters are float32.
 
@@ -43,7 +44,7 @@ def load(source, *, image_size=None, patch_size=None, channels=None, num_classes
     ValueError: a damaged, foreign or unfitting file; the message names it and what is wrong.
     OSError: nothing there, or out of reach.
   """
-  weights = read(source, image_size=image_size, strict=strict, average=average)
+  weights = read(source, image_size=image_size, strict=strict, average=average, step=step)
   weights, lines = adapt_lib.adapt(
       weights, image_size=image_size, patch_size=patch_size, channels=channels, num_classes=num_classes,
       reset_head=reset_head, drop_pre_logits=drop_pre_logits, method=method or resize_method(weights))
@@ -52,7 +53,7 @@ def load(source, *, image_size=None, patch_size=None, channels=None, num_classes
   return build(weights, **dict(fields or {}, **(dict(dtype=dtype) if dtype else {})))
 
 
-def read(source, *, image_size=None, strict=True, average=False):
+def read(source, *, image_size=None, strict=True, average=False, step=None):
   """Reads `Weights` without building a model.
 
   Args:
@@ -61,15 +62,16 @@ def read(source, *, image_size=None, strict=True, average=False):
     image_size: what the model was trained at, where the file does not tell.
     strict: whether missing, unused and non-finite arrays are errors; else they stand in `problems`.
     average: of a workdir, the moving average of the parameters.
+    step: of a workdir, which checkpoint; None is the latest.
 
   Raises:
     ValueError, OSError: as `load`.
   """
   path = _located(str(source))
   if workdir.is_workdir(path):
-    return workdir.read(path, average=average)
-  if average:
-    raise ValueError(f'{source} is no workdir of a run: only that has averaged parameters')
+    return workdir.read(path, average=average, step=step)
+  if average or step is not None:
+    raise ValueError(f'{source} is no workdir of a run: only that has averaged parameters and several steps')
   path = _weights_file(pathlib.Path(path), str(source))
   with files.open_file(path) as tensors:
     weights = _read(tensors, _configs(path), image_size)

@@ -71,9 +71,19 @@ class Checkpoints:
 
   def restore(self, step, abstract_state):
     """Returns (state of NumPy arrays, run) of a step; `abstract_state` is a tree of jax.ShapeDtypeStruct."""
-    restored = self._manager.restore(step, args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(abstract_state), run=ocp.args.JsonRestore()))
+    try:
+      restored = self._manager.restore(step, args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(abstract_state), run=ocp.args.JsonRestore()))
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+      others = [other for other in self.steps() if other != step]
+      raise ValueError(f'the checkpoint of step {step} in {self._manager.directory} cannot be read: '
+                       f'{str(error)[:300]}\nRemove the folder {step} to go on from '
+                       + (f'step {others[-1]}' if others else 'the beginning')) from error
     return restored['state'], restored['run']
+
+  def wait(self):
+    """Waits for the save under way, raising its error."""
+    self._manager.wait_until_finished()
 
   def close(self):
     """Waits for the save under way, raising its error, and ends."""

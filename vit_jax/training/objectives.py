@@ -26,18 +26,18 @@ class Classification:
     self.label_smoothing = label_smoothing
     self.class_weights = class_weights
 
+  def check(self, num_classes):
+    """Raises ValueError unless there are as many class weights as classes, none negative."""
+    weights = self.class_weights
+    if weights is not None and (len(weights) != num_classes or min(weights) < 0):
+      raise ValueError(f'objective.class_weights: expected {num_classes} numbers, one a class, none negative; got {weights}')
+
   def __call__(self, model, batch, rngs):
     """Returns (losses (B,), {'accuracy': (B,)}); accurate is a best class that is one of the image's."""
     logits, labels = model(batch['image'], rngs), batch['label']
     ones = losses.hot(labels, logits.shape[-1])
     loss = self.loss(logits, labels, self.label_smoothing)
     if self.class_weights is not None:
-      loss *= ones @ jnp.asarray(_checked(self.class_weights, logits.shape[-1]), jnp.float32)
+      loss *= ones @ jnp.asarray(self.class_weights, jnp.float32)
     best = jnp.argmax(logits, axis=-1, keepdims=True)
     return loss, dict(accuracy=jnp.take_along_axis(ones, best, axis=-1)[:, 0])
-
-
-def _checked(weights, num_classes):
-  if len(weights) != num_classes or min(weights) < 0:
-    raise ValueError(f'objective.class_weights: expected {num_classes} numbers, one a class, none negative; got {weights}')
-  return weights

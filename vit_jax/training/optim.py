@@ -1,5 +1,6 @@
 """Optimizers: a table over optax, the same clipping and weight-decay mask for all."""
 import inspect
+import math
 import re
 
 import jax
@@ -40,6 +41,9 @@ def build(total_steps, *, name: str = 'adamw', peak_lr: float = 1e-3, schedule: 
     ValueError: an unknown name or option, a mask that matches nothing.
   """
   make = choose(OPTIMIZERS, name, 'optimizer')
+  _check_numbers(peak_lr=peak_lr, end_lr=end_lr, weight_decay=weight_decay, timescale=timescale,
+                 **{'clip_norm': clip_norm} if clip_norm is not None else {},
+                 **{'layer_decay': layer_decay} if layer_decay is not None else {})
   options = dict(options or {})
   valid = [p.name for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY]
   if unknown := sorted(set(options) - set(valid)):
@@ -50,6 +54,13 @@ def build(total_steps, *, name: str = 'adamw', peak_lr: float = 1e-3, schedule: 
   decay = optax.add_decayed_weights(weight_decay, lambda params: decay_tree(params, decay_mask))
   after = optax.stateless(lambda updates, params: _shape_updates(updates, params, layer_decay, freeze))
   return optax.chain(clip, make(decay, **options), optax.scale_by_learning_rate(rate), after), rate
+
+
+def _check_numbers(**numbers):
+  for name, number in numbers.items():
+    positive = name in ('clip_norm', 'layer_decay', 'timescale')
+    if not math.isfinite(number) or number < 0 or (positive and number == 0):
+      raise ValueError(f"optim.{name} must be {'positive' if positive else 'at least 0'}, got {number}")
 
 
 def _shape_updates(updates, params, layer_decay, freeze):

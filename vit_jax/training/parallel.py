@@ -23,6 +23,8 @@ class Pmap:
 
   def check_batch(self, batch_size, accumulate):
     """Raises ValueError unless every device gets `accumulate` equal micro-batches of the global batch."""
+    if accumulate < 1:
+      raise ValueError(f'train.accumulate must be at least 1, got {accumulate}')
     devices = jax.device_count()
     parts = devices * accumulate
     if batch_size < 1 or batch_size % parts:

@@ -27,7 +27,7 @@ class Report:
     self._lines = self._keep_until(start_step)
     self._board = tensorboardX.SummaryWriter(str(epath.Path(workdir) / 'tensorboard'), purge_step=start_step + 1)
     self._total = total_steps
-    self._start = self._last = (start_step, time.monotonic())
+    self._start = (start_step, time.monotonic())
     self._bar = None
     if sys.stderr.isatty():
       self._bar = tqdm.tqdm(total=total_steps, initial=start_step, unit='step', dynamic_ncols=True)
@@ -46,9 +46,15 @@ class Report:
     # JSON has no NaN; null says that there was no number.
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
     self._append(json.dumps(dict(step=step, **finite)) + '\n')
-    for name, value in values.items():
-      self._board.add_scalar(name, value, step)
+    for name, value in finite.items():
+      if value is not None:
+        self._board.add_scalar(name, value, step)
     self._board.flush()
+
+  def tick(self, step):
+    """Moves the bar."""
+    if self._active and self._bar is not None:
+      self._bar.update(step - self._bar.n)
 
   def progress(self, step, values):
     """Shows how training goes: loss, learning rate, images/s, share of time waiting for input, ETA."""
@@ -57,8 +63,8 @@ class Report:
     formats = {'loss': '.4f', 'learning_rate': '.2e', 'images_per_second': '.0f', 'input_wait': '.1%'}
     shown = {name: format(values[f'train/{name}'], form) for name, form in formats.items() if f'train/{name}' in values}
     if self._bar is not None:
-      self._bar.set_postfix(shown, refresh=False)
-      self._bar.update(step - self._bar.n)
+      short = dict(learning_rate='lr', images_per_second='img/s', input_wait='wait')
+      self._bar.set_postfix({short.get(name, name): value for name, value in shown.items()}, refresh=False)
       return
     (start, since), now = self._start, time.monotonic()
     eta = (now - since) / max(step - start, 1) * (self._total - step)

@@ -2,6 +2,7 @@
 import time
 
 import jax
+import numpy as np
 
 
 class Window:
@@ -48,3 +49,18 @@ class Window:
       values.update(images_per_second=self._steps * self._batch_size / self.elapsed(),
                     input_wait=self._waited / self.elapsed())
     return {f'train/{name}': float(value) for name, value in values.items()}
+
+
+def check_finite(metrics, step, saved):
+  """Raises ValueError if a step's loss is not finite, before such a state can take the place of a good checkpoint.
+
+  Args:
+    metrics: of the step, on the device.
+    step: which.
+    saved: the latest checkpoint's step, or None.
+  """
+  loss = float(jax.device_get(metrics).loss.compute())
+  if not np.isfinite(loss):
+    good = 'nothing was saved yet' if saved is None else f'step {saved} is saved'
+    raise ValueError(f'the loss is {loss} at step {step}; {good}. Lower optim.peak_lr, lengthen optim.warmup, or set '
+                     "optim.clip_norm=1.0 and model.dtype='float32'")
