@@ -26,7 +26,7 @@ def model():
 
 @pytest.fixture
 def load(model, monkeypatch):
-  monkeypatch.setattr(vit_jax, 'load', lambda source: model, raising=False)
+  monkeypatch.setattr(vit_jax, 'load', lambda source, **options: model, raising=False)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_table_is_aligned(load, model, photos, capsys):
 def test_classes_without_names_are_numbers(photos, monkeypatch, capsys):
   model = make_model()
   model.class_names = None
-  monkeypatch.setattr(vit_jax, 'load', lambda source: model, raising=False)
+  monkeypatch.setattr(vit_jax, 'load', lambda source, **options: model, raising=False)
   _, out, _ = run(capsys, photos, form='json', top=1)
   for line in out.splitlines():
     best, = json.loads(line)['predictions']
