@@ -18,15 +18,6 @@ GOLDEN = pathlib.Path(__file__).parent / 'golden'
 TINY = dict(image_size=16, patch_size=4, width=24, depth=2, heads=3, mlp_dim=48, num_classes=7)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """Compiling is nearly all that these tests do; without optimisations it takes a third of the time."""
-  before = jax.config.read('jax_disable_most_optimizations')
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', before)
-
-
 def create(**fields):
   return vit.VisionTransformer(**{**TINY, **fields}, rngs=nnx.Rngs(0))
 

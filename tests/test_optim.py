@@ -21,15 +21,6 @@ REST = {'embed': {'kernel': (4, 4, 3, WIDTH)}, 'token': (WIDTH,), 'head': {'kern
 is_shape = lambda x: isinstance(x, tuple)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """Compiling is nearly all that these tests do; without optimisations it takes a third of the time."""
-  before = jax.config.read('jax_disable_most_optimizations')
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', before)
-
-
 def tree_like(shapes, rng, lead=()):
   return jax.tree.map(lambda s: rng.normal(size=(*lead, *s)).astype(np.float32), shapes, is_leaf=is_shape)
 

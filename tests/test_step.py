@@ -17,15 +17,6 @@ from vit_jax.training.state import TrainState
 BATCH = 8
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """Compiling is nearly all that these tests do; without optimisations it takes a third of the time."""
-  before = jax.config.read('jax_disable_most_optimizations')
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', before)
-
-
 class Network(nnx.Module):
   """A small model with dropout: what a step needs to know of a model."""
 
@@ -76,7 +67,7 @@ def run(step, data, ema=True):
 
 
 @pytest.fixture(scope='module')
-def plain(quick_compilation):
+def plain():
   """Three steps with an average, the run that others are compared with."""
   return run(plain_step(), batches(3))
 
