@@ -164,7 +164,8 @@ def restore(parts, checkpoints, step=None):
   if tuple(record['class_names']) != parts.data.source.class_names:
     raise ValueError(f"the classes of {parts.config.data.name} have changed since step {step}: they were "
                      f"{record['class_names']}, they are {list(parts.data.source.class_names)}; labels would be mixed up")
-  return step, parts.strategy.place(state), record
+  # How often to log, evaluate and save may have changed since.
+  return step, parts.strategy.place(state), dict(record, config=parts.config.to_dict())
 
 
 def _from_weights(parts, state, weights, report):
@@ -213,7 +214,7 @@ def _loop(parts, checkpoints, report, stop, start, state, record):
       report.say(f'First step took {window.elapsed():.1f} s, compilation included.')
       window.restart_clock()
 
-    last = step == train.duration
+    last, stopping = step == train.duration, stop.signal is not None
     logged = step % train.log_every == 0 or last
     evaluated = step % train.eval_every == 0 or last
     if logged:
@@ -225,11 +226,11 @@ def _loop(parts, checkpoints, report, stop, start, state, record):
       record['metrics'] = evaluate(parts, state)
       report.write(step, record['metrics'])
       report.say(f'step {step}/{train.duration}  evaluation  {_pairs(record["metrics"])}')
-    if last or stop.signal or checkpoints.due(step, at_log=logged, evaluated=evaluated):
+    if last or stopping or checkpoints.due(step, at_log=logged, evaluated=evaluated):
       check_finite(metrics, step, checkpoints.latest())
       record['position'] = position
       checkpoints.save(step, strategy.fetch(state), record, record['metrics'] if evaluated else None)
-    if stop.signal and not last:
+    if stopping and not last:
       checkpoints.wait()
       report.say(f'Stopped after step {step}, which is saved; the same command goes on.')
       stop.end()
