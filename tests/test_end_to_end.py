@@ -209,6 +209,7 @@ BAD = {
     'strategy': ({'parallel': {'strategy': 'magic'}}, "unknown parallel.strategy 'magic'"),
     'data set': ({'data.name': 'digitz'}, "[Uu]nknown data set 'digitz'.*digits"),
     'unprepared': ({'data.name': 'mnist'}, 'not prepared'),
+    'threads': ({'data.threads': -1}, 'data.threads must be at least 0'),
     'split': ({'data.train_split': 'training'}, "split.*'training'.*train"),
     'evaluation split': ({'evaluators': {'x': {'kind': 'classification', 'split': 'dev'}}}, "split.*'dev'"),
     'evaluator': ({'evaluators': {'x': {'kind': 'guess'}}}, "unknown evaluators.x.kind 'guess'"),

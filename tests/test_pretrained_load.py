@@ -113,3 +113,8 @@ def test_workdir_without_what_was_asked_for(run, tmp_path):
   shutil.copy(workdir / 'config.json', tmp_path / 'run')
   with pytest.raises(ValueError, match='has no checkpoint yet'):
     load.read(tmp_path / 'run')
+
+
+def test_fields_that_the_weights_do_not_fit_are_refused():
+  with pytest.raises(ValueError, match='the weights do not fit a model with .*depth.*encoder/blocks'):
+    load.build(golden_files.read('vit_token'), depth=1)

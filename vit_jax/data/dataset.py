@@ -36,6 +36,8 @@ class Dataset:
                eval_transform: str = 'resize', data_dir: str | None = None, cache: bool = False, threads: int = 2,
                channels: int | None = None, corrupt: str = 'error'):
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if threads < 0:
+      raise ValueError(f'data.threads must be at least 0, got {threads}')
     for transform in (train_transform, eval_transform):
       spec.parse(transform, size)  # a bad one is an error here, not at the first batch
     _require_choice('data.corrupt', corrupt, ('error', 'skip'))

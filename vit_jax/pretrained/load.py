@@ -99,6 +99,11 @@ def _read(tensors, configs, image_size):
 
 def build(weights, **fields):
   """A `VisionTransformer` of weights; `fields` win over theirs.  Takes the arrays out of `weights.params`."""
+  wanted = weights_lib.shapes(dict(weights.fields, **fields))
+  found = {name: leaf.shape for name, leaf in weights_lib.flatten(weights.params).items()}
+  if differing := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
+    raise ValueError(f'the weights do not fit a model with {fields}: {tensors_lib.shorten(differing)} differ in shape or '
+                     'are on one side only')
   graphdef = nnx.graphdef(weights_lib.abstract_model(dict(weights.fields, **fields)))
   model = nnx.merge(graphdef, _on_device(weights.params))
   model.preprocessing, model.class_names = weights.preprocessing, weights.class_names
