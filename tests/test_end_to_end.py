@@ -13,6 +13,7 @@ import pytest
 
 from tests import tiny
 from vit_jax import evaluate
+from vit_jax import parts
 from vit_jax import train
 from vit_jax.training.checkpoint import Checkpoints
 
@@ -277,7 +278,7 @@ def test_asked_to_stop_it_saves_first(number, data_dir, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(data_dir, tmp_path, monkeypatch):
   config = tiny.config(data_dir)
-  poisoned = train.make_train_step
+  poisoned = parts.make_train_step
 
   def make_train_step(*arguments, **options):
     step = poisoned(*arguments, **options)
@@ -288,7 +289,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(d
       return state.replace(params=jax.tree.map(lambda x: x * factor, state.params)), metrics
     return broken
 
-  monkeypatch.setattr(train, 'make_train_step', make_train_step)
+  monkeypatch.setattr(parts, 'make_train_step', make_train_step)
   with pytest.raises(ValueError, match='the loss is nan at step 7; step 4 is saved'):
     train.run(config, tmp_path)
   assert saved(tmp_path) == ('4',)

@@ -83,7 +83,7 @@ SECTIONS = {
     'normalization': Section(Normalization),
     'objective': Section(Classification),
     'optim': Section(optim.build, ('total_steps',)),
-    'parallel': Section(parallel.build),
+    'parallel': Section(parallel.build, ('devices',)),
     'train': Section(Train),
     'transfer': Section(Transfer),
 }

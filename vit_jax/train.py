@@ -3,111 +3,19 @@
 All reading of the config, all I/O and its order are here; the parts it puts together know nothing of each other.
 """
 import collections
-import dataclasses
-from typing import Any, Callable
 
-from clu import parameter_overview
-from flax import nnx
 import jax
 
 from vit_jax import config as config_lib
-from vit_jax import evaluators as evaluators_lib
 from vit_jax import platform
 from vit_jax import transfer
 from vit_jax import workdir as workdir_lib
-from vit_jax.data.dataset import Dataset
-from vit_jax.models.vit import VisionTransformer
-from vit_jax.normalization import Normalization
+from vit_jax.parts import build
 from vit_jax.pretrained import load
-from vit_jax.training import optim
-from vit_jax.training import parallel
-from vit_jax.training.checkpoint import check_options, Checkpoints
-from vit_jax.training.objectives import Classification
+from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.report import Report
-from vit_jax.training.state import TrainState
-from vit_jax.training.step import make_train_step
 from vit_jax.training.stop import StopRequest
 from vit_jax.training.window import check_finite, Window
-
-
-@dataclasses.dataclass(frozen=True)
-class Parts:
-  """What a config describes, built but not run.
-
-  Attributes:
-    config: the resolved config.
-    train: the loop's own settings, durations in steps.
-    checkpoint: arguments of `Checkpoints`, the interval in steps or minutes.
-    data: opened data set.
-    strategy: how steps are spread over devices.
-    create: () → TrainState at step 0.
-    step: (state, batch) → (state, metrics).
-    schedule: step → learning rate.
-    evaluators: {name: evaluator}.
-    overview: a table of the parameters.
-    num_params: how many there are.
-  """
-  config: Any
-  train: config_lib.Train
-  checkpoint: dict[str, Any]
-  data: Dataset
-  strategy: Any
-  create: Callable[[], TrainState]
-  step: Callable[..., Any]
-  schedule: Callable[..., Any]
-  evaluators: dict[str, Callable[..., dict[str, float]]]
-  overview: str
-  num_params: int
-
-
-def build(config) -> Parts:
-  """Builds all parts of a run from a config; raises ValueError for a bad one, before anything compiles."""
-  config = config_lib.resolve(config)
-  platform.require(config.platform)
-  sections = config.to_dict()
-  strategy = parallel.build(**sections['parallel'])
-  strategy.check_batch(config.data.batch_size, config.train.accumulate)
-  data = Dataset(config.seed, jax.process_index(), jax.process_count(), **sections['data'])
-  sizes = dict(batch_size=config.data.batch_size, examples=len(data.source))
-  in_steps = lambda name: config_lib.in_steps(name, sections[name], **sizes)
-  train = config_lib.Train(**in_steps('train'))
-
-  make_model = lambda: VisionTransformer(
-      image_size=data.image_size, channels=data.source.channels, num_classes=data.source.num_classes,
-      rngs=nnx.Rngs(config.seed), **sections['model'])
-  graphdef, abstract_params = nnx.split(nnx.eval_shape(make_model), nnx.Param)
-  abstract_params = nnx.to_pure_dict(abstract_params)
-  optimizer, schedule = optim.build(train.duration, **in_steps('optim'))
-  frozen = optim.frozen_tree(abstract_params, config.optim.freeze)
-  jax.eval_shape(optimizer.init, abstract_params)  # a bad mask is an error here
-  objective, normalize = Classification(**sections['objective']), Normalization(**sections['normalization'])
-  objective.check(data.source.num_classes)
-  transfer.Transfer(**sections['transfer'])  # a bad one is an error here
-  step = make_train_step(graphdef, objective, optimizer, normalize, seed=config.seed, accumulate=train.accumulate,
-                         ema_decay=train.ema_decay, axis_name=strategy.axis_name, frozen=frozen)
-
-  def create():
-    params = nnx.to_pure_dict(nnx.state(make_model(), nnx.Param))
-    return TrainState.create(params, optimizer, ema=train.ema_decay is not None)
-
-  def evaluator(kind, **arguments):
-    # Training holds micro-batches; evaluation need not hold more.
-    return evaluators_lib.EVALUATORS[kind](graphdef, objective, normalize, strategy, data,
-                                           config.data.batch_size // train.accumulate, **arguments)
-
-  checkpoint = in_steps('checkpoint')
-  check_options(checkpoint['every'], checkpoint['keep'], checkpoint['keep_best'])
-  suffixes = [''] if train.ema_decay is None else ['', '_ema']
-  measured = sorted(f'{name}{suffix}/{metric}' for name, keys in sections['evaluators'].items() for suffix in suffixes
-                    for metric in evaluators_lib.EVALUATORS[keys['kind']].METRICS)
-  if checkpoint['keep_best'] and checkpoint['best'] not in measured:
-    raise ValueError(f"checkpoint.best={checkpoint['best']!r} is not measured; choose from {measured}")
-  return Parts(
-      config=config, train=train, checkpoint=checkpoint, data=data, strategy=strategy,
-      create=jax.jit(create), step=step, schedule=schedule,
-      evaluators={name: evaluator(**keys) for name, keys in sections['evaluators'].items()},
-      overview=parameter_overview.get_parameter_overview(abstract_params, include_stats=False),
-      num_params=sum(x.size for x in jax.tree.leaves(abstract_params)))
 
 
 def run(config, workdir):

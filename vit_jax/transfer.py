@@ -34,7 +34,7 @@ class Transfer:
       choose(METHODS, self.resize, 'transfer.resize')
 
 
-def fill_model(config, workdir):
+def fill_model(config, workdir=None):
   """Completes sections `model` and `normalization` from the weights that `config['init']` names.
 
   What the config gives itself wins. A run that is taken up again has it all in its own config: the weights need not be
@@ -42,7 +42,7 @@ def fill_model(config, workdir):
 
   Args:
     config: dict, unresolved.
-    workdir: of the run; may not exist yet.
+    workdir: of the run; may not exist yet. None: of no run.
 
   Returns:
     (config, the weights or None if there are none to read).
@@ -54,8 +54,8 @@ def fill_model(config, workdir):
     return config, None
   if not config['init']:
     raise ValueError('this recipe starts from weights; name them: --config.init=PATH_OR_NAME')
-  path = epath.Path(workdir) / 'config.json'
-  recorded = json.loads(path.read_text()) if path.exists() else {}
+  path = None if workdir is None else epath.Path(workdir) / 'config.json'
+  recorded = json.loads(path.read_text()) if path is not None and path.exists() else {}
   weights = None
   if recorded.get('init') == config['init']:
     model, normalization = recorded['model'], recorded['normalization']

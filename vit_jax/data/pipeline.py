@@ -14,6 +14,7 @@ import numpy as np
 from vit_jax.data import augment
 from vit_jax.data import decode
 from vit_jax.data import spec
+from vit_jax.data.facts import Facts
 from vit_jax.data.source import Source
 
 Batch = dict[str, np.ndarray]
@@ -92,6 +93,12 @@ def eval_batches(source: Source, *, batch_size: int, image_size: tuple[int, int]
   stream = stream.seed(0).random_map(finish_or_pad)
   stream = _Share(stream, batch_size, process_index, share)
   return _read_ahead(stream.batch(share, batch_fn=_stack), threads)
+
+
+def batch_shapes(facts: Facts, *, batch_size: int, image_size: tuple[int, int]) -> dict[str, tuple[tuple, Any]]:
+  """Returns {name: (shape, dtype)} of a global batch of `train_batches`, without drawing one."""
+  rest = {'image': (*image_size, facts.channels), 'label': (facts.num_classes,) if facts.many_labels else ()}
+  return {name: ((batch_size, *rest.get(name, ())), dtype) for name, dtype in _DTYPES.items() if name != 'mask'}
 
 
 class _Records:

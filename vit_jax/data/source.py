@@ -3,6 +3,8 @@
 import copy
 from typing import Any, Sequence
 
+from vit_jax.data.facts import Facts
+
 
 class Source:
   """A labelled split with random access; threads may read it at once.
@@ -37,6 +39,11 @@ class Source:
 
   def __len__(self) -> int:
     return len(self._indices)
+
+  @property
+  def facts(self) -> Facts:
+    """What a model and a step need to know of the split."""
+    return Facts(len(self), self.num_classes, self.channels, self.many_labels)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     return self._strip(self._records[self._indices[index]])
