@@ -22,6 +22,7 @@ RECIPES = sorted(path.stem for path in CONFIGS.glob('*.py') if path.stem not in 
 ARGUMENTS = {
     'vit': [f'{model},{data}' for model in common.MODELS for data in common.DATASETS],
     'vit_b16': ['imagenet', 'imagenet21k', 'jft'],
+    'vit_h14': ['imagenet', 'imagenet21k', 'jft'],
     'finetune': ['ti16,folder', 'h14,imagenet', *(f'b16,{task}' for task in common.TASKS)],
 }
 CASES = [(recipe, argument) for recipe in RECIPES for argument in [None, *ARGUMENTS.get(recipe, [])]]
