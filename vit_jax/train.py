@@ -84,11 +84,14 @@ def build(config) -> Parts:
   objective.check(data.source.num_classes)
   transfer.Transfer(**sections['transfer'])  # a bad one is an error here
   step = make_train_step(graphdef, objective, optimizer, normalize, seed=config.seed, accumulate=train.accumulate,
-                         ema_decay=train.ema_decay, axis_name=strategy.axis_name, frozen=frozen)
+                         ema_decay=train.ema_decay, axis_name=strategy.axis_name, shards=strategy.shards,
+                         frozen=frozen)
 
   def create():
     params = nnx.to_pure_dict(nnx.state(make_model(), nnx.Param))
     return TrainState.create(params, optimizer, ema=train.ema_decay is not None)
+
+  strategy.abstract(jax.eval_shape(create))  # sizes that a mesh does not divide are an error here
 
   def evaluator(kind, **arguments):
     # Training holds micro-batches; evaluation need not hold more.
@@ -104,7 +107,7 @@ def build(config) -> Parts:
     raise ValueError(f"checkpoint.best={checkpoint['best']!r} is not measured; choose from {measured}")
   return Parts(
       config=config, train=train, checkpoint=checkpoint, data=data, strategy=strategy,
-      create=jax.jit(create), step=step, schedule=schedule,
+      create=create, step=step, schedule=schedule,
       evaluators={name: evaluator(**keys) for name, keys in sections['evaluators'].items()},
       overview=parameter_overview.get_parameter_overview(abstract_params, include_stats=False),
       num_params=sum(x.size for x in jax.tree.leaves(abstract_params)))
@@ -159,8 +162,8 @@ def restore(parts, checkpoints, step=None):
   """
   step = checkpoints.latest() if step is None else step
   if step is None:
-    return 0, parts.strategy.place(parts.create()), dict(_record(parts), position=None, metrics={})
-  state, record = checkpoints.restore(step, jax.eval_shape(parts.create))
+    return 0, parts.strategy.create(parts.create), dict(_record(parts), position=None, metrics={})
+  state, record = checkpoints.restore(step, parts.strategy.abstract(jax.eval_shape(parts.create)))
   if tuple(record['class_names']) != parts.data.source.class_names:
     raise ValueError(f"the classes of {parts.config.data.name} have changed since step {step}: they were "
                      f"{record['class_names']}, they are {list(parts.data.source.class_names)}; labels would be mixed up")
@@ -174,7 +177,7 @@ def _from_weights(parts, state, weights, report):
   params, lines = transfer.fit(weights, state.params, parts.data.source, parts.data.image_size, sections['model'],
                                transfer.Transfer(**sections['transfer']))
   report.say('\n'.join([f'Starting from {parts.config.init}:', *(f'  {line}' for line in lines or ['all as it is'])]))
-  ema = None if state.ema is None else jax.tree.map(jax.numpy.copy, params)
+  ema = None if state.ema is None else jax.tree.map(lambda x: x.copy(), params)
   return parts.strategy.place(state.replace(params=params, ema=ema))
 
 
