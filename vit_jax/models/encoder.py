@@ -81,9 +81,8 @@ class Encoder(nnx.Module):
     """Maps tokens (B, N, width) through the first `layers_run` blocks (None: all) to (B, N, width)."""
 
     def body(x, block, number):
-      x = by_example(x)
       rate = self.stochastic_depth * number / max(self.depth - 1, 1) if self.stochastic_depth else 0.0
-      return block(x, layers.fold_in(rngs, number), rate), None
+      return by_example(block(x, layers.fold_in(rngs, number), rate)), None
 
     return self._scan(body, x, layers_run)[0]
 

@@ -60,7 +60,7 @@ AXES = {
 }
 
 # The last dimensions of a parameter; a stack's depth comes before them and stays whole, since a turn of the scan takes one
-# block of it. What is not here, vectors of a block and tokens, is less than a hundredth of a model, and whole everywhere.
+# block of it. What is not here, vectors, tokens and positions, is about a hundredth of a model, and whole everywhere.
 DIMENSIONS = (
     (r'attention/(query|key|value)/kernel', ('width', 'heads', None)),
     (r'attention/(query|key|value)/bias', ('heads', None)),
@@ -69,6 +69,5 @@ DIMENSIONS = (
     (r'mlp/up/bias', ('mlp_dim',)),
     (r'mlp/down/kernel', ('mlp_dim', 'width')),
     (r'embed/kernel', (None, None, None, 'width')),
-    (r'position/.*', ('width',)),
     (r'(pre_logits|head)/kernel', ('width', None)),
 )
