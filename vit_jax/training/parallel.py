@@ -7,7 +7,7 @@ A strategy is built for some devices (None: those that jax has) and has
   check_batch(batch_size, accumulate): raises ValueError unless the sizes divide.
   create(function): the state that function() describes, made on the devices.
   place(state): a host's state, or one that lies otherwise, onto the devices.
-  fetch(state): what a checkpoint takes, which shares no memory with what the next step donates.
+  fetch(state): what `Checkpoints.save` takes, before a step that donates the state.
   put(batch): a host's share of a batch, its contiguous rows of it, onto the devices.
   compile(function, *, donate): a jitted function(state, batch) over all devices. What it returns besides a state is the
     same on all of them. `donate` gives up the state. It has `lower`, which takes what the next two return.
