@@ -12,7 +12,7 @@ FLOORS = {
     'choices': 0, 'durations': 0, 'losses': 0, 'normalization': 0, 'platform': 0, 'preprocessing': 0,
     'data': 1, 'models': 1,
     'evaluators': 2, 'inference': 2, 'pretrained': 2, 'training': 2,
-    'config': 3, 'train': 3, 'transfer': 3, 'workdir': 3,
+    'config': 3, 'parts': 3, 'train': 3, 'transfer': 3, 'workdir': 3,
     'commands': 4, 'convert': 4, 'describe': 4, 'evaluate': 4, 'main': 4, 'predict': 4,
 }
 

@@ -91,7 +91,7 @@ EVALUATOR_GIVEN = ('graphdef', 'objective', 'normalize', 'strategy', 'data', 'ba
 
 # Where a run runs and what it tells, not what it is: these may differ when it is taken up again.
 FREE = ('platform', 'data.data_dir', 'data.cache', 'data.threads', 'train.log_every', 'train.eval_every')
-FREE_SECTIONS = ('checkpoint', 'evaluators')
+FREE_SECTIONS = ('checkpoint', 'evaluators', 'parallel')
 
 
 def resolve(config):

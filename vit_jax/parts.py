@@ -92,7 +92,7 @@ def build(config) -> Parts:
 
 def make_strategy(config, devices=None):
   """The strategy of a resolved config for `devices`, or for those that jax finds; checks that the batch divides."""
-  strategy = parallel.build(devices, **config.parallel.to_dict())
+  strategy = parallel.build(**config.parallel.to_dict(), devices=devices)
   strategy.check_batch(config.data.batch_size, config.train.accumulate)
   return strategy
 
@@ -122,15 +122,17 @@ def build_program(config, strategy, facts) -> Program:
   objective.check(facts.num_classes)
   transfer.Transfer(**sections['transfer'])  # a bad one is an error here
   step = make_train_step(graphdef, objective, optimizer, normalize, seed=config.seed, accumulate=train.accumulate,
-                         ema_decay=train.ema_decay, axis_name=strategy.axis_name, frozen=frozen)
+                         ema_decay=train.ema_decay, axis_name=strategy.axis_name, shards=strategy.shards,
+                         frozen=frozen)
 
   def create():
     params = nnx.to_pure_dict(nnx.state(make_model(), nnx.Param))
     return TrainState.create(params, optimizer, ema=train.ema_decay is not None)
 
+  strategy.abstract(jax.eval_shape(create))  # sizes that a mesh does not divide are an error here
   return Program(
       config=config, train=train, strategy=strategy, graphdef=graphdef, objective=objective, normalize=normalize,
-      create=jax.jit(create), step=step, schedule=schedule,
+      create=create, step=step, schedule=schedule,
       overview=parameter_overview.get_parameter_overview(abstract_params, include_stats=False),
       num_params=sum(x.size for x in jax.tree.leaves(abstract_params)))
 

@@ -67,8 +67,8 @@ def restore(parts, checkpoints, step=None):
   """
   step = checkpoints.latest() if step is None else step
   if step is None:
-    return 0, parts.strategy.place(parts.create()), dict(_record(parts), position=None, metrics={})
-  state, record = checkpoints.restore(step, jax.eval_shape(parts.create))
+    return 0, parts.strategy.create(parts.create), dict(_record(parts), position=None, metrics={})
+  state, record = checkpoints.restore(step, parts.strategy.abstract(jax.eval_shape(parts.create)))
   if tuple(record['class_names']) != parts.data.source.class_names:
     raise ValueError(f"the classes of {parts.config.data.name} have changed since step {step}: they were "
                      f"{record['class_names']}, they are {list(parts.data.source.class_names)}; labels would be mixed up")
@@ -82,7 +82,7 @@ def _from_weights(parts, state, weights, report):
   params, lines = transfer.fit(weights, state.params, parts.data.source, parts.data.image_size, sections['model'],
                                transfer.Transfer(**sections['transfer']))
   report.say('\n'.join([f'Starting from {parts.config.init}:', *(f'  {line}' for line in lines or ['all as it is'])]))
-  ema = None if state.ema is None else jax.tree.map(jax.numpy.copy, params)
+  ema = None if state.ema is None else jax.tree.map(lambda x: x.copy(), params)
   return parts.strategy.place(state.replace(params=params, ema=ema))
 
 

@@ -23,8 +23,7 @@ class AveragePrecision:
     del objective
 
     def step(params, batch):
-      outputs = nnx.merge(graphdef, params)(normalize(batch['image'])), batch['label'], batch['mask']
-      return jax.lax.all_gather(outputs, strategy.axis_name, tiled=True)
+      return strategy.gather((nnx.merge(graphdef, params)(normalize(batch['image'])), batch['label'], batch['mask']))
 
     self._step = strategy.compile(step, donate=False)
     self._put = strategy.put

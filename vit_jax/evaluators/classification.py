@@ -31,7 +31,7 @@ class Classification:
     def step(params, batch):
       model = nnx.merge(graphdef, params)
       losses, values = objective(model, dict(batch, image=normalize(batch['image'])), None)
-      return EvalMetrics.gather_from_model_output(strategy.axis_name, loss=losses, mask=batch['mask'], **values)
+      return EvalMetrics.single_from_model_output(**strategy.gather(dict(values, loss=losses, mask=batch['mask'])))
 
     self._step = strategy.compile(step, donate=False)
     self._put = strategy.put

@@ -4,6 +4,7 @@ import dataclasses
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import get_abstract_mesh, PartitionSpec
 
 from vit_jax.models import attention
 from vit_jax.models import layers
@@ -53,6 +54,12 @@ def _scaled(x, scale):
   return x if scale is None else x * scale[...].astype(x.dtype)
 
 
+def by_example(x):
+  """Keeps x, (B, …), cut by example over the mesh that is set, if any, so that weights move and not activations."""
+  axes = tuple(name for name in ('data', 'fsdp') if name in get_abstract_mesh().axis_names)
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x
+
+
 class Encoder(nnx.Module):
   """`depth` blocks, run by a scan.
 
@@ -75,7 +82,7 @@ class Encoder(nnx.Module):
 
     def body(x, block, number):
       rate = self.stochastic_depth * number / max(self.depth - 1, 1) if self.stochastic_depth else 0.0
-      return block(x, layers.fold_in(rngs, number), rate), None
+      return by_example(block(x, layers.fold_in(rngs, number), rate)), None
 
     return self._scan(body, x, layers_run)[0]
 

@@ -4,6 +4,7 @@ import time
 from absl import logging
 from etils import epath
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -54,10 +55,10 @@ class Checkpoints:
     return at_log and _process_0_says(time.monotonic() - self._last_time >= 60 * self._every)
 
   def save(self, step, state, run, metrics=None):
-    """Starts saving `state` (NumPy arrays) and `run` (JSON); an error of the last save is raised here."""
+    """Starts saving `state` (see `parallel`, `fetch`) and `run` (JSON); an error of the last save is raised here."""
     if self._keep_best and metrics is not None and self._best not in metrics:
       raise ValueError(f'checkpoint.best={self._best!r} is not measured; there are {sorted(metrics)}')
-    self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)),
+    self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), run=ocp.args.JsonSave(run)),
                        metrics=metrics if self._keep_best else None)
     self._last_time = time.monotonic()
 
@@ -70,10 +71,17 @@ class Checkpoints:
     return sorted(self._manager.all_steps())
 
   def restore(self, step, abstract_state):
-    """Returns (state of NumPy arrays, run) of a step; `abstract_state` is a tree of jax.ShapeDtypeStruct."""
+    """Returns (state, run) of a step.
+
+    Args:
+      step: of the checkpoint.
+      abstract_state: tree of jax.ShapeDtypeStruct; what has a sharding becomes a jax array that lies so, however it lay
+        when it was saved, and what has none a NumPy array.
+    """
+    how = jax.tree.map(_restore_args, abstract_state)
     try:
       restored = self._manager.restore(step, args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(abstract_state), run=ocp.args.JsonRestore()))
+          state=ocp.args.PyTreeRestore(abstract_state, restore_args=how), run=ocp.args.JsonRestore()))
     except Exception as error:  # Orbax and TensorStore raise many kinds
       others = [other for other in self.steps() if other != step]
       raise ValueError(f'the checkpoint of step {step} in {self._manager.directory} cannot be read: '
@@ -110,6 +118,12 @@ def check_options(every, keep, keep_best):
     raise ValueError(f'checkpoint.keep must be at least 1, got {keep}')
   if keep_best < 0:
     raise ValueError(f'checkpoint.keep_best must be at least 0, got {keep_best}')
+
+
+def _restore_args(leaf):
+  if leaf.sharding is None:
+    return ocp.RestoreArgs(restore_type=np.ndarray)
+  return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
 
 
 def _process_0_says(answer):

@@ -1,79 +1,48 @@
 """How a step is spread over devices, behind one small contract.
 
-A strategy has `axis_name` (what the step averages over, or None), and: `check_batch` (do the sizes divide?),
-`place` (a host's state onto the devices), `fetch` (back, as copies), `put` (a host's share of a batch onto its
-devices), `compile` (a function of (state, batch) for all devices). `abstract` and `abstract_batch` give the shapes that
-a compiled function's `lower` takes: a step can be compiled for devices that are not there.
+A strategy is built for some devices (None: those that jax has) and has
+
+  axis_name: the device axis the step averages over, or None where the step sees all examples at once.
+  shards: how many devices the examples that the step sees lie on, in equal contiguous parts.
+  check_batch(batch_size, accumulate): raises ValueError unless the sizes divide.
+  create(function): the state that function() describes, made on the devices.
+  place(state): a host's state, or one that lies otherwise, onto the devices.
+  fetch(state): what `Checkpoints.save` takes, before a step that donates the state.
+  put(batch): a host's share of a batch, its contiguous rows of it, onto the devices.
+  compile(function, *, donate): a jitted function(state, batch) over all devices. What it returns besides a state is the
+    same on all of them. `donate` gives up the state. It has `lower`, which takes what the next two return.
+  abstract(state): jax.ShapeDtypeStructs of a state as `place` leaves it; raises ValueError for sizes that do not divide.
+  abstract_batch(batch): likewise of a global batch, arrays (B, …).
+  gather(tree): inside a compiled function, arrays of all examples, (B, …), from those of the examples it sees.
 """
-import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-import numpy as np
-
 from vit_jax.choices import choose
+from vit_jax.training.mesh import Mesh
+from vit_jax.training.pmap import Pmap
 
 
-class Pmap:
-  """Data parallelism: every device holds the whole state and its share of the batch.
+def build(*, strategy: str = 'pmap', data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None):
+  """Builds a strategy.
 
   Args:
-    devices: all devices of the run; None takes what jax finds.
+    strategy: a name of `STRATEGIES`: 'pmap', every device holds the whole state, or 'mesh', which cuts it.
+    data: of 'mesh', the number of groups of devices that each hold the whole state; -1 is what the others leave.
+    fsdp: of 'mesh', how many devices share one copy of the state, each with examples of its own; or -1.
+    tensor: of 'mesh', how many devices share the heads and the hidden MLP features of each example; or -1.
+    devices: a list of jax devices, those of a TPU topology too; None is what jax has.
+
+  Raises:
+    ValueError: an unknown strategy, or a mesh that is not of as many devices as there are.
   """
-
-  axis_name = 'batch'
-
-  def __init__(self, devices=None):
-    self._given = devices
-    self._devices = jax.devices() if devices is None else devices
-    self._local = jax.local_devices() if devices is None else devices
-    mesh = Mesh(np.array(self._local), (self.axis_name,))
-    self._replicated = NamedSharding(mesh, PartitionSpec())
-    self._sharded = NamedSharding(mesh, PartitionSpec(self.axis_name))
-
-  def check_batch(self, batch_size, accumulate):
-    """Raises ValueError unless every device gets `accumulate` equal micro-batches of the global batch."""
-    if accumulate < 1:
-      raise ValueError(f'train.accumulate must be at least 1, got {accumulate}')
-    devices = len(self._devices)
-    parts = devices * accumulate
-    if batch_size < 1 or batch_size % parts:
-      nearest = max(1, round(batch_size / parts)) * parts
-      raise ValueError(f'data.batch_size={batch_size} is not divisible by {devices} devices × train.accumulate='
-                       f'{accumulate}; the nearest that is: {nearest}')
-
-  def place(self, state):
-    """Copies a state to every local device."""
-    return jax.device_put(state, self._replicated)
-
-  def fetch(self, state):
-    """The state as NumPy arrays that share no memory with the devices' (whose buffers the next step donates)."""
-    return jax.tree.map(lambda x: np.array(x, copy=True), jax.device_get(state))
-
-  def put(self, batch):
-    """Cuts a host's batch, arrays (b, …), into (local devices, b / devices, …), one part a device."""
-    n = len(self._local)
-    cut = lambda x: jax.device_put(x.reshape(n, x.shape[0] // n, *x.shape[1:]), self._sharded)
-    return {name: cut(x) for name, x in batch.items()}
-
-  def compile(self, function, *, donate):
-    """Compiles function(state, batch); what it returns must be equal on all devices. `donate` gives up the state."""
-    return jax.pmap(function, axis_name=self.axis_name, in_axes=(None, 0), out_axes=None, devices=self._given,
-                    donate_argnums=(0,) if donate else ())
-
-  def abstract(self, state):
-    """The shapes of a state, which every device holds whole."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-
-  def abstract_batch(self, batch):
-    """Shapes (devices, B / devices, …) from those of a global batch, (B, …)."""
-    n = len(self._devices)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, x.shape[0] // n, *x.shape[1:]), x.dtype), batch)
-
-
-def build(devices=None, *, strategy: str = 'pmap'):
-  """Builds a strategy by its name in `STRATEGIES`, for `devices` or for those that jax finds."""
-  return choose(STRATEGIES, strategy, 'parallel.strategy')(devices)
+  kind = choose(STRATEGIES, strategy, 'parallel.strategy')
+  if kind is Mesh:
+    return Mesh(data=data, fsdp=fsdp, tensor=tensor, devices=devices)
+  if (data, fsdp, tensor) != (-1, 1, 1):
+    raise ValueError(f'parallel.data={data}, parallel.fsdp={fsdp}, parallel.tensor={tensor} need '
+                     f"--config.parallel.strategy=mesh; it is {strategy!r}")
+  return kind(devices)
 
 
 STRATEGIES = {
+    'mesh': Mesh,
     'pmap': Pmap,
 }

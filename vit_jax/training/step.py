@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vit_jax.training import shares
+
 
 @flax.struct.dataclass
 class TrainMetrics(clu_metrics.Collection):
@@ -30,7 +32,8 @@ def hash_examples(seen, batch, axis_name):
   return (seen ^ _over_devices(jax.lax.psum, mixed, axis_name)) * jnp.uint32(16777619)  # the prime of FNV-1a
 
 
-def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumulate, ema_decay, axis_name, frozen=None):
+def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumulate, ema_decay, axis_name, shards=1,
+                    frozen=None):
   """Builds the step.
 
   Args:
@@ -42,6 +45,7 @@ def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumula
     accumulate: number of equal micro-batches the device's share of a batch is cut in.
     ema_decay: decay of the average a step, or None.
     axis_name: the device axis to average over, or None.
+    shards: how many devices the examples that the step sees lie on, see `parallel`.
     frozen: tree of booleans, True where a parameter is not trained (its gradient is zero, and costs nothing); or None.
 
   Returns:
@@ -59,7 +63,7 @@ def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumula
   def step(state, batch):
     keys = example_keys(seed, state.step, batch['rng'])
     gradient = jax.value_and_grad(loss_and_metrics, has_aux=True)
-    (loss, values), grads = _accumulate(gradient, state.params, batch, keys, accumulate)
+    (loss, values), grads = _accumulate(gradient, state.params, batch, keys, accumulate, shards)
     loss, values, grads = _over_devices(jax.lax.pmean, (loss, values, grads), axis_name)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -75,12 +79,11 @@ def _over_devices(reduce, tree, axis_name):
   return tree if axis_name is None else reduce(tree, axis_name)
 
 
-def _accumulate(gradient, params, batch, keys, count):
+def _accumulate(gradient, params, batch, keys, count, shards):
   """The mean of `gradient` over `count` equal micro-batches: the same as over the whole."""
   if count == 1:
     return gradient(params, batch, keys)
-  cut = lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:])
-  parts = jax.tree.map(cut, (batch, keys))
+  parts = shares.micro_batches((batch, keys), count, shards)
   add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(params, *part)), None)
   like = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], parts))
   total, _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), parts)
