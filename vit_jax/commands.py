@@ -24,6 +24,30 @@ def call(function, *args):
     if _HERE not in raised_in.parents or logging.get_verbosity() > logging.INFO:
       raise
     print(f'error: {error}', file=sys.stderr)
+    _leave(error)
     sys.exit(1)
-  except KeyboardInterrupt:
+  except KeyboardInterrupt as error:
+    _leave(error)
     sys.exit(130)  # as a shell has it for Ctrl-C
+
+
+def _leave(error):
+  """The other processes of a run, if there are any, end with this one."""
+  if hosts := sys.modules.get('vit_jax.hosts'):
+    hosts.leave(error)
+
+
+def define_host_flags():
+  """Defines the flags that `start_hosts` reads."""
+  flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where several processes run this command; by default '
+                      'what the TPU pod, SLURM, Open MPI or Kubernetes tells.')
+  flags.DEFINE_integer('processes', None, 'How many processes there are; 1 runs alone, whatever a cluster tells.')
+  flags.DEFINE_integer('process', None, 'Which of them this is, from 0.')
+  flags.DEFINE_float('start_timeout', 300.0, 'Seconds to wait for all processes.')
+
+
+def start_hosts():
+  """Connects this process to the others of its run, as the flags say."""
+  from vit_jax import hosts  # after the flags: --help need not wait for jax
+  values = flags.FLAGS
+  hosts.start(values.coordinator, values.processes, values.process, timeout=values.start_timeout)

@@ -93,6 +93,9 @@ EVALUATOR_GIVEN = ('graphdef', 'objective', 'normalize', 'strategy', 'data', 'ba
 FREE = ('platform', 'data.data_dir', 'data.cache', 'data.threads', 'train.log_every', 'train.eval_every')
 FREE_SECTIONS = ('checkpoint', 'evaluators', 'parallel')
 
+# What may differ between the hosts of one run.
+FREE_BETWEEN_HOSTS = ('data.data_dir', 'data.cache', 'data.threads')
+
 
 def resolve(config):
   """Checks a recipe and fills in the defaults.
@@ -154,12 +157,12 @@ def to_json(config):
   return json.dumps(config.to_dict(), indent=2, sort_keys=True) + '\n'
 
 
-def difference(theirs, ours):
-  """Lines that say where two resolved configs (dicts) describe different runs; empty if they do not."""
+def difference(theirs, ours, free=(*FREE, *FREE_SECTIONS)):
+  """Lines that say where two resolved configs (dicts) differ, but for the keys and sections in `free`; '' if nowhere."""
   theirs, ours = _flatten(theirs), _flatten(ours)
   lines = [f'  {key}: {json.dumps(theirs.get(key))} there, {json.dumps(ours.get(key))} here'
            for key in sorted(theirs.keys() | ours.keys())
-           if key not in FREE and key.split('.')[0] not in FREE_SECTIONS and json.dumps(theirs.get(key)) != json.dumps(ours.get(key))]
+           if not {key, key.split('.')[0]} & set(free) and json.dumps(theirs.get(key)) != json.dumps(ours.get(key))]
   return '\n'.join(lines)
 
 

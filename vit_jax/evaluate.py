@@ -3,6 +3,7 @@
 Prints one JSON object with the step and every metric, and says whether the run recorded the same numbers.
 """
 import json
+import signal
 import sys
 
 from absl import app
@@ -57,7 +58,12 @@ def main(argv):
   """Parses nothing more, evaluates and prints."""
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}; flags look like --workdir=runs/digits')
+  commands.call(commands.start_hosts)
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)  # jax takes it to mean: save; there is nothing to save
   step, values, recorded = commands.call(evaluate, flags.FLAGS.workdir, flags.FLAGS.step, flags.FLAGS.data_dir)
+  import jax  # after the flags: --help need not wait for it
+  if jax.process_index() != 0:
+    return
   print(json.dumps(dict(step=step, **values)))
   known = {name: recorded[name] for name in values if name in recorded}
   if known:
@@ -69,4 +75,5 @@ if __name__ == '__main__':  # flags are the process's: not on import, as from a 
   flags.DEFINE_string('workdir', None, 'Workdir of a run of vit_jax.main.', required=True)
   flags.DEFINE_integer('step', None, 'Which checkpoint; the latest by default.')
   flags.DEFINE_string('data_dir', None, "Where the data sets are, if not where the run's config says.")
+  commands.define_host_flags()
   app.run(main)

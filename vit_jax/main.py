@@ -1,7 +1,7 @@
 """Trains a model: `python -m vit_jax.main --config=configs/digits.py --workdir=runs/digits`.
 
 Run again, the same command goes on where the run stopped.  Any key of the config can be set on the command line:
-`--config.optim.peak_lr=3e-4`.
+`--config.optim.peak_lr=3e-4`.  On several hosts every one runs this same command.
 """
 from absl import app
 from absl import flags
@@ -25,6 +25,7 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}; flags look like --workdir=runs/digits')
   from vit_jax import train  # after the flags: --help need not wait for jax
+  commands.call(commands.start_hosts)
   commands.call(train.run, flags.FLAGS.config, flags.FLAGS.workdir)
 
 
@@ -36,4 +37,5 @@ if __name__ == '__main__':  # flags are the process's: not on import, as from a 
   flags.FLAGS['config'].parser = RecipeParser('config', lock_config=False)
   flags.DEFINE_string('workdir', None, 'Folder for config, metrics and checkpoints; local or gs://.', required=True)
   flags.mark_flag_as_required('config')
+  commands.define_host_flags()
   app.run(main)

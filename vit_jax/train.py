@@ -3,10 +3,12 @@
 All reading of the config, all I/O and its order are here; the parts it puts together know nothing of each other.
 """
 import collections
+import sys
 
 import jax
 
 from vit_jax import config as config_lib
+from vit_jax import hosts
 from vit_jax import platform
 from vit_jax import transfer
 from vit_jax import workdir as workdir_lib
@@ -34,6 +36,7 @@ def run(config, workdir):
   """
   config, weights = transfer.fill_model(config_lib.as_dict(config), workdir)
   parts = build(config)
+  hosts.check_alike(_facts(parts), _differences)
   workdir = workdir_lib.claim(workdir, parts.config)
   checkpoints = Checkpoints(workdir / 'checkpoints', **parts.checkpoint)
   start, state, record = restore(parts, checkpoints)
@@ -122,7 +125,7 @@ def _loop(parts, checkpoints, report, stop, start, state, record):
       report.say(f'First step took {window.elapsed():.1f} s, compilation included.')
       window.restart_clock()
 
-    last, stopping = step == train.duration, stop.signal is not None
+    last, stopping = step == train.duration, stop.asked(step)
     logged = step % train.log_every == 0 or last
     evaluated = step % train.eval_every == 0 or last
     if logged:
@@ -146,6 +149,18 @@ def _loop(parts, checkpoints, report, stop, start, state, record):
       window.restart_clock()
     report.tick(step)
   return record['metrics']
+
+
+def _facts(parts):
+  """What must be the same on all hosts."""
+  source = parts.data.source
+  return dict(config=parts.config.to_dict(), versions=dict(platform.versions(), python=sys.version.split()[0]),
+              examples=len(source), class_names=source.class_names)
+
+
+def _differences(theirs, ours):
+  free = [f'config.{key}' for key in config_lib.FREE_BETWEEN_HOSTS]
+  return config_lib.difference(theirs, ours, free=free)
 
 
 def _record(parts):

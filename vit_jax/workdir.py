@@ -1,17 +1,36 @@
 """The folder of a run: whose it is."""
 import json
+import time
+import uuid
 
 from etils import epath
 import jax
 
 from vit_jax import config as config_lib
+from vit_jax import hosts
 
 
 def claim(workdir, config):
-  """Makes the workdir and writes the config there; raises if it cannot be written or is another config's."""
+  """Makes the workdir and writes the config there, as process 0, for all; returns its path.
+
+  Args:
+    workdir: local or gs:// folder; must be the same folder on all hosts.
+    config: resolved.
+
+  Raises:
+    ValueError: it is another config's, or another host sees another folder.
+    OSError: it cannot be written.
+  """
   if not str(workdir):
     raise ValueError('the workdir is empty; name a folder, such as --workdir=runs/digits')
   workdir = epath.Path(workdir).expanduser().absolute() if '://' not in str(workdir) else epath.Path(workdir)
+  if jax.process_index() == 0:
+    _claim(workdir, config)
+  _check_shared(workdir)
+  return workdir
+
+
+def _claim(workdir, config):
   path = workdir / 'config.json'
   # Without a checkpoint nothing can be lost: a run that failed at its start does not hold the folder.
   if path.exists() and any(child.name.isdigit() for child in _children(workdir / 'checkpoints')):
@@ -21,13 +40,39 @@ def claim(workdir, config):
                        'Choose another --workdir, or give the config that is there to go on with it.')
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-      aside = path.with_suffix('.json.tmp')
-      aside.write_text(config_lib.to_json(config))
-      aside.replace(path)
+    aside = path.with_suffix('.json.tmp')
+    aside.write_text(config_lib.to_json(config))
+    aside.replace(path)
   except OSError as error:
     raise OSError(f'cannot write to the workdir {workdir}: {error}; choose another --workdir') from error
-  return workdir
+
+
+def _check_shared(workdir):
+  """Raises ValueError, naming the hosts, unless all see the file that process 0 puts into the workdir."""
+  if jax.process_count() == 1:
+    return
+  first, probe = jax.process_index() == 0, f'probe-{uuid.uuid4()}'
+  probe = workdir / hosts.gather(probe)[0]
+  if first:
+    probe.touch()
+  hosts.gather(None)  # it is there
+  problem = None
+  if not _appears(probe):
+    problem = f'does not see the file that process 0 wrote to {workdir}; --workdir must be one folder for all, gs:// or NFS'
+  try:
+    hosts.each_says(problem)
+  finally:
+    if first:
+      probe.unlink()
+
+
+def _appears(path, seconds=10.0):
+  end = time.monotonic() + seconds
+  while not path.exists():
+    if time.monotonic() > end:
+      return False
+    time.sleep(0.2)  # a network file system may be some seconds behind
+  return True
 
 
 def read_config(workdir):
