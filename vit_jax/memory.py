@@ -1,5 +1,8 @@
 """When a device's memory is not enough: how much was needed, and the knobs that help."""
+import contextlib
 import re
+
+import jax
 
 _UNITS = {'': 1, 'K': 1 << 10, 'M': 1 << 20, 'G': 1 << 30, 'T': 1 << 40}
 _NUMBER = r'([\d.]+)\s?([KMGT]?)(?:i?B\b|\b)'
@@ -36,13 +39,20 @@ def advice(config):
           if knob.split('.')[1] in config[knob.split('.')[0]] and helps(config)]
 
 
-def explain(error, config):
-  """The message of a run that did not fit: how much is missing, what helps, and what jax said."""
-  needed, there = figures(error)
-  size = f': {needed / 1e9:.2f} GB asked for' if needed else ''
-  size += f', {there / 1e9:.2f} GB there' if there else ''
-  return '\n  '.join([f'a device has not enough memory for a step{size}. What helps, besides more devices:',
-                      *advice(config), f'(jax says: {str(error).splitlines()[0]})'])
+@contextlib.contextmanager
+def explained(config):
+  """Where jax runs out of a device's memory inside, raises a ValueError that says what helps; see `advice`."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if not is_exhausted(error):
+      raise
+    needed, there = figures(error)
+    size = f': {needed / 1e9:.2f} GB asked for' if needed else ''
+    size += f', {there / 1e9:.2f} GB there' if there else ''
+    lines = [f'a device has not enough memory{size}. What helps, besides more devices:', *advice(config),
+             'python -m vit_jax.plan with the same --config says what fits', f'(jax: {str(error).splitlines()[0]})']
+    raise ValueError('\n  '.join(lines)) from error
 
 
 # (knob, what to set it to, why, whether a config leaves something to gain).
