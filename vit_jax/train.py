@@ -9,6 +9,7 @@ import jax
 
 from vit_jax import config as config_lib
 from vit_jax import hosts
+from vit_jax import memory
 from vit_jax import platform
 from vit_jax import transfer
 from vit_jax import workdir as workdir_lib
@@ -50,7 +51,7 @@ def run(config, workdir):
       report.say(f'The run in {workdir} is finished: step {start}, {_pairs(record["metrics"])}. Nothing to do.')
       return record['metrics']
     report.say(parts.overview)
-    with StopRequest() as stop:
+    with memory.explained(parts.config.to_dict()), StopRequest() as stop:
       return _loop(parts, checkpoints, report, stop, start, state, record)
   finally:
     report.close()

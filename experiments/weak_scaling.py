@@ -1,0 +1,34 @@
+"""Does a step cost a chip the same on 8 chips and on 256? `python -m experiments.weak_scaling --strategy=pmap`.
+
+The batch a chip is constant; by the TPU compiler's estimates cycles, memory and collective bytes of a chip must be, too.
+Prints one JSON object a plan, and keeps experiments/benchmarks/weak_scaling_STRATEGY.md.
+"""
+import json
+
+from absl import app
+from absl import flags
+
+from experiments import plan_table
+
+TOPOLOGIES = {8: 'v5e:2x4', 16: 'v5e:4x4', 32: 'v5e:4x8', 64: 'v5e:8x8', 128: 'v5e:8x16', 256: 'v5e:16x16'}
+
+
+def main(argv):
+  """Plans all models for all sizes."""
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  values = flags.FLAGS
+  topologies = [(TOPOLOGIES[int(chips)], int(chips)) for chips in values.chips]
+  changes = {'parallel.strategy': values.strategy, **json.loads(values.changes)}
+  command = f'python -m experiments.weak_scaling --strategy={values.strategy} --chips={",".join(values.chips)}'
+  command += '' if values.changes == '{}' else f" --changes='{values.changes}'"
+  plan_table.make(values.models, topologies, plan_table.FOLDER / f'weak_scaling_{values.strategy}.md',
+                  f'Weak scaling on v5e, {values.strategy}', command, **changes)
+
+
+if __name__ == '__main__':
+  flags.DEFINE_string('strategy', 'pmap', 'parallel.strategy.')
+  flags.DEFINE_string('changes', '{}', "Other changes to the config, such as '{\"parallel.fsdp\": -1}'.")
+  flags.DEFINE_list('models', list(plan_table.IMAGES_PER_CHIP), 'Of b16, l16, h14.')
+  flags.DEFINE_list('chips', ['8', '32', '256'], f'Of {list(TOPOLOGIES)}.')
+  app.run(main)

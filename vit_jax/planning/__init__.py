@@ -1,0 +1,1 @@
+"""What a training step will cost on a machine, asked of that machine's compiler: `plan.py` is the command."""

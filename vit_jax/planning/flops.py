@@ -1,0 +1,30 @@
+"""The arithmetic of a model: what utilisation is measured against, whatever way a program computes it."""
+
+
+def multiply_adds(params, image_size):
+  """Multiply-adds of one image's forward pass, in matrix products; elementwise work does not count.
+
+  Every kernel counts once for each token it is applied to, and an attention's scores and weighted sum each as
+  queries × keys × width. A training step is 6 operations a multiply-add: two forward, four backward (PaLM, arXiv
+  2204.02311, appendix B); what rematerialisation computes twice does not count.
+
+  Args:
+    params: the parameters of a `models.vit.VisionTransformer`, or their shapes.
+    image_size: (rows, columns) in pixels.
+  """
+  rows, columns, _, width = params['embed']['kernel'].shape
+  patches = (image_size[0] // rows) * (image_size[1] // columns)
+  tokens = patches + ('token' in params) + (len(params['registers']) if 'registers' in params else 0)
+  blocks, pool = params['encoder']['blocks'], params.get('pool', {})
+  depth = blocks['attention']['out']['kernel'].shape[0]
+  total = patches * params['embed']['kernel'].size + tokens * _kernels(blocks) + 2 * depth * tokens**2 * width
+  if 'attention' in pool:  # one query: only its keys and values are of all tokens
+    seen = sum(_kernels(pool['attention'][name]) for name in ('key', 'value'))
+    total += (tokens - 1) * seen + 2 * tokens * width
+  return total + sum(_kernels(params.get(name, {})) for name in ('pool', 'pre_logits', 'head'))
+
+
+def _kernels(tree):
+  """Elements of all kernels in a tree."""
+  return sum(value.size if name == 'kernel' else _kernels(value) for name, value in tree.items() if name == 'kernel'
+             or hasattr(value, 'items'))

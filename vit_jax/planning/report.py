@@ -1,0 +1,64 @@
+"""A plan as text for people."""
+
+_SIZES = (('parameters', 'parameters_gb'), ('optimizer', 'optimizer_gb'), ('averaged parameters', 'average_gb'),
+          ('batch', 'batch_gb'), ('activations and other temporaries', 'temp_gb'), ('outputs, padding', 'other_gb'),
+          ('program', 'code_gb'))
+_OPERATIONS_SHOWN = 8
+
+
+def text(plan):
+  """Several lines that say what `estimate.estimate` or `search.search` found."""
+  sections = [_head(plan), _memory(plan)]
+  if plan['cycles']:
+    sections += [_speed(plan), _operations(plan)]
+  sections += [_collectives(plan)] if plan.get('collectives') else []
+  sections += [_search(plan)] if plan.get('search') else []
+  sections += [[f'note: {note}' for note in plan['notes']]]
+  sections += [['What helps, besides more devices:', *(f'  {line}' for line in plan['advice'])]] if plan['advice'] else []
+  return '\n'.join(line for section in sections for line in section)
+
+
+def _head(plan):
+  where = f'{plan["topology"]} ({plan["devices"]} chips)' if plan['topology'] else f'{plan["devices"]} × {plan["device"]}'
+  return [f'{plan["model"] or "model"} on {where}, {plan["strategy"]}: {plan["parameters"]:,} parameters, batch '
+          f'{plan["batch_size"]:,}, {plan["batch_per_device"]} a device; compiled in {plan["compile_seconds"]:.0f} s']
+
+
+def _memory(plan):
+  verdict = {True: 'fits', False: 'DOES NOT FIT', None: 'no limit known'}[plan['fits']]
+  figures = [] if plan['needed_gb'] is None else [f'{plan["needed_gb"]:.2f} GB needed']
+  figures += [] if plan['hbm_gb'] is None else [f'{plan["hbm_gb"]:.2f} GB there']
+  figures += [] if plan['spare_gb'] is None or not plan['fits'] else [f'{plan["spare_gb"]:.2f} GB to spare']
+  lines = [f'memory of a device: {verdict}; ' + ', '.join(figures)]
+  return lines + [f'  {name:36}{plan[key]:9.3f} GB' for name, key in _SIZES if plan.get(key)]
+
+
+def _speed(plan):
+  if plan['milliseconds'] is None:
+    return [f'step: {plan["cycles"]:,} cycles by the compiler\'s estimate']
+  return [f'step: {plan["cycles"]:,} cycles by the compiler\'s estimate, {plan["milliseconds"]:.1f} ms, '
+          f'{plan["images_per_second"]:,.0f} images/s a chip, {plan["utilisation"]:.1%} of the bfloat16 peak; '
+          'collectives not counted',
+          '  ' + ', '.join(f'{kind} {cycles / plan["cycles"]:.0%}' for kind, cycles in plan['kinds'].items())]
+
+
+def _operations(plan):
+  return [f'  {row["cycles"] / plan["cycles"]:6.1%}  {row["kind"]:8}  {row["where"]}'
+          for row in plan['operations'][:_OPERATIONS_SHOWN]]
+
+
+def _collectives(plan):
+  lower = plan['collective_milliseconds']
+  bound = '' if lower is None else f' (at least {lower:.1f} ms of the links, part of it hidden behind the step)'
+  return [f'collectives a step{bound}:', *(f'  {kind:20}{row["count"]:6} ×  {row["gb"]:9.4f} GB in all'
+                                            for kind, row in plan['collectives'].items())]
+
+
+def _search(plan):
+  lines = ['largest power of two of images that a device holds at once:']
+  for row in plan['search']:
+    settings = ', '.join(f'{knob}={value}' for knob, value in row['settings'].items()) or 'as configured'
+    lines += [f'  {settings:40} ' + ('none' if row['batch_per_device'] is None else
+              f'{row["batch_per_device"]:5}  temporaries {row["temp_gb"]:6.2f} GB, {row["spare_gb"]:6.2f} GB to spare, '
+              f'{row["images_per_second"] or 0:,.0f} images/s a chip')]
+  return lines
