@@ -84,8 +84,8 @@ def build(config) -> Parts:
   objective.check(data.source.num_classes)
   transfer.Transfer(**sections['transfer'])  # a bad one is an error here
   step = make_train_step(graphdef, objective, optimizer, normalize, seed=config.seed, accumulate=train.accumulate,
-                         ema_decay=train.ema_decay, axis_name=strategy.axis_name, shards=strategy.shards,
-                         frozen=frozen)
+                         ema_decay=train.ema_decay, axis_name=strategy.axis_name, frozen=frozen,
+                         shards=1 if strategy.axis_name else strategy.shares)
 
   def create():
     params = nnx.to_pure_dict(nnx.state(make_model(), nnx.Param))
@@ -252,10 +252,11 @@ def _record(parts):
 
 def _greeting(parts, workdir, start):
   devices, config = jax.devices(), parts.config
-  per_device = config.data.batch_size // len(devices)
+  per_device = config.data.batch_size // parts.strategy.shares
   lines = [
       f'devices     {len(devices)} × {devices[0].device_kind} ({devices[0].platform}), '
       f'process {jax.process_index() + 1} of {jax.process_count()}',
+      f'strategy    {parts.strategy}',
       f'batch       {config.data.batch_size} global, {per_device} a device, in {parts.train.accumulate} micro-batch(es)',
       f'data        {config.data.name} {config.data.train_split}: {len(parts.data.source):,} examples, '
       f'{parts.data.source.num_classes} classes',
