@@ -29,6 +29,7 @@ def evaluate(workdir, step, data_dir):
   """
   from vit_jax import train
   from vit_jax import workdir as workdir_lib
+  from vit_jax.training import parallel
   from vit_jax.training.checkpoint import Checkpoints
   workdir = epath.Path(workdir).expanduser()
   path = workdir / 'config.json'
@@ -36,6 +37,7 @@ def evaluate(workdir, step, data_dir):
     raise FileNotFoundError(f'{workdir} is no workdir of a run: there is no {path}')
   config = workdir_lib.read_config(workdir)
   config['data']['data_dir'] = data_dir or config['data']['data_dir']
+  config['parallel'] = parallel.for_evaluation(config.get('parallel', {}))
   parts = train.build(config)
   checkpoints = Checkpoints(workdir.absolute() / 'checkpoints', read_only=True, **parts.checkpoint)
   try:

@@ -122,8 +122,8 @@ def build_program(config, strategy, facts) -> Program:
   objective.check(facts.num_classes)
   transfer.Transfer(**sections['transfer'])  # a bad one is an error here
   step = make_train_step(graphdef, objective, optimizer, normalize, seed=config.seed, accumulate=train.accumulate,
-                         ema_decay=train.ema_decay, axis_name=strategy.axis_name, shards=strategy.shards,
-                         frozen=frozen)
+                         ema_decay=train.ema_decay, axis_name=strategy.axis_name, frozen=frozen,
+                         shards=1 if strategy.axis_name else strategy.shares)
 
   def create():
     params = nnx.to_pure_dict(nnx.state(make_model(), nnx.Param))

@@ -97,7 +97,7 @@ def fit(weights, fresh, source, image_size, fields, transfer):
     if value is None or np.shape(value) != leaf.shape:
       anew.append(_name(path))
       return leaf
-    return np.asarray(value)
+    return np.asarray(value, leaf.dtype)
 
   params = jax.tree_util.tree_map_with_path(choose, fresh)
   lines += [f'not in the weights, initialised anew: {", ".join(anew)}'] if anew else []

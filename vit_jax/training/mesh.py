@@ -29,11 +29,14 @@ class Mesh:
     self._mesh = jax.sharding.Mesh(np.array(devices).reshape(*sizes.values()), tuple(sizes),
                                    axis_types=(AxisType.Auto,) * len(sizes))
     self._batch = NamedSharding(self._mesh, BATCH)
-    self.shards = sizes['data'] * sizes['fsdp']
+    self.shares = sizes['data'] * sizes['fsdp']
+
+  def __str__(self):
+    return 'mesh of ' + ' × '.join(f'{name} {size}' for name, size in self._mesh.shape.items())
 
   def check_batch(self, batch_size, accumulate):
     """Raises ValueError unless every group of `tensor` devices gets `accumulate` equal micro-batches."""
-    shares.check_divides(batch_size, self.shards, accumulate)
+    shares.check_divides(batch_size, self.shares, accumulate)
 
   def create(self, function):
     """What function() returns, each device making its own part."""

@@ -3,7 +3,8 @@
 A strategy is built for some devices (None: those that jax has) and has
 
   axis_name: the device axis the step averages over, or None where the step sees all examples at once.
-  shards: how many devices the examples that the step sees lie on, in equal contiguous parts.
+  shares: in how many equal shares, each on devices of its own, a global batch is cut; the step sees one share where there
+    is an `axis_name`, else all of them, one after the other.
   check_batch(batch_size, accumulate): raises ValueError unless the sizes divide.
   create(function): the state that function() describes, made on the devices.
   place(state): a host's state, or one that lies otherwise, onto the devices.
@@ -40,6 +41,18 @@ def build(*, strategy: str = 'pmap', data: int = -1, fsdp: int = 1, tensor: int 
     raise ValueError(f'parallel.data={data}, parallel.fsdp={fsdp}, parallel.tensor={tensor} need '
                      f"--config.parallel.strategy=mesh; it is {strategy!r}")
   return kind(devices)
+
+
+def for_evaluation(section):
+  """The section `parallel` of a run's config where it fits the devices that are there, else one that does.
+
+  A run of many devices is evaluated on few: the state is cut over all of them, and takes as little of each as it can.
+  """
+  try:
+    build(**section)
+  except ValueError:
+    return dict(strategy='mesh', data=1, fsdp=-1, tensor=1)
+  return section
 
 
 STRATEGIES = {

@@ -10,19 +10,22 @@ class Pmap:
   """Every device holds the whole state and its share of the batch."""
 
   axis_name = 'batch'
-  shards = 1  # the step sees one device's share
 
   def __init__(self, devices=None):
     self._given = devices
     self._devices = jax.devices() if devices is None else list(devices)
+    self.shares = len(self._devices)
     self._local = jax.local_devices() if devices is None else self._devices
     mesh = jax.sharding.Mesh(np.array(self._local), (self.axis_name,))
     self._replicated = NamedSharding(mesh, PartitionSpec())
     self._sharded = NamedSharding(mesh, PartitionSpec(self.axis_name))
 
+  def __str__(self):
+    return 'pmap'
+
   def check_batch(self, batch_size, accumulate):
     """Raises ValueError unless every device gets `accumulate` equal micro-batches of the global batch."""
-    shares.check_divides(batch_size, len(self._devices), accumulate)
+    shares.check_divides(batch_size, self.shares, accumulate)
 
   def create(self, function):
     """What function() returns, on every local device."""
@@ -53,7 +56,7 @@ class Pmap:
 
   def abstract_batch(self, batch):
     """Shapes (devices, B / devices, …) from those of a global batch, (B, …)."""
-    n = len(self._devices)
+    n = self.shares
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, x.shape[0] // n, *x.shape[1:]), x.dtype), batch)
 
   def gather(self, tree):

@@ -32,8 +32,8 @@ def hash_examples(seen, batch, axis_name):
   return (seen ^ _over_devices(jax.lax.psum, mixed, axis_name)) * jnp.uint32(16777619)  # the prime of FNV-1a
 
 
-def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumulate, ema_decay, axis_name, shards=1,
-                    frozen=None):
+def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumulate, ema_decay, axis_name, frozen=None,
+                    shards=1):
   """Builds the step.
 
   Args:
@@ -45,8 +45,8 @@ def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumula
     accumulate: number of equal micro-batches the device's share of a batch is cut in.
     ema_decay: decay of the average a step, or None.
     axis_name: the device axis to average over, or None.
-    shards: how many devices the examples that the step sees lie on, see `parallel`.
     frozen: tree of booleans, True where a parameter is not trained (its gradient is zero, and costs nothing); or None.
+    shards: on how many devices the examples that the step sees lie, in equal contiguous parts.
 
   Returns:
     step(state, batch) → (state, TrainMetrics); batch has image (B, rows, columns, channels) uint8, label and id
