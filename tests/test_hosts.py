@@ -47,9 +47,10 @@ def wait_for_line(workdir, step, processes):
     time.sleep(0.02)
 
 
-def assert_trained_alike(config, workdir, other, names=('train/loss', 'train/grad_norm')):
-  """As `test_many_devices_train_like_one` has it."""
-  np.testing.assert_allclose(tiny.metrics(workdir, names), tiny.metrics(other, names), rtol=2e-5)
+def assert_trained_alike(config, workdir, other, rtol=2e-5):
+  """As `test_many_devices_train_like_one` has it; a longer run leaves more room for rounding."""
+  names = 'train/loss', 'train/grad_norm'
+  np.testing.assert_allclose(tiny.metrics(workdir, names), tiny.metrics(other, names), rtol=rtol)
   (step, state, record), (other_step, other_state, other_record) = final_state(config, workdir), final_state(config, other)
   assert state.seen == other_state.seen and step == other_step and record['position'] == other_record['position']
 
@@ -75,36 +76,47 @@ def test_one_process_killed_then_two_go_on_and_match_it(strategy, data_dir, tmp_
   assert_trained_alike(config, cut, whole)
   assert saved(cut) == ('12',)
   (status, output, _), (other_status, other_output, _) = end(start('evaluate', (f'--workdir={whole}',)))
-  assert (status, other_status, json.loads(output)['step']) == (0, 0, 12)
+  evaluated = json.loads(output.splitlines()[-1])  # after what gloo prints
+  assert (status, other_status, evaluated['step']) == (0, 0, 12)
   assert 'accuracy' not in other_output
-  np.testing.assert_allclose([json.loads(output)[name] for name in last], list(last.values()), rtol=2e-5)
+  np.testing.assert_allclose([evaluated[name] for name in last], list(last.values()), rtol=2e-5)
+
+
+def kill(index, arguments, workdir):
+  """Kills one of two processes in the middle of training; (exit status, error) of the other, which ends by itself."""
+  processes = start('main', arguments)
+  wait_for_line(workdir, 30, processes)
+  processes[index].kill()
+  begin = time.monotonic()
+  status, _, error = end(processes)[1 - index]
+  assert time.monotonic() - begin < 60 and status != 0
+  assert saved(workdir) and all(int(step) % 20 == 0 for step in saved(workdir))
+  return status, error
+
+
+LONG = {'train.duration': '150 steps', 'train.log_every': '10 steps', 'train.eval_every': '150 steps',
+        'checkpoint.every': '20 steps'}
 
 
 @pytest.mark.parametrize('strategy', STRATEGIES)
-def test_a_killed_process_ends_the_others_and_the_restarted_job_goes_on(strategy, data_dir, tmp_path):
-  config = tiny.config(data_dir, **{
-      'parallel.strategy': strategy, 'train.duration': '400 steps', 'train.log_every': '10 steps',
-      'train.eval_every': '400 steps', 'checkpoint.every': '30 steps'})
+def test_a_killed_process_ends_the_other_and_the_restarted_job_goes_on(strategy, data_dir, tmp_path):
+  config = tiny.config(data_dir, **LONG, **{'parallel.strategy': strategy})
   arguments = f'--config={tiny.write(config, tmp_path)}', f'--workdir={tmp_path / "run"}'
-  for killed in (1, 0):
-    before = tiny.metrics(tmp_path / 'run')[-1][0] if killed == 0 else 0
-    processes = start('main', arguments)
-    wait_for_line(tmp_path / 'run', before + 50, processes)
-    processes[killed].kill()
-    killed_at = time.monotonic()
-    status, output, error = end(processes)[1 - killed]
-    assert time.monotonic() - killed_at < 60 and status != 0
-    if killed == 1:
-      assert f'process 1 on {socket.gethostname()} is gone' in error and 'go on from the last checkpoint' in error
-      assert status == 1
-    else:  # jax's coordinator went with it, and jax may be quicker to abort than we are to say why
-      assert f'process 0 on {socket.gethostname()} is gone' in error or 'coordination service' in error
-    assert saved(tmp_path / 'run') and not int(saved(tmp_path / 'run')[-1]) % 30
+  status, error = kill(1, arguments, tmp_path / 'run')
+  assert status == 1 and 'Traceback' not in error
+  assert f'process 1 on {socket.gethostname()} is gone' in error and 'go on from the last checkpoint' in error
   (status, output, error), (other_status, _, other_error) = end(start('main', arguments))
   assert (status, other_status) == (0, 0), (error, other_error)
   assert 'going on after step' in output
   train.run(config, tmp_path / 'whole')
-  assert_trained_alike(config, tmp_path / 'run', tmp_path / 'whole')
+  assert_trained_alike(config, tmp_path / 'run', tmp_path / 'whole', rtol=5e-4)
+
+
+def test_killing_process_0_ends_the_others(data_dir, tmp_path):
+  recipe = tiny.write(tiny.config(data_dir, **LONG), tmp_path)
+  _, error = kill(0, (f'--config={recipe}', f'--workdir={tmp_path / "run"}'), tmp_path / 'run')
+  # jax's coordinator went with it: jax may be quicker to abort than we are to say why.
+  assert f'process 0 on {socket.gethostname()} is gone' in error or 'coordination service' in error
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
