@@ -18,6 +18,10 @@ _roll = None  # of this process; like jax's own connection it is one for the pro
 _AGAIN = 'This process ends too; nothing is half-written. Start all processes again: they go on from the last checkpoint.'
 
 
+class NotAlike(ValueError):
+  """The processes are not one run; all of them raise it at once."""
+
+
 def start(coordinator=None, processes=None, process=None, *, timeout=300.0):
   """Connects this process to the others of its run; to be called before jax is used. Alone, it does nothing.
 
@@ -69,7 +73,7 @@ def leave(error=None):
   if roll is None:
     return
   error = error or getattr(sys, 'last_value', None)
-  if error is None:
+  if error is None or isinstance(error, NotAlike):
     return roll.leave()
   if isinstance(error, jax.errors.JaxRuntimeError):
     time.sleep(2.0)  # a collective fails where another process died: whoever watches the line knows which
@@ -88,7 +92,7 @@ def check_alike(facts, differences):
     differences: (process 0's facts, another's) → lines that say where they differ, or ''.
 
   Raises:
-    ValueError: they differ; the message names the processes, their hosts and what differs.
+    NotAlike: they differ; the message names the processes, their hosts and what differs.
   """
   if not _roll and not jax.distributed.is_initialized():
     return
@@ -100,14 +104,14 @@ def check_alike(facts, differences):
   wrong = [f'{_roll.name(index)}:\n{lines}' for index, other in enumerate(everybody)
            if (lines := differences(everybody[0], other))]
   if wrong:
-    raise ValueError('the processes are not alike; "there" is process 0, "here" is\n' + '\n'.join(wrong))
+    raise NotAlike('the processes are not alike; "there" is process 0, "here" is\n' + '\n'.join(wrong))
 
 
 def each_says(problem):
-  """Raises ValueError on all processes if one has a problem, text, or None; the message names it and its host."""
+  """Raises NotAlike on all processes if one has a problem, text, or None; the message names it and its host."""
   wrong = [f'{_roll.name(index)}: {text}' for index, text in enumerate(gather(problem)) if text]
   if wrong:
-    raise ValueError('\n'.join(wrong))
+    raise NotAlike('\n'.join(wrong))
 
 
 def _end(text):
@@ -144,13 +148,15 @@ def _detect(coordinator, processes, process, timeout):
     processes, process = int(environ['OMPI_COMM_WORLD_SIZE']), int(environ['OMPI_COMM_WORLD_RANK'])
     return coordinator, processes, process, [int(environ['OMPI_COMM_WORLD_LOCAL_RANK'])]
   try:
-    return clusters.ClusterEnv.auto_detect_unset_distributed_params(coordinator, processes, process, None, None, int(timeout))
+    place = clusters.ClusterEnv.auto_detect_unset_distributed_params(coordinator, processes, process, None, None, int(timeout))
+    why = 'jax asks Kubernetes only where the package kubernetes is installed'
   except Exception as error:  # of any kind: requests, kubernetes, key and runtime errors
-    if 'JOB_COMPLETION_INDEX' in environ:
-      raise ValueError(f'this is one pod of a Kubernetes job, but which are the others cannot be told: {error}\nGive '
-                       'coordinator=HOST:PORT, processes and process') from error
-    warnings.warn(f'no cluster found, this process runs alone ({type(error).__name__}: {error})')
-    return coordinator, processes, process, None
+    place, why = (coordinator, processes, process, None), f'{type(error).__name__}: {error}'
+    warnings.warn(f'found no cluster ({why})')
+  if None in place[:3] and 'JOB_COMPLETION_INDEX' in environ:  # not silently alone, each in the workdir of all
+    raise ValueError(f'this is a pod of a Kubernetes job, but which others there are cannot be told ({why}). Give '
+                     'coordinator=HOST:PORT, processes and process; or processes=1 if it is the only one')
+  return place
 
 
 def _free_port():

@@ -48,17 +48,18 @@ def _claim(workdir, config):
 
 
 def _check_shared(workdir):
-  """Raises ValueError, naming the hosts, unless all see the file that process 0 puts into the workdir."""
+  """Raises NotAlike, naming the hosts, unless all see the file that process 0 puts into the workdir."""
   if jax.process_count() == 1:
     return
-  first, probe = jax.process_index() == 0, f'probe-{uuid.uuid4()}'
-  probe = workdir / hosts.gather(probe)[0]
+  first = jax.process_index() == 0
+  theirs, name = hosts.gather([str(workdir), f'probe-{uuid.uuid4()}'])[0]
+  probe = workdir / name
   if first:
     probe.touch()
   hosts.gather(None)  # it is there
   problem = None
   if not _appears(probe):
-    problem = f'does not see the file that process 0 wrote to {workdir}; --workdir must be one folder for all, gs:// or NFS'
+    problem = f'does not see the file that process 0 wrote to {theirs}; --workdir must be one folder for all, on gs:// or NFS'
   try:
     hosts.each_says(problem)
   finally:

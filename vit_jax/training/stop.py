@@ -51,6 +51,6 @@ class StopRequest:
 
   def end(self):
     """Ends the process the way the signal asks, with exit status 128 + its number; KeyboardInterrupt for SIGINT."""
-    if self.signal == signal.SIGINT:
+    if self.signal == signal.SIGINT and not self._several:  # which ends others, who save and end by themselves
       raise KeyboardInterrupt
     raise SystemExit(128 + self.signal)

@@ -1,0 +1,242 @@
+"""Several processes on this machine train like one, stop together, and end together when one is lost."""
+import json
+import os
+import signal
+import socket
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from tests import tiny
+from tests.test_end_to_end import final_state, saved
+from tests.test_roll_call import free_address
+from vit_jax import hosts
+from vit_jax import train
+
+DEVICES = 2  # of each process
+STRATEGIES = ['pmap']
+
+
+def start(module, arguments, count=2):
+  """Starts `count` processes of one command; arguments may be a function of the process."""
+  address = free_address()
+  return [tiny.command(module, *(arguments(index) if callable(arguments) else arguments), f'--coordinator={address}',
+                       f'--processes={count}', f'--process={index}', devices=DEVICES) for index in range(count)]
+
+
+def end(processes, seconds=100):
+  """[(exit status, output, error)]."""
+  results = []
+  try:
+    for process in processes:
+      output, error = process.communicate(timeout=seconds)
+      results.append((process.returncode, output, error))
+  finally:
+    for process in processes:
+      process.kill()
+  return results
+
+
+def wait_for_line(workdir, step, processes):
+  """Until metrics.jsonl has got so far."""
+  path = workdir / 'metrics.jsonl'
+  while not path.exists() or not tiny.metrics(workdir) or tiny.metrics(workdir)[-1][0] < step:
+    assert all(process.poll() is None for process in processes), end(processes)
+    time.sleep(0.02)
+
+
+def assert_trained_alike(config, workdir, other, rtol=2e-5):
+  """As `test_many_devices_train_like_one` has it; a longer run leaves more room for rounding."""
+  names = 'train/loss', 'train/grad_norm'
+  np.testing.assert_allclose(tiny.metrics(workdir, names), tiny.metrics(other, names), rtol=rtol)
+  (step, state, record), (other_step, other_state, other_record) = final_state(config, workdir), final_state(config, other)
+  assert state.seen == other_state.seen and step == other_step and record['position'] == other_record['position']
+
+
+@pytest.mark.parametrize('strategy', STRATEGIES)
+def test_one_process_killed_then_two_go_on_and_match_it(strategy, data_dir, tmp_path, monkeypatch):
+  """The same examples in the same order, the same losses, one checkpoint; evaluated by two, the same numbers."""
+  config = tiny.config(data_dir, **{'parallel.strategy': strategy})
+  whole, cut = tmp_path / 'whole', tmp_path / 'cut'
+  last = train.run(config, whole)
+  with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+    patch.setattr(train, 'evaluate', lambda parts, state: 1 / 0)  # at step 6, when step 4 is saved
+    train.run(config, cut)
+  results = end(start('main', (f'--config={tiny.write(config, tmp_path)}', f'--workdir={cut}')))
+  assert [status for status, _, _ in results] == [0, 0], results
+  outputs = [output for _, output, _ in results]
+  for index, output in enumerate(outputs):
+    assert f'process {index} of 2 on {socket.gethostname()}: {DEVICES} × cpu (cpu)' in output
+  assert f'devices     {2 * DEVICES} × cpu' in outputs[0] and 'going on after step 4' in outputs[0]
+  assert 'step 12/12' not in outputs[1]  # process 0 tells
+  steps = [step for step, _ in tiny.metrics(cut, ('step',))]
+  assert steps == [1, 2, 3, 4, 5, 6, 6, 7, 8, 9, 10, 11, 12, 12]  # evaluated at 6 and 12
+  assert_trained_alike(config, cut, whole)
+  assert saved(cut) == ('12',)
+  (status, output, _), (other_status, other_output, _) = end(start('evaluate', (f'--workdir={whole}',)))
+  evaluated = json.loads(output.splitlines()[-1])  # after what gloo prints
+  assert (status, other_status, evaluated['step']) == (0, 0, 12)
+  assert 'accuracy' not in other_output
+  np.testing.assert_allclose([evaluated[name] for name in last], list(last.values()), rtol=2e-5)
+
+
+def kill(index, arguments, workdir):
+  """Kills one of two processes in the middle of training; (exit status, error) of the other, which ends by itself."""
+  processes = start('main', arguments)
+  wait_for_line(workdir, 30, processes)
+  processes[index].kill()
+  begin = time.monotonic()
+  status, _, error = end(processes)[1 - index]
+  assert time.monotonic() - begin < 60 and status != 0
+  assert saved(workdir) and all(int(step) % 20 == 0 for step in saved(workdir))
+  return status, error
+
+
+LONG = {'train.duration': '150 steps', 'train.log_every': '10 steps', 'train.eval_every': '150 steps',
+        'checkpoint.every': '20 steps'}
+
+
+@pytest.mark.parametrize('strategy', STRATEGIES)
+def test_a_killed_process_ends_the_other_and_the_restarted_job_goes_on(strategy, data_dir, tmp_path):
+  config = tiny.config(data_dir, **LONG, **{'parallel.strategy': strategy})
+  arguments = f'--config={tiny.write(config, tmp_path)}', f'--workdir={tmp_path / "run"}'
+  status, error = kill(1, arguments, tmp_path / 'run')
+  assert status == 1 and 'Traceback' not in error
+  assert f'process 1 on {socket.gethostname()} is gone' in error and 'go on from the last checkpoint' in error
+  (status, output, error), (other_status, _, other_error) = end(start('main', arguments))
+  assert (status, other_status) == (0, 0), (error, other_error)
+  assert 'going on after step' in output
+  train.run(config, tmp_path / 'whole')
+  assert_trained_alike(config, tmp_path / 'run', tmp_path / 'whole', rtol=5e-4)
+
+
+def test_killing_process_0_ends_the_others(data_dir, tmp_path):
+  recipe = tiny.write(tiny.config(data_dir, **LONG), tmp_path)
+  _, error = kill(0, (f'--config={recipe}', f'--workdir={tmp_path / "run"}'), tmp_path / 'run')
+  # jax's coordinator went with it: jax may be quicker to abort than we are to say why.
+  assert f'process 0 on {socket.gethostname()} is gone' in error or 'coordination service' in error
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_stops_all_at_one_step_saved_once(number, data_dir, tmp_path):
+  config = tiny.config(data_dir, **{'train.duration': '50_000 steps', 'checkpoint.every': '99_999 steps',
+                                    'train.log_every': '20 steps', 'train.eval_every': '50_000 steps'})
+  processes = start('main', (f'--config={tiny.write(config, tmp_path)}', f'--workdir={tmp_path / "run"}'))
+  wait_for_line(tmp_path / 'run', 20, processes)
+  processes[1].send_signal(number)
+  begin = time.monotonic()
+  results = end(processes)
+  assert time.monotonic() - begin < 30
+  assert [status for status, _, _ in results] == [128 + signal.SIGTERM, 128 + number], results
+  step, = saved(tmp_path / 'run')
+  assert f'Stopped after step {step}, which is saved' in results[0][1]
+  assert not any('Traceback' in error for _, _, error in results)
+
+
+def test_processes_of_different_configs_are_refused_before_anything_compiles(data_dir, tmp_path):
+  config = tiny.config(data_dir)
+  recipe = tiny.write(config, tmp_path)
+  results = end(start('main', lambda index: (f'--config={recipe}', f'--workdir={tmp_path / "run"}',
+                                            f'--config.train.log_every={index + 1} steps', '--config.data.threads=%d' % index)))
+  for status, output, error in results:
+    assert status == 1 and 'Traceback' not in error and 'data.threads' not in error and 'First step' not in output
+    assert f'process 1 on {socket.gethostname()}' in error
+    assert 'config.train.log_every: "1 steps" there, "2 steps" here' in error
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_workdir_that_is_not_shared_is_refused_naming_the_host(data_dir, tmp_path):
+  recipe = tiny.write(tiny.config(data_dir), tmp_path)
+  results = end(start('main', lambda index: (f'--config={recipe}', f'--workdir={tmp_path / str(index)}')))
+  for status, output, error in results:
+    assert status == 1 and 'First step' not in output
+    assert f'process 1 on {socket.gethostname()}: does not see the file that process 0 wrote to {tmp_path / "0"}' in error
+  assert [path.name for path in (tmp_path / '0').iterdir()] == ['config.json'] and not (tmp_path / '1').exists()
+
+
+def test_an_error_of_one_ends_all_and_is_shown_by_all(data_dir, tmp_path):
+  recipe = tiny.write(tiny.config(data_dir), tmp_path)
+  results = end(start('main', lambda index: (f'--config={recipe}', f'--workdir={tmp_path / "run"}',
+                                            *['--config.optim.name=adamz'] * index)))
+  assert [status for status, _, _ in results] == [1, 1]
+  assert f'process 1 on {socket.gethostname()} ended: ValueError: unknown optimizer' in results[0][2]
+  assert "error: unknown optimizer 'adamz'" in results[1][2]
+
+
+def test_who_did_not_come_is_named(data_dir, tmp_path):
+  recipe = tiny.write(tiny.config(data_dir), tmp_path)
+  process = tiny.command('main', f'--config={recipe}', f'--workdir={tmp_path / "run"}', f'--coordinator={free_address()}',
+                         '--processes=3', '--process=0', '--start_timeout=1')
+  _, error = process.communicate()
+  assert process.returncode == 1 and 'error: processes 1, 2 of 3 did not come' in error and 'Traceback' not in error
+
+
+ALONE = {
+    'one machine': {},
+    'one task of SLURM': dict(SLURM_JOB_ID='7', SLURM_STEP_NODELIST='node1', SLURM_NTASKS='1', SLURM_PROCID='0', SLURM_LOCALID='0'),
+    'one process of Open MPI 5': dict(OMPI_COMM_WORLD_SIZE='1', OMPI_COMM_WORLD_RANK='0', OMPI_COMM_WORLD_LOCAL_RANK='0'),
+    'a notebook in Kubernetes': dict(KUBERNETES_SERVICE_HOST='10.0.0.1'),
+}
+
+FOUND = {
+    'SLURM': (dict(SLURM_JOB_ID='7', SLURM_STEP_NODELIST='node[07-09]', SLURM_NTASKS='3', SLURM_PROCID='2', SLURM_LOCALID='0'),
+              {}, ('node07:61447', 3, 2, [0])),  # 65536 - 4096 + 7
+    'Open MPI 4': (dict(OMPI_MCA_orte_hnp_uri='1531576320.0;tcp://10.96.0.1,10.148.0.1:34911', OMPI_COMM_WORLD_SIZE='4',
+                        OMPI_COMM_WORLD_RANK='3', OMPI_COMM_WORLD_LOCAL_RANK='1'),
+                   {}, (f'10.96.0.1:{1531576320 // 4096 % 4096 + 61440}', 4, 3, [1])),
+    'Open MPI 5': (dict(OMPI_COMM_WORLD_SIZE='4', OMPI_COMM_WORLD_RANK='3', OMPI_COMM_WORLD_LOCAL_RANK='1'),
+                   dict(coordinator='node1:8476'), ('node1:8476', 4, 3, [1])),
+    'flags': ({}, dict(coordinator='node1:8476', processes=2, process=1), ('node1:8476', 2, 1, None)),
+    'flags before SLURM': (dict(SLURM_JOB_ID='7', SLURM_STEP_NODELIST='node1', SLURM_NTASKS='3', SLURM_PROCID='2', SLURM_LOCALID='0'),
+                           dict(coordinator='node1:8476', processes=2, process=1), ('node1:8476', 2, 1, None)),
+}
+
+
+@pytest.fixture
+def environ(monkeypatch):
+  """os.environ without what a cluster would set."""
+  for name in list(os.environ):
+    if name.startswith(('SLURM', 'OMPI', 'TPU', 'KUBERNETES', 'JOB_', 'JAX_COORDINATOR')):
+      monkeypatch.delenv(name)
+  return monkeypatch
+
+
+@pytest.mark.parametrize('variables', ALONE.values(), ids=ALONE)
+def test_alone_it_waits_for_nothing(variables, environ):
+  for name, value in variables.items():
+    environ.setenv(name, value)
+  begin = time.monotonic()
+  hosts.start()
+  assert time.monotonic() - begin < 5.0 and not jax.distributed.is_initialized()
+  assert hosts.gather(3) == [3]
+
+
+def test_one_process_is_alone_whatever_the_cluster_tells(environ):
+  for name, value in FOUND['SLURM'][0].items():
+    environ.setenv(name, value)
+  hosts.start(processes=1)
+  assert not jax.distributed.is_initialized()
+
+
+@pytest.mark.parametrize('variables, arguments, place', FOUND.values(), ids=FOUND)
+def test_places_are_found(variables, arguments, place, environ):
+  for name, value in variables.items():
+    environ.setenv(name, value)
+  assert hosts._find_place(**{**dict(coordinator=None, processes=None, process=None), **arguments}, timeout=1.0) == place
+
+
+@pytest.mark.parametrize('variables, arguments, message', [
+    ({}, dict(processes=2, process=0), 'need coordinator=HOST:PORT'),
+    ({}, dict(coordinator='a:1'), 'need coordinator=HOST:PORT'),
+    ({}, dict(coordinator='a:1', processes=2, process=2), 'got process 2 of 2'),
+    ({}, dict(coordinator='a', processes=2, process=1), "got 'a'"),
+    (FOUND['Open MPI 5'][0], {}, 'need coordinator=HOST:PORT'),
+    (dict(KUBERNETES_SERVICE_HOST='10.0.0.1', JOB_COMPLETION_INDEX='1'), {}, 'a pod of a Kubernetes job'),
+])
+def test_places_that_contradict_themselves(variables, arguments, message, environ):
+  for name, value in variables.items():
+    environ.setenv(name, value)
+  with pytest.raises(ValueError, match=message):
+    hosts.start(**arguments, timeout=1.0)
