@@ -116,7 +116,7 @@ def _mean_luma(image: Image.Image) -> float:
 
 def _looked_up(image: Image.Image, *tables: np.ndarray) -> Image.Image:
   """Maps values by a table of 256 numbers, 0..255, for each channel."""
-  return image.point([int(value) for table in tables for value in table])
+  return image.point(np.concatenate(tables).astype(np.uint8).tolist())
 
 
 # The functions, where color_jitter's arguments take their names.

@@ -30,7 +30,8 @@ def hash_examples(seen, batch, axis_name):
   return (seen ^ _over_devices(jax.lax.psum, mixed, axis_name)) * jnp.uint32(16777619)  # the prime of FNV-1a
 
 
-def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumulate, ema_decay, axis_name, frozen=None):
+def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumulate, ema_decay, axis_name, frozen=None,
+                    mix=None):
   """Builds the step.
 
   Args:
@@ -43,6 +44,7 @@ def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumula
     ema_decay: decay of the average a step, or None.
     axis_name: the device axis to average over, or None.
     frozen: tree of booleans, True where a parameter is not trained (its gradient is zero, and costs nothing); or None.
+    mix: mixes the examples of a normalised batch, see `mix`; or None.
 
   Returns:
     step(state, batch) → (state, TrainMetrics); batch has image (B, rows, columns, channels) uint8, label and id
@@ -51,6 +53,7 @@ def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumula
 
   def loss_and_metrics(params, batch, keys):
     batch = dict(batch, image=normalize(batch['image']))
+    batch = batch if mix is None else mix(batch, keys)
     if frozen is not None:
       params = jax.tree.map(lambda x, stop: jax.lax.stop_gradient(x) if stop else x, params, frozen)
     losses, values = objective(nnx.merge(graphdef, params), batch, keys)
