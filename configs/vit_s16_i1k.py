@@ -11,7 +11,7 @@ Hardware: a TPU v3-8 in the paper; --config.train.accumulate fits less.
 Time: 90 epochs in 6 h 30 there; about 111,000 steps.
 Accuracy (the paper's, ImageNet top-1 in percent, table 1; not measured by us): 76.5 after 90 epochs, 78.5 after 150, 80.0 after
 300. Its ablations after 90, 150, 300: learned positions (--config.model.position=learned) 75.0, 78.0, 79.6; class token
-(--config.model.pool=token) 75.0, 76.9, 78.2; linear head (--config.model.representation_size=None) 76.7, 78.6, 79.8.
+(--config.model.pool=token) 75.0, 76.9, 78.2; linear head (--config.model.representation_size=0) 76.7, 78.6, 79.8.
 """
 from configs import common
 
