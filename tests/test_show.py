@@ -88,10 +88,7 @@ def test_a_sheet_holds_its_pictures_enlarged_to_be_seen(tmp_path):
 
 def test_command(data_dir, tmp_path):
   arguments = ('--config=configs/digits.py', f'--config.data.data_dir={data_dir}', '--config.mix.cutmix=1.0', '--count=4')
-  good = tiny.command('show', *arguments, '--draws=2', f'--output={tmp_path / "sheet.png"}')
-  bad = tiny.command('show', *arguments, '--config.mix.cutmix=-1', f'--output={tmp_path / "bad.png"}')
-  output, error = good.communicate()
-  assert good.returncode == 0 and f'Wrote {tmp_path / "sheet.png"}' in output, error
+  process = tiny.command('show', *arguments, '--draws=2', f'--output={tmp_path / "sheet.png"}')
+  output, error = process.communicate()
+  assert process.returncode == 0 and f'Wrote {tmp_path / "sheet.png"}' in output, error
   assert Image.open(tmp_path / 'sheet.png').width > 3 * 96
-  _, error = bad.communicate()
-  assert bad.returncode == 1 and error.startswith('error: mix.cutmix is a concentration')

@@ -2,10 +2,10 @@
 
 RandAugment (Cubuk et al. 2019, arXiv 1909.13719) as AugReg (arXiv 2106.10270) and "Better plain ViT baselines"
 (arXiv 2205.01580) used it: google-research/big_vision, pp/autoaugment.py, a copy of TensorFlow's for EfficientNet. Its
-results, not its intentions, are kept; three of them are odd:
+results, not its intentions, are kept, but for rounding (two levels of 255 in color and sharpness); three are odd:
 
   contrast blends with the grey (rows · columns) / 256, at most 255, not with the image's mean: 196 at 224 x 224;
-  solarize's threshold 25.6 m is taken modulo 256, in uint8: 0 at m = 10, which inverts all, 128 at 15, 0 at 20;
+  solarize's threshold 25.6 m is taken modulo 256, as NumPy 1 does in uint8: 0 at m = 10, which inverts all, 128 at 15;
   posterize keeps 0.4 m bits, so a larger magnitude does less; fewer than one are one (tf.bitwise), more than eight all.
 
 TrivialAugment (Müller & Hutter 2021, arXiv 2103.10158), the wide space: automl/trivialaugment, aug_lib.py. Both move
