@@ -70,6 +70,27 @@ TASKS.update({f"vtab_{name.partition('/')[0]}": dict(
     warmup='500 steps', transform='resize|flip' if name == 'dmlab' else 'resize_small(448)|random_crop|flip',
     eval_every='2_500 steps') for name, split in VTAB.items()})
 
+# "How to train your ViT?" (AugReg, arXiv 2106.10270, section 3.3): RandAugment's layers and magnitude, mixup's α. light1 is
+# not nothing: at magnitude 0 RandAugment still fades colours, equalizes, inverts and more.
+AUGREG = {
+    'none': (0, 0, 0.0), 'light1': (2, 0, 0.0), 'light2': (2, 10, 0.2), 'medium1': (2, 15, 0.2),
+    'medium2': (2, 15, 0.5), 'strong1': (2, 20, 0.5), 'strong2': (2, 20, 0.8),
+}
+
+# The authors' choice for each model, "a good average between 30ep and 300ep" (big_vision, configs/vit_i1k.py, vit_i21k.py).
+AUGREG_MODELS = {'ti16': 'Ti/16', 's32': 'S/32', 's16': 'S/16', 'b32': 'B/32', 'b16': 'B/16', 'l16': 'L/16'}
+AUGREG_PRESETS = {
+    'imagenet': {'ti16': 'light1', 's32': 'medium1', 's16': 'medium2', 'b32': 'medium2', 'b16': 'medium2',
+                 'l16': 'medium2'},
+    'imagenet21k': {'ti16': 'none', 's32': 'none', 's16': 'light1', 'b32': 'light2', 'b16': 'light2', 'l16': 'medium2'},
+}
+
+
+def augmentation(preset):
+  """What a name of AUGREG means: ('inception_crop|flip…' for data.train_transform, α for mix.mixup)."""
+  layers, magnitude, alpha = choose(AUGREG, preset)
+  return 'inception_crop|flip' + (f'|randaugment({layers}, {magnitude})' if layers else ''), alpha
+
 
 def pixels(size):
   """A size that the command line may set to a number or to a (rows, columns) pair."""

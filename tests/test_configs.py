@@ -21,6 +21,7 @@ CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 RECIPES = sorted(path.stem for path in CONFIGS.glob('*.py') if path.stem not in ('__init__', 'common'))
 ARGUMENTS = {
     'vit': [f'{model},{data}' for model in common.MODELS for data in common.DATASETS],
+    'augreg': ['ti16,imagenet,none', 's32,imagenet21k,strong2', 'l16,imagenet'],
     'vit_b16': ['imagenet', 'imagenet21k', 'jft'],
     'vit_h14': ['imagenet', 'imagenet21k', 'jft'],
     'finetune': ['ti16,folder', 'h14,imagenet', *(f'b16,{task}' for task in common.TASKS)],
@@ -136,6 +137,53 @@ def test_table_3(model, data, epochs, rate, decay, weight_decay, dropout, no_dat
   assert float(parts.schedule(steps)) == pytest.approx(1e-5 if decay == 'linear' else 0.0, abs=1e-9)
   assert config.optim.name == 'adamw' and config.optim.options.to_dict() == dict(b1=0.9, b2=0.999)
   assert config.optim.clip_norm == 1.0 and config.optim.decay_mask == '.*'
+
+
+# AugReg, section 3.3: name, RandAugment's layers and magnitude, mixup's α.
+AUGREG = [('none', 0, 0, 0.0), ('light1', 2, 0, 0.0), ('light2', 2, 10, 0.2), ('medium1', 2, 15, 0.2),
+          ('medium2', 2, 15, 0.5), ('strong1', 2, 20, 0.5), ('strong2', 2, 20, 0.8)]
+
+
+@pytest.mark.parametrize('preset, layers, magnitude, alpha', AUGREG)
+def test_augreg_presets(preset, layers, magnitude, alpha):
+  assert len(AUGREG) == len(common.AUGREG)
+  config = recipe('augreg', f's16,imagenet,{preset}')
+  operations = [part.strip() for part in config.data.train_transform.split('|')]
+  assert operations == ['inception_crop', 'flip'] + ([f'randaugment({layers}, {magnitude})'] if layers else [])
+  assert config.mix.mixup == alpha
+
+
+# AugReg, sections 3.4 and 3.5; big_vision's vit_i1k.py and vit_i21k.py: data, loss, head bias, hidden layer of the head.
+@pytest.mark.parametrize('data, classes, bias, hidden', [('imagenet', 1000, -6.9, True), ('imagenet21k', 21_843, -10.0, False)])
+def test_augreg(data, classes, bias, hidden, no_data):
+  parts = train.build(recipe('augreg', f'b16,{data}'))
+  config, params = parts.config, jax.eval_shape(parts.create).params
+  assert (config.objective.loss, config.model.head_bias) == ('sigmoid', bias)
+  assert params['head']['bias'].shape == (classes,) and ('pre_logits' in params) == hidden
+  assert parts.train.duration == pytest.approx(300 * len(parts.data.source) / 4096, abs=1)
+  assert float(parts.schedule(10_000)) == pytest.approx(1e-3) and float(parts.schedule(5_000)) == pytest.approx(5e-4)
+  assert float(parts.schedule(parts.train.duration)) == pytest.approx(0.0, abs=1e-9)
+  assert config.optim.weight_decay in (0.1, 0.03) and config.optim.clip_norm == 1.0
+
+
+def test_better_plain_vit(no_data):
+  """arXiv 2205.01580, section 2; big_vision's vit_s16_i1k.py."""
+  parts = train.build(recipe('vit_s16_i1k'))
+  config, state = parts.config, jax.eval_shape(parts.create)
+  assert config.data.batch_size == 1024 and config.data.train_split == 'train[:99%]' and parts.data.image_size == (224, 224)
+  assert parts.train.duration == pytest.approx(90 * 1_268_355 / 1024, abs=1)
+  assert config.data.train_transform.replace(' ', '') == 'inception_crop|flip|randaugment(2,10)'
+  assert config.data.eval_transform == 'resize_small(256)|central_crop' and config.mix.mixup == 0.2
+  assert config.objective.loss == 'softmax' and config.objective.label_smoothing == 0.0
+  assert float(parts.schedule(10_000)) == pytest.approx(1e-3) and float(parts.schedule(2_500)) == pytest.approx(2.5e-4)
+  # S/16, mean of the tokens, fixed positions, a hidden tanh layer before the head.
+  assert 'position' not in state.params and 'token' not in state.params
+  assert state.params['pre_logits']['kernel'].shape == (384, 384)
+  block = 4 * (384 * 384 + 384) + 2 * 384 * 1536 + 1536 + 384 + 4 * 384
+  assert parts.num_params == 12 * block + (16 * 16 * 3 + 1) * 384 + 2 * 384 + (384 + 1) * 384 + (384 + 1) * 1000
+  dtypes = {x.dtype.name for x in jax.tree.leaves(state.opt_state) if x.ndim > 0}
+  assert dtypes == {'bfloat16', 'float32'}  # first moments, second moments
+  assert (config.model.dropout, config.model.stochastic_depth) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize('data', common.DATASETS)

@@ -42,6 +42,8 @@ EVERY_OPERATION = {
     'central_crop': 'central_crop', 'flip': 'flip|resize', 'inception_crop': 'inception_crop',
     'pad_crop': 'pad_crop(2)', 'random_crop': 'random_crop', 'resize': 'resize',
     'resize_small': 'resize_small(20)|central_crop', 'affine': 'affine(30, 0.1, 0.2)|resize',
+    'color_jitter': 'color_jitter(0.4, 0.4, 0.4, 0.1)|resize', 'randaugment': 'randaugment(2, 5)|resize',
+    'random_erasing': 'random_erasing(1.0)|resize', 'trivial_augment': 'trivial_augment|resize',
 }
 
 
@@ -55,14 +57,14 @@ def test_every_operation(name, channels):
     assert all(output.shape == (*size, channels) for output in outputs)
     assert all(output.dtype == np.uint8 for output in outputs)
     np.testing.assert_array_equal(outputs[0], outputs[1])
-    random = name in ('flip', 'inception_crop', 'pad_crop', 'random_crop', 'affine')
+    random = name not in ('central_crop', 'resize', 'resize_small')
     assert random == any((output != outputs[0]).any() for output in outputs)
 
 
 @pytest.mark.parametrize('spec', [
     'flip(p=0)', 'pad_crop(0)', "pad_crop(0, fill='edge')", 'affine', 'resize', 'central_crop',
     'random_crop', 'resize_small(9)', 'inception_crop(area=(1.0, 1.0), aspect=(0.75, 0.75))',
-    ' flip(0) | resize ',
+    ' flip(0) | resize ', 'randaugment(0, 10)', 'color_jitter', 'random_erasing(0)',
 ])
 @pytest.mark.parametrize('channels', [1, 3])
 def test_zero_strength_is_the_identity(spec, channels):
@@ -182,7 +184,7 @@ def test_operations_apply_from_left_to_right():
 
 
 @pytest.mark.parametrize('spec, message', [
-    ('sharpen', "Unknown operation 'sharpen'.*central_crop, flip, inception_crop, pad_crop"),
+    ('sharpen', "Unknown operation 'sharpen'.*central_crop, color_jitter, flip, inception_crop, pad_crop"),
     ('flip|augment.flip', 'Unknown operation'),
     ('flip|3', "Unknown operation '3'"),
     ('flip and resize', "Unknown operation"),
@@ -205,6 +207,15 @@ def test_operations_apply_from_left_to_right():
     ("pad_crop(1, fill='pink')", "expected fill to be 'edge' or 'zero'"),
     ('resize_small(2.5)', 'expected smaller to be'),
     ('affine(-5)', 'expected degrees to be'),
+    ('randaugment(2)', r"missing a required argument: 'magnitude'.*Expected randaugment\(layers, magnitude\)"),
+    ('randaugment(2.0, 10)', 'expected layers to be an int of 0 or more, got 2.0'),
+    ('randaugment(2, 31)', 'expected magnitude to be 0..30, got 31'),
+    ('color_jitter(-0.1)', 'expected brightness to be at least 0'),
+    ('color_jitter(hue=0.6)', 'expected hue to be 0..0.5, got 0.6'),
+    ('random_erasing(1.5)', 'expected probability to be 0..1'),
+    ('random_erasing(area=(0.0, 0.4))', 'expected area to be 0 <'),
+    ('random_erasing(aspect=(2.0, 1.0))', 'expected aspect to be 0 <'),
+    ("random_erasing(mode='pink')", "expected mode to be 'pixel' or 'zero'"),
 ])
 def test_bad_specs_say_what_is_valid(spec, message):
   with pytest.raises(ValueError, match='(?s)' + message):

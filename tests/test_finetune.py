@@ -131,7 +131,7 @@ def test_class_weights_multiply_the_losses():
   weighted, _ = objectives.Classification(class_weights=(1.0, 0.5, 3.0))(model, dict(image=None, label=labels), None)
   np.testing.assert_allclose(weighted, plain * np.array([1.0, 3.0, 0.5, 3.0, 1.0]), rtol=1e-6)
   with pytest.raises(ValueError, match='expected 3 numbers'):
-    objectives.Classification(class_weights=(1.0, 2.0)).check(3)
+    objectives.Classification(class_weights=(1.0, 2.0)).check(3, False)
 
 
 def test_sigmoid_loss_of_many_labels_is_the_sum_over_classes():

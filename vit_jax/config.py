@@ -19,6 +19,7 @@ from vit_jax.data.dataset import Dataset
 from vit_jax.durations import Interval, Minutes, Steps
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.normalization import Normalization
+from vit_jax.training import mix
 from vit_jax.training import optim
 from vit_jax.training import parallel
 from vit_jax.training.checkpoint import Checkpoints
@@ -79,6 +80,7 @@ class Section:
 SECTIONS = {
     'checkpoint': Section(Checkpoints, ('directory', 'read_only')),
     'data': Section(Dataset, ('seed', 'process_index', 'process_count')),
+    'mix': Section(mix.build, ('num_classes',)),
     'model': Section(VisionTransformer, ('image_size', 'channels', 'num_classes', 'rngs')),
     'normalization': Section(Normalization),
     'objective': Section(Classification),

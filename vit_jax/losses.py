@@ -9,13 +9,13 @@ def softmax(logits, labels, label_smoothing=0.0):
 
   Args:
     logits: (B, classes) float32.
-    labels: (B,) integers in 0..classes-1.
+    labels: (B,) integers in 0..classes-1, or (B, classes) floats, rows of sum 1, where images are mixtures.
     label_smoothing: share of the target's mass that is spread evenly over all classes, 0..1.
 
   Returns:
     (B,) float32, nats.
   """
-  if labels.ndim != 1:
+  if labels.ndim != 1 and not jnp.issubdtype(labels.dtype, jnp.floating):
     raise ValueError(f"loss 'softmax' takes one class an image, got labels {labels.shape}; use objective.loss='sigmoid'")
   targets = optax.smooth_labels(hot(labels, logits.shape[-1]), label_smoothing)
   return optax.softmax_cross_entropy(logits, targets)
@@ -29,7 +29,8 @@ def sigmoid(logits, labels, label_smoothing=0.0):
 
   Args:
     logits: (B, classes) float32.
-    labels: (B,) integers in 0..classes-1, or (B, classes) of 0 and 1 where an image has any number of classes.
+    labels: (B,) integers in 0..classes-1, or (B, classes) of 0 and 1 where an image has any number of classes;
+      or floats between where images are mixtures.
     label_smoothing: distance of the targets from 0 and 1, 0..1.
 
   Returns:
@@ -41,7 +42,7 @@ def sigmoid(logits, labels, label_smoothing=0.0):
 
 
 def hot(labels, num_classes):
-  """Labels, (B,) integers or (B, classes) of 0 and 1, as (B, classes) float32 of 0 and 1."""
+  """Labels, (B,) integers or (B, classes) numbers in 0..1, as (B, classes) float32."""
   return jax.nn.one_hot(labels, num_classes) if labels.ndim == 1 else labels.astype(jnp.float32)
 
 

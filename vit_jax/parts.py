@@ -13,6 +13,7 @@ from vit_jax import transfer
 from vit_jax.data.dataset import Dataset
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.normalization import Normalization
+from vit_jax.training import mix
 from vit_jax.training import optim
 from vit_jax.training import parallel
 from vit_jax.training.checkpoint import check_options
@@ -119,10 +120,13 @@ def build_program(config, strategy, facts) -> Program:
   frozen = optim.frozen_tree(abstract_params, config.optim.freeze)
   jax.eval_shape(optimizer.init, abstract_params)  # a bad mask is an error here
   objective, normalize = Classification(**sections['objective']), Normalization(**sections['normalization'])
-  objective.check(facts.num_classes)
+  objective.check(facts.num_classes, facts.many_labels)
+  mixing = mix.build(facts.num_classes, **sections['mix'])
+  if mixing:
+    mix.check_pairs(config.data.batch_size, strategy.shares * train.accumulate)
   transfer.Transfer(**sections['transfer'])  # a bad one is an error here
   step = make_train_step(graphdef, objective, optimizer, normalize, seed=config.seed, accumulate=train.accumulate,
-                         ema_decay=train.ema_decay, axis_name=strategy.axis_name, frozen=frozen,
+                         ema_decay=train.ema_decay, axis_name=strategy.axis_name, frozen=frozen, mix=mixing,
                          shards=1 if strategy.axis_name else strategy.shares)
 
   def create():

@@ -15,6 +15,10 @@ from typing import Callable
 import numpy as np
 from PIL import Image
 
+from vit_jax.data.color import color_jitter
+from vit_jax.data.erase import random_erasing
+from vit_jax.data.randaugment import randaugment, trivial_augment
+
 Size = tuple[int, int]
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -235,10 +239,14 @@ _INTERPOLATIONS = {
 TRANSFORMS = {
     'affine': affine,
     'central_crop': central_crop,
+    'color_jitter': color_jitter,
     'flip': flip,
     'inception_crop': inception_crop,
     'pad_crop': pad_crop,
+    'randaugment': randaugment,
     'random_crop': random_crop,
+    'random_erasing': random_erasing,
     'resize': resize,
     'resize_small': resize_small,
+    'trivial_augment': trivial_augment,
 }

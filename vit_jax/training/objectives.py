@@ -26,18 +26,25 @@ class Classification:
     self.label_smoothing = label_smoothing
     self.class_weights = class_weights
 
-  def check(self, num_classes):
-    """Raises ValueError unless there are as many class weights as classes, none negative."""
+  def check(self, num_classes, many_labels):
+    """Raises ValueError unless there are as many class weights as classes, none negative, and the loss fits the labels."""
+    if many_labels and self.loss is losses.softmax:
+      raise ValueError("loss 'softmax' takes one class an image, these have any number; use objective.loss='sigmoid'")
     weights = self.class_weights
     if weights is not None and (len(weights) != num_classes or min(weights) < 0):
       raise ValueError(f'objective.class_weights: expected {num_classes} numbers, one a class, none negative; got {weights}')
 
   def __call__(self, model, batch, rngs):
-    """Returns (losses (B,), {'accuracy': (B,)}); accurate is a best class that is one of the image's."""
+    """Returns (losses (B,), {'accuracy': (B,)}).
+
+    Accurate is a best class that is one of the image's, or of a mixture's the one that has the largest share.
+    """
     logits, labels = model(batch['image'], rngs), batch['label']
     ones = losses.hot(labels, logits.shape[-1])
     loss = self.loss(logits, labels, self.label_smoothing)
     if self.class_weights is not None:
       loss *= ones @ jnp.asarray(self.class_weights, jnp.float32)
     best = jnp.argmax(logits, axis=-1, keepdims=True)
-    return loss, dict(accuracy=jnp.take_along_axis(ones, best, axis=-1)[:, 0])
+    share = jnp.take_along_axis(ones, best, axis=-1)[:, 0]
+    accurate = (share > 0) & (share == ones.max(axis=-1))
+    return loss, dict(accuracy=accurate.astype(jnp.float32))

@@ -33,7 +33,7 @@ def hash_examples(seen, batch, axis_name):
 
 
 def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumulate, ema_decay, axis_name, frozen=None,
-                    shards=1):
+                    mix=None, shards=1):
   """Builds the step.
 
   Args:
@@ -46,6 +46,7 @@ def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumula
     ema_decay: decay of the average a step, or None.
     axis_name: the device axis to average over, or None.
     frozen: tree of booleans, True where a parameter is not trained (its gradient is zero, and costs nothing); or None.
+    mix: mixes the examples of a normalised batch, see `mix`; or None.
     shards: on how many devices the examples that the step sees lie, in equal contiguous parts.
 
   Returns:
@@ -55,6 +56,7 @@ def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumula
 
   def loss_and_metrics(params, batch, keys):
     batch = dict(batch, image=normalize(batch['image']))
+    batch = batch if mix is None else mix(batch, keys)
     if frozen is not None:
       params = jax.tree.map(lambda x, stop: jax.lax.stop_gradient(x) if stop else x, params, frozen)
     losses, values = objective(nnx.merge(graphdef, params), batch, keys)
