@@ -62,7 +62,8 @@ def flip(size: Size, p=0.5) -> Transform:
   """Mirrors left and right with probability `p`, 0..1."""
   del size
   _require(0 <= p <= 1, 'p', p, 'a probability, 0..1')
-  return lambda image, rng: image[:, ::-1] if rng.random() < p else image
+  # OpenCV mirrors 25 times as fast as a copy of image[:, ::-1], which is to come; it drops a single channel.
+  return lambda image, rng: cv2.flip(image, 1).reshape(image.shape) if rng.random() < p else image
 
 
 def resize(size: Size, interpolation='bilinear') -> Transform:

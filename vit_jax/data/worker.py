@@ -25,7 +25,7 @@ class Worker:
     paths = os.pathsep.join(filter(None, (os.getcwd(), *sys.path)))
     self._process = subprocess.Popen(
         [sys.executable, '-m', 'vit_jax.data.worker', str(self._shared)], pass_fds=[self._shared],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(os.environ, **_ENVIRONMENT, PYTHONPATH=paths))
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=paths))
     weakref.finalize(self, _end, self._process, self._shared)
 
   def __call__(self, job, ids, keys, images, labels) -> None:
@@ -103,9 +103,6 @@ def _end(process, shared):
 
 # Bytes for the pixels of one piece, at most.
 _SIZE = 1 << 28
-
-# glibc would give the memory of every image back to the kernel, and pay for it with page faults at the next.
-_ENVIRONMENT = {'MALLOC_MMAP_THRESHOLD_': '67108864', 'MALLOC_TRIM_THRESHOLD_': '134217728'}
 
 if __name__ == '__main__':
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides when to end.
