@@ -33,11 +33,13 @@ setuptools.setup(
         'ml-collections>=1.0,<2',
         'ml_dtypes>=0.5,<1',
         'numpy>=2,<3',
+        'opencv-python-headless>=4.12,<6',  # resizes without antialiasing, as tf.image does, 10 times as fast as Pillow
         'optax>=0.2.8,<0.3',
         'orbax-checkpoint>=0.12.8,<0.13',
         'pillow>=11,<14',
         'safetensors>=0.5,<1',
         'scikit-learn>=1.5,<2',  # ships the digits
+        'simplejpeg>=1.9,<2',  # JPEG by libjpeg-turbo 3, which the wheel brings along
         'tensorboardX>=2.6.2,<3',  # event files without TensorFlow
         'tensorflow-datasets>=4.9.10,<5',
         'tqdm>=4.66,<5',

@@ -150,7 +150,7 @@ def test_affine_turns_about_the_centre_within_its_range():
 
 def test_inception_crop_keeps_to_area_and_aspect(monkeypatch):
   crops = []
-  monkeypatch.setattr(augment, '_resized', lambda image, size: crops.append(image.shape[:2])
+  monkeypatch.setattr(augment, '_interpolated', lambda image, size: crops.append(image.shape[:2])
                       or np.zeros((*size, 3), np.uint8))
   image, rng = make_image(90, 120), np.random.default_rng(0)
   crop = parse('inception_crop(area=(0.1, 0.5), aspect=(0.5, 2.0))', (8, 8))
@@ -170,10 +170,31 @@ def test_inception_crop_takes_every_part_of_the_image():
   assert centres.min() < 14 and centres.max() > 85 and abs(centres.mean() - 49.5) < 3
 
 
+def interpolated_reference(image, size):
+  """Bilinear between the nearest four pixels, centres at half: `tf.image.resize` with antialias=False."""
+
+  def neighbours(old, new):
+    at = ((np.arange(new) + 0.5) * old / new - 0.5).clip(0, old - 1)
+    low = np.floor(at).astype(int)
+    return low, np.minimum(low + 1, old - 1), at - low
+
+  (top, bottom, down), (left, right, across) = (neighbours(*pair) for pair in zip(image.shape[:2], size))
+  rows = image[top] * (1.0 - down)[:, None, None] + image[bottom] * down[:, None, None]
+  return rows[:, left] * (1.0 - across)[:, None] + rows[:, right] * across[:, None]
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('size', [(6, 6), (40, 17), (3, 70), (20, 15), (10, 30)])
+def test_inception_crop_interpolates_without_antialiasing(size, channels):
+  image = make_image(40, 30, channels)
+  cropped = apply('inception_crop(area=(1.0, 1.0), aspect=(0.75, 0.75))', image, size)
+  np.testing.assert_allclose(cropped, interpolated_reference(image, size), atol=1)
+
+
 def test_inception_crop_falls_back_on_the_whole_image():
   image = make_image(4, 400)
-  expected = apply('resize', image, (6, 6))
-  np.testing.assert_array_equal(apply('inception_crop(area=(0.9, 1.0))', image, (6, 6)), expected)
+  cropped = apply('inception_crop(area=(0.9, 1.0))', image, (6, 6))
+  np.testing.assert_allclose(cropped, interpolated_reference(image, (6, 6)), atol=1)
 
 
 def test_operations_apply_from_left_to_right():

@@ -92,11 +92,11 @@ SECTIONS = {
 EVALUATOR_GIVEN = ('graphdef', 'objective', 'normalize', 'strategy', 'data', 'batch_size')
 
 # Where a run runs and what it tells, not what it is: these may differ when it is taken up again.
-FREE = ('platform', 'data.data_dir', 'data.cache', 'data.threads', 'train.log_every', 'train.eval_every')
+FREE = ('platform', 'data.data_dir', 'data.cache', 'data.threads', 'data.workers', 'train.log_every', 'train.eval_every')
 FREE_SECTIONS = ('checkpoint', 'evaluators', 'parallel')
 
 # What may differ between the hosts of one run.
-FREE_BETWEEN_HOSTS = ('data.data_dir', 'data.cache', 'data.threads')
+FREE_BETWEEN_HOSTS = ('data.data_dir', 'data.cache', 'data.threads', 'data.workers')
 
 
 def resolve(config):

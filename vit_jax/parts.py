@@ -144,4 +144,4 @@ def build_program(config, strategy, facts) -> Program:
 def _in_steps(config, section, facts):
   """The arguments of a section, durations in steps."""
   return config_lib.in_steps(section, config[section].to_dict(), batch_size=config.data.batch_size,
-                             examples=facts.examples)
+                             examples=facts.examples * config.data.repeats)

@@ -109,7 +109,7 @@ def _loop(parts, checkpoints, report, stop, start, state, record):
     iterator.set_state(record['position'])
   # On a CPU several programs with collectives in flight can deadlock; elsewhere one ahead hides the dispatch.
   in_flight, ahead = collections.deque(), 0 if jax.default_backend() == 'cpu' else 1
-  window = Window(parts.schedule, parts.config.data.batch_size, len(parts.data.source))
+  window = Window(parts.schedule, parts.config.data.batch_size, parts.data.examples_per_epoch)
   batch = strategy.put(next(iterator))
 
   for step in range(start + 1, train.duration + 1):
@@ -181,6 +181,7 @@ def _greeting(parts, workdir, start):
       f'batch       {config.data.batch_size} global, {per_device} a device, in {parts.train.accumulate} micro-batch(es)',
       f'data        {config.data.name} {config.data.train_split}: {len(parts.data.source):,} examples, '
       f'{parts.data.source.num_classes} classes',
+      f'input       {parts.data.describe_feeding()}',
       f'parameters  {parts.num_params:,}',
       f'steps       {parts.train.duration:,}' + (f', going on after step {start:,}' if start else ''),
       f'workdir     {workdir}']

@@ -23,6 +23,10 @@ class Dataset:
     data_dir: TFDS data directory, local or gs://; None is TFDS's own default. A relative folder:PATH starts here.
     cache: whether to keep the decoded splits in memory.
     threads: threads that decode and augment.
+    workers: processes that do it instead; 0 leaves it to the threads. One process with threads makes a few thousand
+      images a second at most, as Python's own part of the work is one thread's; a host with more cores than that
+      needs workers. Each takes about 150 MiB, the batches made ahead apart (see `describe_feeding`).
+    repeats: how often each example drawn is in its batch, each time augmented anew; divides batch_size.
     channels: 1 (greyscale) or 3 (colour); None is what the data set stores, and 3 for a folder.
     corrupt: what an image that cannot be decoded does: 'error' stops the run at it, 'skip' decodes every split once
       before the run and leaves such images out, with a warning that names them.
@@ -34,10 +38,16 @@ class Dataset:
   def __init__(self, seed, process_index, process_count, *, name: str, batch_size: int, image_size: int | tuple,
                train_split: str = 'train', train_transform: str = 'inception_crop|flip',
                eval_transform: str = 'resize', data_dir: str | None = None, cache: bool = False, threads: int = 2,
-               channels: int | None = None, corrupt: str = 'error'):
+               channels: int | None = None, corrupt: str = 'error', workers: int = 0, repeats: int = 1):
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if threads < 0:
-      raise ValueError(f'data.threads must be at least 0, got {threads}')
+    _require_at_least('data.threads', threads, 0)
+    _require_at_least('data.workers', workers, 0)
+    _require_at_least('data.repeats', repeats, 1)
+    if batch_size % repeats:
+      raise ValueError(f'data.batch_size must be a multiple of data.repeats, {repeats}; got {batch_size}')
+    if cache and workers:
+      raise ValueError('data.cache keeps decoded images in this process, where workers cannot see them: set '
+                       'data.workers=0, and data.threads makes the batches')
     for transform in (train_transform, eval_transform):
       spec.parse(transform, size)  # a bad one is an error here, not at the first batch
     _require_choice('data.corrupt', corrupt, ('error', 'skip'))
@@ -50,22 +60,42 @@ class Dataset:
       return corrupt_lib.without_corrupt(source, threads) if corrupt == 'skip' else source
 
     self._open = open_split
-    self._common = dict(image_size=size, cache=cache, threads=threads, process_index=process_index,
-                        process_count=process_count)
+    self._common = dict(image_size=size, cache=cache, threads=threads, workers=workers,
+                        process_index=process_index, process_count=process_count)
     self._train_transform, self._eval_transform = train_transform, eval_transform
-    self._seed, self._batch_size = seed, batch_size
+    self._seed, self._batch_size, self._repeats = seed, batch_size, repeats
     self.image_size = size
     self.source = self._open(train_split)
 
+  @property
+  def examples_per_epoch(self):
+    """Examples in the batches of an epoch, in which each of the split is drawn once: its copies count."""
+    return len(self.source) * self._repeats
+
+  @functools.cached_property
+  def _train_batches(self):
+    return pipeline.train_batches(self.source, batch_size=self._batch_size, transform=self._train_transform,
+                                  seed=self._seed, repeats=self._repeats, **self._common)
+
   def train_batches(self):
     """The endless training stream; see `pipeline.train_batches`."""
-    return pipeline.train_batches(self.source, batch_size=self._batch_size, transform=self._train_transform,
-                                  seed=self._seed, **self._common)
+    return self._train_batches
+
+  def describe_feeding(self):
+    """Says who makes batches, how many ahead, and the memory that takes in this process."""
+    threads, workers, batches = self._common['threads'], self._common['workers'], self._train_batches
+    who = f'{workers} worker processes' if workers else f'{threads} threads' if threads else 'no threads'
+    return f'{who}, {batches.ahead} batches ahead ({batches.bytes_ahead / 2 ** 20:,.0f} MiB)'
 
   def eval_batches(self, split, batch_size):
     """One pass over a split; see `pipeline.eval_batches`."""
     return pipeline.eval_batches(self._open(split), batch_size=batch_size, transform=self._eval_transform,
                                  **self._common)
+
+
+def _require_at_least(key, value, least):
+  if value < least:
+    raise ValueError(f'{key} must be at least {least}, got {value}')
 
 
 def _require_choice(key, value, choices):

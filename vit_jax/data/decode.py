@@ -1,4 +1,4 @@
-"""Encoded image bytes to a uint8 array."""
+"""Encoded image bytes to a uint8 array: JPEG by libjpeg-turbo, whatever else there is by Pillow."""
 
 import io
 
@@ -7,11 +7,80 @@ from PIL import ExifTags
 from PIL import Image
 from PIL import UnidentifiedImageError
 
+from vit_jax.data import jpeg
+
 # Only these are tried: among Pillow's others is PostScript, which would start a program.
 FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')
 
 # What the names of such files end in.
 SUFFIXES = frozenset({'.bmp', '.gif', '.jfif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'})
+
+
+class DecodeError(ValueError):
+  """The bytes are no image that can be read to its end, or one with too many pixels."""
+
+
+class Picture:
+  """A JPEG whose pixels are decoded when they are asked for, and only as far as they are.
+
+  `np.asarray(picture)` is the whole, `part` a part of it; both raise DecodeError where the file is damaged (a part: as
+  far as it was read; that the file ends too early is always found).
+
+  Attributes:
+    shape: (H, W, channels) of the whole, turned upright where that is asked for.
+  """
+
+  def __init__(self, encoded: bytes, header: jpeg.Header, channels: int, upright: bool):
+    self._encoded, self._header = encoded, header
+    orientation = _read_orientation(encoded) if upright and header.noted else 1
+    self._swap, self._flip_rows, self._flip_columns = _TURNED.get(orientation, _TURNED[1])
+    size = (header.rows, header.columns)
+    self.shape = (*(size[::-1] if self._swap else size), channels)
+
+  def __array__(self, dtype=None, copy=None):
+    pixels = self._decode(self._header.rows, scratch=False)
+    return self._turn(pixels) if dtype is None else self._turn(pixels).astype(dtype)
+
+  def part(self, top: int, left: int, rows: int, columns: int) -> np.ndarray:
+    """The pixels of a rectangle, (rows, columns, channels) uint8.
+
+    They are valid until this thread asks for the part of another picture: resize or copy them before.
+    """
+    height, width, _ = self.shape
+    top = height - top - rows if self._flip_rows else top
+    left = width - left - columns if self._flip_columns else left
+    if self._swap:
+      top, left, rows, columns = left, top, columns, rows
+    pixels = self._decode(top + rows, scratch=True)
+    return self._turn(pixels[top:top + rows, left:left + columns])
+
+  def _decode(self, rows, scratch):
+    try:
+      return jpeg.decode(self._encoded, self._header, self.shape[-1], rows, scratch)
+    except ValueError:  # Pillow mends what can be mended, or says what is wrong.
+      return _decode_with_pillow(self._encoded, self.shape[-1], False)[:rows]
+
+  def _turn(self, pixels):
+    if not (self._swap or self._flip_rows or self._flip_columns):
+      return pixels
+    pixels = pixels.swapaxes(0, 1) if self._swap else pixels
+    return np.ascontiguousarray(pixels[::-1 if self._flip_rows else 1, ::-1 if self._flip_columns else 1])
+
+
+def open_image(encoded: bytes, channels: int, upright: bool = False) -> Picture | np.ndarray:
+  """Opens an image as far as its `shape`: a Picture where parts can be decoded, else all its pixels.
+
+  Args:
+    encoded, channels, upright: as for `decode`.
+
+  Raises:
+    DecodeError, ValueError: as for `decode`; a Picture may also raise it when its pixels are asked for.
+  """
+  _check_channels(channels)
+  header = jpeg.read_header(encoded)
+  if header is None:
+    return _decode_with_pillow(encoded, channels, upright)
+  return Picture(encoded, header, channels, upright)
 
 
 def decode(encoded: bytes, channels: int, upright: bool = False) -> np.ndarray:
@@ -28,10 +97,14 @@ def decode(encoded: bytes, channels: int, upright: bool = False) -> np.ndarray:
     (H, W, channels) uint8, 0..255; it may be read-only.
 
   Raises:
-    ValueError: the bytes are no image that can be read to its end, it has more than twice
-      `PIL.Image.MAX_IMAGE_PIXELS` (179 million) pixels, or `channels` is neither 1 nor 3.
+    DecodeError: the bytes are no image that can be read to its end, or it has more than twice
+      `PIL.Image.MAX_IMAGE_PIXELS` (179 million) pixels, which is found before memory is taken for them.
+    ValueError: `channels` is neither 1 nor 3.
   """
-  _check_channels(channels)
+  return np.asarray(open_image(encoded, channels, upright))
+
+
+def _decode_with_pillow(encoded, channels, upright):
   try:
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
       return to_array(image, channels, upright)
@@ -39,7 +112,9 @@ def decode(encoded: bytes, channels: int, upright: bool = False) -> np.ndarray:
   except Exception as error:
     known = not isinstance(error, UnidentifiedImageError)
     reason = f'{type(error).__name__}: {error}' if known else 'they are none of these'
-    raise ValueError(
+    if isinstance(error, Image.DecompressionBombError):
+      reason += '. Shrink the image; where it is to be trusted, raise PIL.Image.MAX_IMAGE_PIXELS'
+    raise DecodeError(
         f'Expected an encoded image (PNG, JPEG, GIF, WebP, BMP, TIFF), got {len(encoded)} bytes '
         f'starting with {bytes(encoded[:12])!r} that cannot be decoded: {reason}') from error
 
@@ -94,6 +169,14 @@ def _orientation(image: Image.Image) -> int:
     return 1
 
 
+def _read_orientation(encoded: bytes) -> int:
+  try:
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+      return _orientation(image)
+  except Exception:  # as above; what ails the image comes out when it is decoded
+    return 1
+
+
 def _check_channels(channels: int) -> None:
   if channels not in (1, 3):
     raise ValueError(f'Expected channels to be 1 (greyscale) or 3 (colour), got {channels!r}.')
@@ -105,4 +188,10 @@ _TURNS = {
     4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
+}
+
+# The same as arrays: swap rows and columns, then flip rows, flip columns.
+_TURNED = {
+    1: (False, False, False), 2: (False, False, True), 3: (False, True, True), 4: (False, True, False),
+    5: (True, False, False), 6: (True, False, True), 7: (True, True, True), 8: (True, True, False),
 }

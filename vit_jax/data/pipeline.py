@@ -1,28 +1,26 @@
-"""From a source to batches of uint8 images: shuffle, transform, share among hosts, batch.
+"""From a source to batches of uint8 images: shuffle, share among hosts, make ahead, resume.
 
-Which examples a global batch holds, in which order and how each is augmented depends on the seed
-and the position in the stream only, never on the number of processes: process p of n gets the p-th
-of n equal, contiguous parts of every global batch. A position is the number of global batches
-drawn, the same on all processes, so a run resumes at once, and on any number of hosts.
+Which examples a global batch holds, in which order and how each is augmented depends on the seed, the epoch and the
+example only, never on the number of processes, threads or workers: process p of n gets the p-th of n equal, contiguous
+parts of every global batch. A position is the number of global batches drawn, the same on all processes, so a run
+resumes at once, and on any number of hosts.
 """
+import collections
 
-from typing import Any, Iterable, Sequence
-
-import grain
 import numpy as np
 
-from vit_jax.data import augment
-from vit_jax.data import decode
-from vit_jax.data import spec
+from vit_jax.data import feeding
+from vit_jax.data.examples import Examples
 from vit_jax.data.facts import Facts
+from vit_jax.data.order import mix, Order
 from vit_jax.data.source import Source
 
 Batch = dict[str, np.ndarray]
 
 
-def train_batches(source: Source, *, batch_size: int, image_size: tuple[int, int],
-                  transform: str = 'resize', seed: int = 0, cache: bool = False, threads: int = 2,
-                  process_index: int = 0, process_count: int = 1) -> grain.IterDataset:
+def train_batches(source: Source, *, batch_size: int, image_size: tuple[int, int], transform: str = 'resize',
+                  seed: int = 0, cache: bool = False, repeats: int = 1, threads: int = 2, workers: int = 0,
+                  process_index: int = 0, process_count: int = 1) -> 'Batches':
   """Makes an endless stream of shuffled, augmented batches.
 
   Each epoch is another permutation of the split; epochs follow each other without a gap, so a
@@ -35,13 +33,16 @@ def train_batches(source: Source, *, batch_size: int, image_size: tuple[int, int
     transform: what is done to the images, a string for `spec.parse`.
     seed: 0..2**32 - 1; order and augmentation follow from it.
     cache: decode the whole split into memory first. It pays where the decoded split fits.
-    threads: how many threads make batches ahead; 0 makes them when asked.
+    repeats: how often each example drawn is in its global batch, each time with another
+      augmentation (Hoffer et al. 2020, "Augment your batch"; DeiT takes 3). Copies lie batch_size /
+      repeats apart, so that no two are neighbours, whom mixup would pair.
+    threads: threads that make batches ahead; 0 makes them when asked for.
+    workers: processes that make them instead; 0 leaves it to the threads.
     process_index: which process this is, 0..process_count - 1.
     process_count: how many share each batch.
 
   Returns:
-    An iterable. `iter()` gives an iterator with `get_state()`, a small dict for JSON, and
-    `set_state(state)`. Batches hold this process's b = batch_size / process_count examples:
+    Batches, without end. They hold this process's b = batch_size / process_count examples:
       image: (b, *image_size, C) uint8, C = source.channels;
       label: (b,) int32, 0..num_classes - 1, or where the source has many labels an image
         (b, num_classes) int32 of 0 and 1;
@@ -54,17 +55,23 @@ def train_batches(source: Source, *, batch_size: int, image_size: tuple[int, int
     ValueError: a bad transform or number, or with `cache` a bad record.
   """
   share = _share_size(batch_size, process_index, process_count)
-  finish = _Finish(source, spec.parse(transform, image_size))
-  stream = grain.MapDataset.source(_Records(source, cache)).seed(seed).shuffle().repeat()
-  # Random numbers go by position in the global stream: hence before the stream is shared out.
-  stream = stream.random_map(finish)
-  stream = _Share(stream, batch_size, process_index, share)
-  return _read_ahead(stream.batch(share, batch_fn=_stack), threads)
+  if repeats < 1 or batch_size % repeats:
+    raise ValueError(f'Expected batch_size to be a multiple of repeats, a positive number; got batch_size '
+                     f'{batch_size} and repeats {repeats}.')
+  job = feeding.Job(Examples(source, image_size, transform, cache))
+  order, drawn = Order(len(source), seed), batch_size // repeats
+
+  def plan(batch):
+    copies, places = np.divmod(np.arange(process_index * share, (process_index + 1) * share), drawn)
+    ids, epochs = order(batch * drawn + places)
+    return ids, order.keys(ids, epochs, copies), {}
+
+  return Batches(plan, job, feeding.get_pool(threads, workers), share, None)
 
 
-def eval_batches(source: Source, *, batch_size: int, image_size: tuple[int, int],
-                 transform: str = 'resize', cache: bool = False, threads: int = 2,
-                 process_index: int = 0, process_count: int = 1) -> grain.IterDataset:
+def eval_batches(source: Source, *, batch_size: int, image_size: tuple[int, int], transform: str = 'resize',
+                 cache: bool = False, threads: int = 2, workers: int = 0, process_index: int = 0,
+                 process_count: int = 1) -> 'Batches':
   """Makes one pass over the split in order; every example comes exactly once over all processes.
 
   All processes yield the same number of batches, ceil(len(source) / batch_size), of the same
@@ -72,135 +79,121 @@ def eval_batches(source: Source, *, batch_size: int, image_size: tuple[int, int]
   gives the same values even where the transform is random.
 
   Args:
-    source, batch_size, image_size, transform, cache, threads, process_index, process_count: as for
-      `train_batches`.
+    source, batch_size, image_size, transform, cache, threads, workers, process_index, process_count:
+      as for `train_batches`.
 
   Returns:
-    An iterable of batches as from `train_batches`, and with
+    Batches as from `train_batches`, and with
       mask: (b,) bool, True where the example is real.
 
   Raises:
     ValueError: as for `train_batches`.
   """
   share = _share_size(batch_size, process_index, process_count)
-  finish = _Finish(source, spec.parse(transform, image_size))
-  padding = _padding(image_size, source)
+  job = feeding.Job(Examples(source, image_size, transform, cache))
+  order = Order(len(source), seed=0, shuffled=False)
 
-  def finish_or_pad(record, rng):
-    return padding if record is _NO_RECORD else {**finish(record, rng), 'mask': True}
+  def plan(batch):
+    start = batch * batch_size + process_index * share
+    mask = np.arange(start, start + share) < len(source)
+    ids, epochs = order(np.arange(start, min(start + share, len(source))))
+    return ids, order.keys(ids, epochs, np.zeros_like(ids)), {'mask': mask}
 
-  stream = grain.MapDataset.source(_PaddedRecords(_Records(source, cache), batch_size))
-  stream = stream.seed(0).random_map(finish_or_pad)
-  stream = _Share(stream, batch_size, process_index, share)
-  return _read_ahead(stream.batch(share, batch_fn=_stack), threads)
-
-
-def batch_shapes(facts: Facts, *, batch_size: int, image_size: tuple[int, int]) -> dict[str, tuple[tuple, Any]]:
-  """Returns {name: (shape, dtype)} of a global batch of `train_batches`, without drawing one."""
-  rest = {'image': (*image_size, facts.channels), 'label': (facts.num_classes,) if facts.many_labels else ()}
-  return {name: ((batch_size, *rest.get(name, ())), dtype) for name, dtype in _DTYPES.items() if name != 'mask'}
+  return Batches(plan, job, feeding.get_pool(threads, workers), share, -(-len(source) // batch_size))
 
 
-class _Records:
-  """The decoded, checked records of a source: {'image': (H, W, C) uint8, 'label', 'id'}."""
-
-  def __init__(self, source: Source, cache: bool):
-    self._source = source
-    self._cached = self._read_all() if cache else None
-
-  def __len__(self) -> int:
-    return len(self._source)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    if self._cached is not None:
-      return self._cached[index]
-    return self._decoded(index, self._source[index])
-
-  def _read_all(self) -> list[dict[str, Any]]:
-    indices = range(len(self._source))
-    chunks = [indices[start:start + _CHUNK] for start in indices[::_CHUNK]]
-    return [self._decoded(index, record)
-            for chunk in chunks for index, record in zip(chunk, self._source.read(chunk))]
-
-  def _decoded(self, index: int, record: dict[str, Any]) -> dict[str, Any]:
-    try:
-      image = decode.decode(record['image'], self._source.channels, self._source.upright)
-    except ValueError as error:
-      hint = ValueError(f'{error}. Images that cannot be decoded are left out with --config.data.corrupt=skip')
-      raise _record_error(self._source, index, hint) from error
-    try:
-      label = _checked_label(record['label'], self._source.num_classes)
-    except ValueError as error:
-      raise _record_error(self._source, index, error) from error
-    return {'image': image, 'label': label, 'id': index}
+def batch_shapes(facts: Facts, *, batch_size: int, image_size: tuple[int, int]) -> dict[str, tuple[tuple, type]]:
+  """Returns {name: (shape, dtype)} of a global batch of `train_batches`, without making one."""
+  label = (facts.num_classes,) if facts.many_labels else ()
+  each = {'image': ((*image_size, facts.channels), np.uint8), 'label': (label, np.int32), 'id': ((), np.int32),
+          'rng': ((), np.uint32)}
+  return {name: ((batch_size, *shape), dtype) for name, (shape, dtype) in each.items()}
 
 
-class _PaddedRecords:
-  """Records followed by as many _NO_RECORD as fill the last batch."""
+class Batches:
+  """Batches that can be gone through any number of times, each time from the start.
 
-  def __init__(self, records: _Records, batch_size: int):
-    self._records = records
-    self._length = -(-len(records) // batch_size) * batch_size
+  Args:
+    plan: number of a batch → (ids, keys, arrays that the batch gets as they are).
+    job: what makes its examples.
+    pool: which makes them ahead.
+    share: examples in a batch of this process; where a plan has fewer, zeros are added.
+    count: how many batches there are; None is without end.
+  """
+
+  def __init__(self, plan, job: feeding.Job, pool: feeding.Pool, share: int, count: int | None):
+    self._plan, self._job, self._pool, self._share, self._count = plan, job, pool, share, count
 
   def __len__(self) -> int:
-    return self._length
+    if self._count is None:
+      raise TypeError('These batches have no end.')
+    return self._count
 
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    return self._records[index] if index < len(self._records) else _NO_RECORD
+  def __iter__(self) -> 'Iterator':
+    return Iterator(self)
 
+  def start(self, number: int):
+    """Begins to make batch `number`; returns a function that waits for it, or None past the end."""
+    if self._count is not None and number >= self._count:
+      return None
+    ids, keys, extra = self._plan(number)
+    wait = self._pool.start(self._job, ids, keys)
 
-class _Finish:
-  """Transforms a record's image and draws its random bits."""
+    def finish():
+      images, labels = wait()
+      batch = dict(image=images, label=labels, id=ids.astype(np.int32),
+                   rng=(mix(keys) & np.uint64(0xFFFFFFFF)).astype(np.uint32))
+      if len(ids) < self._share:
+        batch = {key: _filled_up(value, self._share) for key, value in batch.items()}
+      return batch | extra
 
-  def __init__(self, source: Source, transform: augment.Transform):
-    self._source = source
-    self._transform = transform
+    return finish
 
-  def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    # The bits come first, so that they do not depend on what the transform draws.
-    bits = rng.bit_generator.random_raw() & 0xFFFFFFFF
-    try:
-      image = self._transform(record['image'], rng)
-    except ValueError as error:
-      raise _record_error(self._source, record['id'], error) from error
-    return {'image': image, 'label': record['label'], 'id': record['id'], 'rng': bits}
+  @property
+  def bytes_ahead(self) -> int:
+    """Memory for the images that are made ahead, with the batch in use."""
+    examples = self._job.examples
+    return (1 + self._pool.batches_ahead(self._share)) * self._share * int(np.prod(examples.image_shape))
 
-
-class _Share(grain.MapDataset):
-  """One process's contiguous part of each global batch of a stream."""
-
-  def __init__(self, stream: grain.MapDataset, batch_size: int, process_index: int, share: int):
-    super().__init__(stream)
-    self._batch_size = batch_size
-    self._share = share
-    self._start = process_index * share
-
-  def __len__(self) -> int:
-    return len(self._parent) // self._batch_size * self._share
-
-  def __getitem__(self, index):
-    if isinstance(index, slice):
-      return self.slice(index)
-    batch, row = divmod(index, self._share)
-    return self._parent[batch * self._batch_size + self._start + row]
+  @property
+  def ahead(self) -> int:
+    """Batches that are begun before they are asked for."""
+    return self._pool.batches_ahead(self._share)
 
 
-def _read_ahead(batches: grain.MapDataset, threads: int) -> Iterable[Batch]:
-  # An element here is a whole batch: two for each thread keep it busy without filling memory.
-  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-  return batches.to_iter_dataset(options)
+class Iterator:
+  """A pass through batches, which can be told where to be."""
+
+  def __init__(self, batches: Batches):
+    self._batches, self._next, self._begun = batches, 0, collections.deque()
+
+  def __iter__(self) -> 'Iterator':
+    return self
+
+  def __next__(self) -> Batch:
+    while len(self._begun) <= self._batches.ahead:
+      self._begun.append(self._batches.start(self._next + len(self._begun)))
+    if self._begun[0] is None:
+      raise StopIteration
+    batch = self._begun[0]()
+    self._begun.popleft()
+    self._next += 1
+    return batch
+
+  def get_state(self) -> dict[str, int]:
+    """The position, for JSON: how many global batches were drawn."""
+    return {'next_index': self._next}
+
+  def set_state(self, state: dict[str, int]) -> None:
+    """Goes to a position, of any process, at once."""
+    self._next = state['next_index']
+    self._begun.clear()
 
 
-def _stack(examples: Sequence[dict[str, Any]]) -> Batch:
-  return {key: np.stack([example[key] for example in examples]) if key == 'image'
-          else np.array([example[key] for example in examples], dtype)
-          for key, dtype in _DTYPES.items() if key in examples[0]}
-
-
-def _padding(image_size: tuple[int, int], source: Source) -> dict[str, Any]:
-  image = np.zeros((*image_size, source.channels), np.uint8)
-  label = np.zeros(source.num_classes, np.int32) if source.many_labels else 0
-  return {'image': image, 'label': label, 'id': 0, 'rng': 0, 'mask': False}
+def _filled_up(values: np.ndarray, length: int) -> np.ndarray:
+  filled = np.zeros((length, *values.shape[1:]), values.dtype)
+  filled[:len(values)] = values
+  return filled
 
 
 def _share_size(batch_size: int, process_index: int, process_count: int) -> int:
@@ -213,31 +206,3 @@ def _share_size(batch_size: int, process_index: int, process_count: int) -> int:
         f'Expected batch_size, which is over all processes, to be a positive multiple of the '
         f'number of processes, {process_count}; got {batch_size}. The nearest is {nearest}.')
   return batch_size // process_count
-
-
-def _checked_label(label: int | list[int], num_classes: int) -> int | np.ndarray:
-  """Returns a label, many labels as a vector of 0 and 1, if all are classes."""
-  for one in [label] if isinstance(label, int) else label:
-    if not 0 <= one < num_classes:
-      hint = ' (TFDS stores -1 where a split has no labels: use another split)' if one == -1 else ''
-      raise ValueError(f'expected a label in 0..{num_classes - 1}, got {one}{hint}')
-  if isinstance(label, int):
-    return label
-  ones = np.zeros(num_classes, np.int32)
-  ones[label] = 1
-  return ones
-
-
-def _record_error(source: Source, index: int, error: ValueError) -> ValueError:
-  return ValueError(f'{source.describe(index)}: {error}')
-
-
-_NO_RECORD = {}
-
-# Records read in one call for the cache: 20 times as fast as one by one, and few enough that the
-# encoded ones take no memory to speak of.
-_CHUNK = 1024
-
-_DTYPES = {
-    'image': np.uint8, 'label': np.int32, 'id': np.int32, 'rng': np.uint32, 'mask': np.bool_,
-}

@@ -9,7 +9,7 @@ import inspect
 
 import numpy as np
 
-from vit_jax.data.augment import Size, Transform, TRANSFORMS
+from vit_jax.data.augment import DECODE_PARTS, Size, Transform, TRANSFORMS
 
 
 def parse(spec: str, size: Size) -> Transform:
@@ -20,18 +20,21 @@ def parse(spec: str, size: Size) -> Transform:
     size: (rows, columns) every image must come out with.
 
   Returns:
-    A transform from (H, W, C) uint8 to (*size, C) uint8. It raises ValueError where an image
-    comes out with another size.
+    A transform from (H, W, C) uint8, an array or a `decode.Picture`, to (*size, C) uint8. It
+    raises ValueError where an image comes out with another size.
 
   Raises:
     ValueError: the string cannot be read, an operation is unknown, an argument is unknown, missing
       or out of range, or `size` is not two positive integers.
   """
   size = _checked_size(size)
-  transforms = [_build(node, spec, size) for node in _operations(spec)]
+  operations = _operations(spec)
+  transforms = [_build(node, spec, size) for node in operations]
+  whole = _name(operations[0]) not in DECODE_PARTS
 
   def pipeline(image, rng):
     channels = image.shape[-1]
+    image = np.asarray(image) if whole else image
     for transform in transforms:
       image = transform(image, rng)
     if image.shape != (*size, channels) or image.dtype != np.uint8:
@@ -71,7 +74,7 @@ def _operations(spec: str) -> list[ast.expr]:
 def _build(node: ast.expr, spec: str, size: Size) -> Transform:
   """Builds one operation from its syntax tree: a name, or a call with literal arguments."""
   call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-  name = call.func.id if isinstance(call.func, ast.Name) else ast.unparse(node)
+  name = _name(node)
   if name not in TRANSFORMS:
     raise ValueError(f'Unknown operation {name!r} in transform {spec!r}; choose from '
                      f'{", ".join(sorted(TRANSFORMS))}, joined by |.')
@@ -85,6 +88,12 @@ def _build(node: ast.expr, spec: str, size: Size) -> Transform:
     raise ValueError(f'Bad arguments in {ast.unparse(node)!r} of transform {spec!r}: {error}. '
                      f'Expected {_signature(name)}, with numbers, strings or tuples of them '
                      'written out.') from error
+
+
+def _name(node: ast.expr) -> str:
+  """The operation's name, or the whole expression where it has none."""
+  function = node.func if isinstance(node, ast.Call) else node
+  return function.id if isinstance(function, ast.Name) else ast.unparse(node)
 
 
 def _signature(name: str) -> str:
