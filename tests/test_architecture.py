@@ -9,13 +9,12 @@ PACKAGE = ROOT / 'vit_jax'
 
 # Floor of every room; a module may import its own floor and those below.
 FLOORS = {
-    'choices': 0, 'contact_sheet': 0, 'durations': 0, 'hosts': 0, 'losses': 0, 'memory': 0, 'normalization': 0, 'platform': 0,
-    'preprocessing': 0, 'roll_call': 0,
+    'choices': 0, 'commands': 0, 'contact_sheet': 0, 'durations': 0, 'hosts': 0, 'losses': 0, 'memory': 0,
+    'normalization': 0, 'platform': 0, 'preprocessing': 0, 'roll_call': 0,
     'data': 1, 'models': 1,
     'evaluators': 2, 'inference': 2, 'pretrained': 2, 'training': 2,
     'config': 3, 'parts': 3, 'planning': 3, 'train': 3, 'transfer': 3, 'workdir': 3,
-    'commands': 4, 'convert': 4, 'describe': 4, 'evaluate': 4, 'main': 4, 'plan': 4, 'predict': 4,
-    'show': 4,
+    'convert': 4, 'describe': 4, 'evaluate': 4, 'main': 4, 'plan': 4, 'predict': 4, 'show': 4,
 }
 
 

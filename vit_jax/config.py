@@ -6,6 +6,7 @@ read off the builder's signature; the arguments in `Section.given` come from the
 import dataclasses
 import inspect
 import json
+import os
 import types
 import typing
 from typing import Any, Callable
@@ -15,6 +16,7 @@ import ml_collections
 from vit_jax import durations
 from vit_jax import evaluators
 from vit_jax.choices import choose
+from vit_jax.data import sources
 from vit_jax.data.dataset import Dataset
 from vit_jax.durations import Interval, Minutes, Steps
 from vit_jax.models.vit import VisionTransformer
@@ -118,6 +120,7 @@ def resolve(config):
   Run(**resolved)  # a bad value is an error here
   for name, section in SECTIONS.items():
     resolved[name] = _fill(section, config.get(name, {}), f'{name}.')
+  resolved['data'].update(_anchored(**resolved['data']))
   named = _section(config.get('evaluators', {}), 'evaluators')
   resolved['evaluators'] = {name: _fill_evaluator(name, keys) for name, keys in named.items()}
   return ml_collections.FrozenConfigDict(resolved)
@@ -173,6 +176,12 @@ def _flatten(tree, prefix=''):
   for key, value in tree.items():
     flat.update(_flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value})
   return flat
+
+
+def _anchored(name, data_dir, exclude, **_):
+  """What a run is told of its data relative to the working directory, for whoever reads its config from elsewhere."""
+  here = exclude if exclude is None or '://' in exclude else os.path.abspath(os.path.expanduser(exclude))
+  return {'data_dir': sources.data_dir_of(name, data_dir), 'exclude': here}
 
 
 def _fill_evaluator(name, keys):

@@ -6,14 +6,14 @@
 
 import hashlib
 import os
-import re
 from typing import NamedTuple, Sequence
 
 from absl import logging
 from etils import epath
 
+from vit_jax.data import splits as splits_lib
 from vit_jax.data.decode import SUFFIXES
-from vit_jax.data.source import Source
+from vit_jax.data.source import Source, fingerprint
 
 
 class Listing(NamedTuple):
@@ -46,14 +46,25 @@ def open_folder(path: str, split: str) -> Source:
     ValueError: no class folders, an empty one, folders in a class folder, no images, or a bad split.
   """
   root = epath.Path(path).expanduser()
-  parts = _parse(split)
+  parts = splits_lib.parse(split)
   splits = _class_folders(root, split, {part.name for part in parts})
   labels = {name: label for label, name in enumerate(sorted(set().union(*splits.values())))}
   orders = {part.name: _order(splits[part.name]) for part in parts}
-  files = [file for part in parts for file in orders[part.name][_bounds(part, orders, split)]]
+  sizes = {name: len(order) for name, order in orders.items()}
+  files = [orders[part.name][index] for part in parts for index in splits_lib.bounds(part, sizes, split)]
   paths = [os.fspath(path) for path, _ in files]
+  names = _Names(paths, 2 if _is_flat(root, splits) else 3)
+  # Of every name in a split, whichever part of it is asked for: a record may have come, gone or been renamed.
+  fingerprints = {name: fingerprint(sorted(f'{cls}/{os.path.basename(path)}' for path, cls in order))
+                  for name, order in orders.items()}
   return Source(_Files(paths, [labels[name] for _, name in files]), name=f'folder:{path}', split=split,
-                class_names=tuple(labels), channels=3, upright=True, paths=paths)
+                class_names=tuple(labels), channels=3, upright=True, paths=paths, names=names,
+                fingerprints=fingerprints)
+
+
+def split_names(path: str) -> list[str]:
+  """Names of the splits in a folder of images, sorted; raises as `open_folder` does."""
+  return sorted(_class_folders(epath.Path(path).expanduser(), 'all', set()))
 
 
 def list_folder(path: epath.Path) -> Listing:
@@ -67,6 +78,19 @@ def list_folder(path: epath.Path) -> Listing:
   return Listing(sorted(filter(visible, folders)), sorted(images), sorted(set(files) - images))
 
 
+class _Names(Sequence):
+  """Names of files below the root, cut out of their paths when asked for."""
+
+  def __init__(self, paths: Sequence[str], depth: int):
+    self._paths, self._depth = paths, depth
+
+  def __len__(self):
+    return len(self._paths)
+
+  def __getitem__(self, index):
+    return '/'.join(self._paths[index].rsplit('/', self._depth)[-self._depth:])
+
+
 class _Files:
   """Records read from files when asked for."""
 
@@ -78,22 +102,6 @@ class _Files:
 
   def __getitem__(self, index):
     return {'image': epath.Path(self._paths[index]).read_bytes(), 'label': self._labels[index]}
-
-
-class _Part(NamedTuple):
-  """One term of a split string: `name[start:stop]`, the bounds as text, empty or None where there are none."""
-  name: str
-  start: str | None
-  stop: str | None
-
-
-def _parse(split):
-  number = r'-?\d+(?:\.\d+(?=%))?%?'
-  matches = [re.fullmatch(rf'\s*([^\[\]+]+?)\s*(?:\[\s*({number})?\s*:\s*({number})?\s*\])?\s*', term)
-             for term in split.split('+')]
-  if not all(matches):
-    raise ValueError(f'Expected a split such as train, train[:90%], train[100:] or train+val, got {split!r}.')
-  return [_Part(*match.groups()) for match in matches]
 
 
 def _class_folders(root, split, asked):
@@ -118,6 +126,10 @@ def _class_folders(root, split, asked):
         + ', '.join(f'{name} (classes {_some(classes)})' for name, classes in splits.items())
         + f'. Parts and sums work too: {min(splits)}[:90%], {min(splits)}[100:]. {_EXPECTED}')
   return splits
+
+
+def _is_flat(root, splits):
+  return all(os.fspath(path) == os.fspath(root / name) for classes in splits.values() for name, path in classes.items())
 
 
 def _hold_images(path, folders):
@@ -161,22 +173,6 @@ def _check_classes(classes, listings):
     if not listing.images:
       raise ValueError(f'The class folder {classes[name]} holds no images; found {_some(listing.others)}. '
                        f'Images end in {", ".join(sorted(SUFFIXES))}. Fill the folder or remove it.')
-
-
-def _bounds(part, orders, split):
-  """The slice of a split's order that a part asks for."""
-  size = len(orders[part.name])
-  start, stop = _position(part.start or '0', size), _position(part.stop or f'{size}', size)
-  if not 0 <= start < stop <= size:
-    raise ValueError(f'Split {split!r}: {part.name} has {size} images, and records {start} to {stop} of them are '
-                     f'none or too many. Expected bounds such as {part.name}[:90%] or {part.name}[:{size}].')
-  return slice(start, stop)
-
-
-def _position(bound, size):
-  """A bound such as '-10' or '33.3%' as a number from the start; percent are rounded as TFDS rounds them."""
-  position = round(float(bound[:-1]) * size / 100) if bound.endswith('%') else int(bound)
-  return position + size if bound.startswith('-') else position
 
 
 def _some(names):

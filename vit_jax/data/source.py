@@ -1,7 +1,14 @@
 """What every data set is to the rest: encoded images with labels, by number."""
 
 import copy
-from typing import Any, Sequence
+import hashlib
+from typing import Any, Iterable, Mapping, Sequence
+
+
+def fingerprint(facts: Iterable[Any]) -> str:
+  """16 hexadecimal digits that change with any of the facts, taken as text."""
+  text = '\0'.join(map(str, facts)).encode(errors='surrogateescape')
+  return hashlib.sha256(text).hexdigest()[:16]
 
 from vit_jax.data.facts import Facts
 
@@ -21,12 +28,17 @@ class Source:
     many_labels: whether an image has any number of classes instead of one.
     channels: what images are decoded to: 1, greyscale, or 3, colour.
     upright: whether an orientation noted in an image's EXIF is applied, see `decode`.
+    fingerprints: of each stored split that records come from, such as `train` for `train[:90%]`: 16 digits that
+      change where the names of its records no longer mean the same images. Empty where that cannot be told.
   """
 
   def __init__(self, records: Sequence[dict[str, Any]], *, name: str, split: str,
                class_names: Sequence[str], channels: int, many_labels: bool = False, upright: bool = False,
-               paths: Sequence[str] | None = None):
+               paths: Sequence[str] | None = None, names: Sequence[str] | None = None,
+               fingerprints: Mapping[str, str] | None = None):
     self._records = records
+    self._names = names  # See `record_name`.
+    self.fingerprints = dict(fingerprints or {})
     self._paths = paths  # Of each record's file, for messages; None where records have none.
     self._indices = range(len(records))
     self.name = name
@@ -65,6 +77,11 @@ class Source:
     stored = self._indices[index]
     file = f', file {self._paths[stored]}' if self._paths is not None else ''
     return f'Record {stored} of data set {self.name!r}, split {self.split!r}{file}'
+
+  def record_name(self, index: int) -> str:
+    """A record's name, the same in every slice: `train/123`, counted in the stored split, or `train/ants/1.jpg`."""
+    stored = self._indices[index]
+    return f'{self.split}/{stored}' if self._names is None else self._names[stored]
 
   def keep(self, indices: Sequence[int]) -> 'Source':
     """Returns the part at `indices`, in that order; `describe` still gives the stored numbers."""

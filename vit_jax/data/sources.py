@@ -1,60 +1,99 @@
-"""Where records come from: random access to the encoded images of a TFDS data set or a folder."""
+"""Where records come from: random access to the encoded images of a TFDS data set, a folder or an .npz file."""
 
 import difflib
 import os
+from typing import Callable, NamedTuple
 
 from etils import epath
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants
 from tensorflow_datasets.core import read_only_builder
 
+from vit_jax.data import arrays
 from vit_jax.data import digits
 from vit_jax.data import folder
+from vit_jax.data import shards
 from vit_jax.data.source import Source
 
 
 def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
-  """Opens a split of a TFDS data set that lies on disk in ArrayRecord format, or of a folder of images.
+  """Opens a split of a TFDS data set that lies on disk in ArrayRecord format, of a folder of images, or of arrays.
 
   `digits` is built in and prepared on first use. Any other data set is prepared beforehand with
   the `tfds` command, which needs TensorFlow; reading does not.
 
   Args:
-    name: `digits`, `folder:PATH` (see `folder.open_folder`), or a TFDS name: NAME, NAME/CONFIG or
-      NAME:VERSION.
+    name: `digits`, `folder:PATH` (see `folder.open_folder`), `npz:PATH` (see `arrays.open_npz`), or a TFDS name:
+      NAME, NAME/CONFIG or NAME:VERSION.
     split: a split or a part of one: `test`, `train[:90%]`, `train[1000:]`, `train+validation`.
     data_dir: the folder of data sets, local or gs://; None means $TFDS_DATA_DIR, or
-      ~/tensorflow_datasets without it. A relative PATH of a folder starts here, if given.
+      ~/tensorflow_datasets without it. A relative PATH starts here, if given.
 
   Raises:
     ValueError: an unknown data set, configuration, version or split, an empty split, a copy in
-      another format, or a data set that is not images with class labels.
+      another format or with files missing, or a data set that is not images with class labels.
     FileNotFoundError: the data set is known but not prepared under `data_dir`.
   """
-  if name.startswith(_FOLDER):
-    return folder.open_folder(_folder_path(name, data_dir), split)
-  root = epath.Path(data_dir or constants.DATA_DIR).expanduser()
-  if name == 'digits':
-    digits.prepare(os.fspath(root))
-  builder = _find_builder(name, root)
-  _check_prepared(name, builder, root)
+  if kind := _own(name):
+    return _OWN[kind].open(_path(name, kind, data_dir), split)
+  builder = _builder(name, data_dir)
   features = builder.info.features
   classes = _classes(name, features)
   _check_split(name, split, builder.info.splits)
+  shards.check(name, builder, split, _build(name, _root(data_dir)))
+  names = shards.Names(builder, split)
   records = builder.as_data_source(
       split=split, decoders={'image': tfds.decode.SkipDecoding()}, file_format='array_record')
   return Source(records, name=name, split=split, class_names=classes.names,
                 many_labels=not ('label' in features and features['label'] is classes),
-                channels=1 if features['image'].shape[-1] == 1 else 3)
+                channels=1 if features['image'].shape[-1] == 1 else 3, names=names,
+                fingerprints=shards.fingerprints(builder, names.splits()))
 
 
-def _folder_path(name: str, data_dir: str | None) -> str:
-  path = name.removeprefix(_FOLDER)
+def split_names(name: str, data_dir: str | None = None) -> list[str]:
+  """Names of a data set's stored splits that hold records, sorted; arguments and errors as of `open_source`."""
+  if kind := _own(name):
+    return _OWN[kind].split_names(_path(name, kind, data_dir))
+  splits = _builder(name, data_dir).info.splits
+  return sorted(split for split, info in splits.items() if info.num_examples)
+
+
+def data_dir_of(name: str, data_dir: str | None) -> str | None:
+  """The data_dir that a run records: a relative PATH starts in the folder it was started in, wherever it is read."""
+  relative = (kind := _own(name)) and not _is_absolute(name.removeprefix(kind))
+  return os.getcwd() if relative and data_dir is None else data_dir
+
+
+def _own(name: str) -> str | None:
+  """The prefix of a name that is no TFDS name."""
+  return next((kind for kind in _OWN if name.startswith(kind)), None)
+
+
+def _is_absolute(path: str) -> bool:
+  return '://' in path or epath.Path(path).expanduser().is_absolute()
+
+
+def _path(name: str, kind: str, data_dir: str | None) -> str:
+  path = name.removeprefix(kind)
   if not path:
-    raise ValueError(f'Expected folder:PATH, such as folder:/data/flowers, got {name!r}.')
-  if data_dir is None or epath.Path(path).expanduser().is_absolute():
+    raise ValueError(f'Expected {kind}PATH, such as {_OWN[kind].example}, got {name!r}.')
+  if data_dir is None or _is_absolute(path):
     return path
   return os.fspath(epath.Path(data_dir) / path)
+
+
+def _root(data_dir: str | None) -> epath.Path:
+  return epath.Path(data_dir or constants.DATA_DIR).expanduser()
+
+
+def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+  """The builder of a data set that is prepared, in the format we read."""
+  root = _root(data_dir)
+  if name == 'digits':
+    digits.prepare(os.fspath(root))
+  builder = _find_builder(name, root)
+  _check_prepared(name, builder, root)
+  return builder
 
 
 def _find_builder(name: str, root: epath.Path) -> tfds.core.DatasetBuilder:
@@ -119,14 +158,17 @@ def _unknown(name: str, root: epath.Path) -> str:
   return (f'Unknown data set {name!r}.{hint} Ready to use: {", ".join(_prepared_names(root))} '
           f'(built in, and what lies under {root}). Any other is given by its TFDS name, NAME, '
           'NAME/CONFIG or NAME:VERSION, from https://www.tensorflow.org/datasets/catalog; a folder of '
-          'your own images by folder:PATH.')
+          'your own images by folder:PATH, arrays by npz:PATH.')
 
 
 def _unprepared(name: str, root: epath.Path, path: epath.Path | None = None) -> str:
   return (f'Data set {name!r} is not prepared: no dataset_info.json in '
           f'{path or root / name.replace(":", "/")}. {_on_disk(name, root)} Prepare it with\n'
-          f"  pip install 'vit_jax[prepare]' && "
-          f'tfds build {name} --file_format=array_record --data_dir={root}')
+          f"  pip install 'vit_jax[prepare]' && {_build(name, root)}")
+
+
+def _build(name: str, root: epath.Path) -> str:
+  return f'tfds build {name} --file_format=array_record --data_dir={root}'
 
 
 def _on_disk(name: str, root: epath.Path) -> str:
@@ -139,6 +181,8 @@ def _on_disk(name: str, root: epath.Path) -> str:
     return f'There under {root}, under another name: {names}.'
   if not root.exists():
     return f'The folder {root} does not exist.'
+  if half := sorted(os.fspath(path) for path in [*root.glob(f'{base}/incomplete.*'), *root.glob(f'{base}/*/incomplete.*')]):
+    return f'There is {half[0]}, which was not finished: remove it.'
   return f'Data sets there: {", ".join(_prepared_names(root))}.'
 
 
@@ -152,4 +196,14 @@ def _prepared_paths(root: epath.Path) -> list[epath.Path]:
   return [file.parent for file in files if not file.parent.name.startswith('incomplete.')]
 
 
-_FOLDER = 'folder:'
+class _Own(NamedTuple):
+  """How a data set of one's own is opened: open(path, split), split_names(path)."""
+  open: Callable[[str, str], Source]
+  split_names: Callable[[str], list[str]]
+  example: str
+
+
+_OWN = {
+    'folder:': _Own(folder.open_folder, folder.split_names, 'folder:/data/flowers'),
+    'npz:': _Own(arrays.open_npz, arrays.split_names, 'npz:/data/cats.npz'),
+}
