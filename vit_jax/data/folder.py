@@ -101,7 +101,11 @@ class _Files:
     return len(self._paths)
 
   def __getitem__(self, index):
-    return {'image': epath.Path(self._paths[index]).read_bytes(), 'label': self._labels[index]}
+    try:
+      return {'image': epath.Path(self._paths[index]).read_bytes(), 'label': self._labels[index]}
+    except OSError as error:
+      raise OSError(f'Cannot read the image {self._paths[index]}: {error.strerror or error}. {_access(error)}, or leave '
+                    'out what cannot be read with --config.data.corrupt=skip') from error
 
 
 def _class_folders(root, split, asked):
@@ -182,7 +186,14 @@ def _some(names):
 
 
 def _raise(error):
-  raise error
+  raise OSError(f'Cannot list the folder {error.filename}: {error.strerror}. {_access(error)}.') from error
+
+
+def _access(error):
+  """What may help against an OSError of a file or folder."""
+  if isinstance(error, PermissionError):
+    return f"Give yourself the right to read it: chmod -R u+rX '{error.filename}'"
+  return 'Copy it again, or mount what it lies on'
 
 
 _EXPECTED = 'Expected PATH/SPLIT/CLASS/IMAGE, as in train/ants/1.jpg, or PATH/CLASS/IMAGE with the split all.'
