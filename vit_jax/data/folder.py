@@ -143,7 +143,10 @@ def _hold_images(path, folders):
 def _top(root):
   """Names of the folders in the root."""
   if not root.is_dir():
-    there = next(parent for parent in root.absolute().parents if parent.is_dir())
+    above = root.parents if '://' in os.fspath(root) else root.absolute().parents
+    there = next((parent for parent in above if parent.is_dir()), None)
+    if there is None:
+      raise FileNotFoundError(f'There is no folder {root}, nor any above it.')
     listing = list_folder(there)
     raise FileNotFoundError(
         f'There is no folder {root}. In {there}: {_some([*listing.folders, *listing.images, *listing.others])}.')

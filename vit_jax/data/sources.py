@@ -1,6 +1,7 @@
 """Where records come from: random access to the encoded images of a TFDS data set, a folder or an .npz file."""
 
 import difflib
+import json
 import os
 from typing import Callable, NamedTuple
 
@@ -118,7 +119,9 @@ def _find_builder(name: str, root: epath.Path) -> tfds.core.DatasetBuilder:
 def _check_prepared(name: str, builder: tfds.core.DatasetBuilder, root: epath.Path) -> None:
   if not builder.is_prepared():
     raise FileNotFoundError(_unprepared(name, root, builder.data_path))
-  formats = sorted(file_format.value for file_format in builder.info.available_file_formats())
+  # TFDS's own list leaves out those that a copy was converted to, where it has the code that made the data set.
+  info = json.loads((epath.Path(builder.data_path) / 'dataset_info.json').read_text())
+  formats = sorted({info.get('fileFormat', 'tfrecord'), *info.get('alternativeFileFormats', [])})
   if 'array_record' not in formats:
     raise ValueError(
         f'Expected data set {name!r} in array_record format, which can be read in any order; '
