@@ -196,6 +196,20 @@ def test_similarity_and_hash():
   np.testing.assert_array_equal(bits, coefficients > np.median(coefficients))
 
 
+def test_only_training_records_are_dropped():
+  same, other = encode(picture(0)), encode(picture(1))
+  train = fake_source(records=[{'image': same, 'label': 0}, {'image': other, 'label': 1}, {'image': same, 'label': 0},
+                               {'image': same, 'label': 1}])
+  test = fake_source(records=[{'image': same, 'label': 0}, {'image': same, 'label': 2}])
+  scanned = scan_lib.scan([train, test])
+  assert audit.duplicates.find(scanned, 0.98).groups == [[0, 2, 3, 4, 5]]
+  reasons = audit.duplicates.dropped(scanned, [[0, 2, 3, 4, 5]], {0})
+  assert set(reasons) == {0, 2, 3}  # Also the two that agree with a record of test: nobody knows which is right.
+  assert all(reason.startswith('conflicting label') for reason in reasons.values())
+  assert reasons[0].endswith('(class 0, class 2)')
+  assert audit.duplicates.dropped(scanned, [[4, 5]], {0}) == {}
+
+
 def test_plain_images_are_exact_duplicates_only():
   records = [{'image': encode(np.full((9, 9, 3), value, np.uint8)), 'label': 0} for value in (10, 10, 11, 200)]
   found = audit.duplicates.find(scan_lib.scan([fake_source(records=records)]), 0.9)
