@@ -254,3 +254,17 @@ def test_all_differences_are_told_in_order():
 
 def test_a_whole_number_where_a_float_belongs_is_no_difference():
   assert difference({'optim.clip_norm': 1.0}, {'optim.clip_norm': 1}) == ''
+
+
+def test_relative_paths_of_data_are_recorded_with_where_they_start(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  data = lambda **keys: config_lib.resolve(
+      {'data': dict(batch_size=8, image_size=8, **keys), 'model': {'variant': 'Ti/16'}, 'train': {'duration': '1 steps'}}
+  ).data
+  assert data(name='folder:flowers').data_dir == data(name='npz:a.npz').data_dir == str(tmp_path)
+  assert data(name='folder:flowers', data_dir='gs://bucket').data_dir == 'gs://bucket'
+  for name in ('folder:/flowers', 'folder:gs://bucket/flowers', 'folder:~/flowers', 'digits'):
+    assert data(name=name).data_dir is None
+  assert data(name='digits').exclude is None
+  assert data(name='digits', exclude='list.txt').exclude == str(tmp_path / 'list.txt')
+  assert data(name='digits', exclude='gs://bucket/list.txt').exclude == 'gs://bucket/list.txt'

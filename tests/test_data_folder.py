@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import encode, fake_source
+from vit_jax.data import audit
 from vit_jax.data import corrupt
 from vit_jax.data import decode
 from vit_jax.data import folder
@@ -267,6 +268,48 @@ def test_skipping_works_for_any_source():
   assert corrupt.without_corrupt(whole, 1) is whole
   with pytest.raises(ValueError, match='(?s)skipped 7 of 7 .*Record 4 .*and 2 more'):
     corrupt.without_corrupt(fake_source(records=records[:1] * 7), 1)
+
+
+def test_unreadable_files_are_named(flowers):
+  file = flowers / 'train' / 'rose' / '7.png'
+  file.unlink()
+  file.symlink_to('nowhere')  # What cannot be read even by root, whom permissions do not stop.
+  with pytest.raises(OSError, match=f'Cannot read the image {file}: No such file .*corrupt=skip'):
+    list(dataset(flowers).eval_batches('train', 8))
+  assert len(dataset(flowers, corrupt='skip').source) == 34
+  found = audit.audit(f'folder:{flowers}')
+  assert [found.scan.name(record) for record in found.scan.errors] == ['train/rose/7.png']
+
+
+def test_permission_is_asked_for_by_a_command(flowers, monkeypatch):
+  def refuse(*args, onerror=None, **kwargs):
+    onerror(PermissionError(13, 'Permission denied', '/flowers/train'))
+    return iter([('', [], [])])
+
+  source = folder.open_folder(str(flowers), 'train')
+  monkeypatch.setattr(folder.os, 'walk', refuse)
+  with pytest.raises(OSError, match="Cannot list the folder /flowers/train: Permission denied. .*chmod -R u.rX '/flowers/train'"):
+    folder.open_folder(str(flowers), 'train')
+  file = flowers / 'train' / 'rose' / '7.png'
+
+  def deny(self):
+    raise PermissionError(13, 'Permission denied', str(self))
+
+  monkeypatch.setattr(type(folder.epath.Path(file)), 'read_bytes', deny)
+  with pytest.raises(OSError, match="Cannot read the image .*: Permission denied. .*chmod -R u.rX '.*png'"):
+    source[0]
+
+
+def test_flat_folders_name_their_records(tmp_path, monkeypatch):
+  fill(tmp_path / 'flowers', {'rose': 2, 'aster': 1})
+  names = {'aster/0.png', 'rose/0.png', 'rose/1.png'}
+  monkeypatch.chdir(tmp_path / 'flowers')
+  for path in (tmp_path / 'flowers', '.', './'):
+    source = folder.open_folder(str(path), 'all')
+    assert {source.record_name(index) for index in range(3)} == names
+  found = audit.audit('folder:.')
+  audit.write_list(found, 'list.txt', '')
+  assert len(dataset('.', train_split='all', exclude='list.txt').source) == 3 - len(found.dropped)
 
 
 @pytest.mark.parametrize('options, message', [

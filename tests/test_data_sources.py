@@ -117,8 +117,78 @@ def test_tfrecord_copy_gives_the_command_to_convert_it(data_dir, tmp_path):
   folder = tfrecord_only(data_dir, tmp_path)
   with pytest.raises(ValueError) as error:
     sources.open_source('tiny_shapes', 'train', str(tmp_path))
+  assert 'apache-beam mlcroissant && ' in str(error.value)  # Without them the command does not start.
   assert (f'tfds convert_format --dataset_version_dir={folder} --out_file_format=array_record'
           in str(error.value))
+
+
+@pytest.fixture
+def copy(data_dir, tmp_path):
+  """A copy of tiny_shapes to damage: (folder of the version, the file of its training split)."""
+  shutil.copytree(f'{data_dir}/tiny_shapes', tmp_path / 'tiny_shapes')
+  folder = tmp_path / 'tiny_shapes' / '1.0.0'
+  return folder, next(folder.glob('*train.array_record*'))
+
+
+def remove(file):
+  file.unlink()
+
+
+def cut(file):
+  file.write_bytes(file.read_bytes()[:-1])
+
+
+def empty(file):
+  file.write_bytes(b'')
+
+
+def make_folder(file):
+  file.unlink()
+  file.mkdir()
+
+
+def take_another(file):
+  shutil.copy(next(file.parent.glob('*test.array_record*')), file)
+
+
+@pytest.mark.parametrize('damage, message', [
+    (remove, 'is missing. In {folder} there are 1 ArrayRecord files: tiny_shapes-test.array_record-00000-of-00001'),
+    (cut, 'cannot be read (131071 bytes; '), (empty, 'cannot be read (0 bytes; '), (make_folder, 'is a folder, not a file'),
+    (take_another, 'holds 3 records instead of 7')])
+def test_half_written_copies_are_described(copy, damage, message):
+  folder, file = copy
+  damage(file)
+  for split in ('train', 'train[:2]', 'test+train'):
+    with pytest.raises(ValueError) as error:
+      sources.open_source('tiny_shapes', split, str(folder.parent.parent))
+    told = str(error.value)
+    assert f'{file} {message.format(folder=folder)}' in told and 'Copy the file again' in told
+    assert (f'rm -r {folder} && tfds build tiny_shapes --file_format=array_record --data_dir={folder.parent.parent}'
+            in told)
+  assert len(sources.open_source('tiny_shapes', 'test', str(folder.parent.parent))) == 3
+
+
+def test_unfinished_preparation_is_named(copy):
+  folder, _ = copy
+  half = folder.rename(folder.parent / 'incomplete.ABC123_1.0.0')
+  with pytest.raises(FileNotFoundError, match=f'(?s)There is {half}, which was not finished: remove it.*tfds build'):
+    sources.open_source('tiny_shapes', 'train', str(folder.parent.parent))
+
+
+def test_a_copy_converted_where_it_lies(copy):
+  """As `tfds convert_format` of 4.9.10 leaves it: files of both formats, and the old one's name in the description."""
+  folder, file = copy
+  info = folder / 'dataset_info.json'
+  info.write_text(json.dumps(json.loads(info.read_text()) | {
+      'fileFormat': 'tfrecord', 'alternativeFileFormats': ['array_record']}))
+  for one in list(folder.glob('*array_record*')):
+    (folder / one.name.replace('array_record', 'tfrecord')).write_bytes(b'not looked at')
+  source = sources.open_source('tiny_shapes', 'train[1:]', str(folder.parent.parent))
+  assert len(source) == 6 and source.record_name(0) == 'train/1' and source[0]['label'] in (0, 1)
+
+
+def test_split_names(data_dir):
+  assert sources.split_names('tiny_shapes', data_dir) == ['test', 'train']
 
 
 def test_commands_in_errors_are_those_of_the_installed_tfds():

@@ -7,6 +7,7 @@
 import io
 from typing import Any, Mapping, Sequence
 import zipfile
+import zlib
 
 from etils import epath
 import numpy as np
@@ -55,7 +56,7 @@ def open_npz(path: str, split: str) -> Source:
 
 def from_arrays(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None = None, *,
                 name: str = 'arrays', split: str = 'all') -> Source:
-  """A source of arrays in memory.
+  """A source of arrays in memory, for `pipeline.train_batches` and the like; a run reads them from a file, `open_npz`.
 
   Args:
     images: (N, H, W) or (N, H, W, 1) greyscale, or (N, H, W, 3) colour, uint8, 0..255; N > 0. Not copied.
@@ -113,16 +114,20 @@ def _open(path: str) -> np.lib.npyio.NpzFile:
     there = sorted(child.name for child in file.parent.glob('*.npz')) if file.parent.exists() else []
     raise FileNotFoundError(f'There is no file {path}. .npz files in {file.parent}: {", ".join(there) or "none"}.')
   try:
-    return np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
+    archive = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+      raise ValueError('it holds one array')
+    return archive
   except (ValueError, EOFError, zipfile.BadZipFile, OSError) as error:
     raise ValueError(f'Cannot read {path} as an .npz file: {error}. Write it with np.savez.') from error
 
 
 def _pair(archive: Mapping[str, np.ndarray], name: str, path: str) -> tuple[np.ndarray, np.ndarray]:
   try:
-    return _checked(archive[_key(name, 'images')], archive[_key(name, 'labels')], f'{path}, split {name!r}')
-  except zipfile.BadZipFile as error:
-    raise ValueError(f'{path} is damaged: {error}. Write or copy it again.') from error
+    images, labels = archive[_key(name, 'images')], archive[_key(name, 'labels')]
+  except (zipfile.BadZipFile, zlib.error, ValueError) as error:  # The last is a pickle.
+    raise ValueError(f'{path} is damaged, or holds objects: {error}. Write or copy it again.') from error
+  return _checked(images, labels, f'{path}, split {name!r}')
 
 
 def _checked(images: np.ndarray, labels: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:

@@ -4,8 +4,7 @@ Counts per split and class, sizes, corrupt files, exact and near duplicates with
 whose classes disagree. --output writes an exclusion list, which `--config.data.exclude=exclude.txt` honours: what
 training should leave out. Records of other splits are never left out: what they measure stays comparable.
 
-A near duplicate is an image compressed, scaled or brightened again; not one mirrored, turned or cropped by more than one
-per cent. --similarity says how alike two thumbnails must be. Measured at 0.98: see `SIMILARITY`.
+A near duplicate is an image compressed, scaled or brightened again, not one mirrored, turned or cropped; see `SIMILARITY`.
 """
 import json
 import sys
@@ -115,7 +114,11 @@ def main(argv: Sequence[str]) -> None:
       sheet=values.sheet, as_json=values.json, command=' '.join(['python -m vit_jax.data.audit', argv[1], *given])))
 
 
-# See the README for how many false alarms and misses this means.
+# Of 698 photographs (hymenoptera, and 300 of ImageNet) it finds all that were saved again as JPEG of quality 30, all
+# but 3 in a thousand at half the size, 80 % of those made 1.3 times as bright, 86 % with a caption, and 1 % of those
+# cropped by 1 %; 0.9 finds 98 % of these, and neither mistakes one of the 243,253 pairs of different photographs.
+# 0.9 is the better choice for photographs. Small images of one kind are alike: of the 2.4e9 pairs of Fashion-MNIST,
+# 0.98 takes 100 for duplicates, in part other shades of one article, in part plain trousers.
 SIMILARITY = 0.98
 
 

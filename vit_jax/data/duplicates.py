@@ -75,7 +75,7 @@ def dropped(scan: Scan, groups: Iterable[list[int]], train: set[int]) -> dict[in
     else:
       reason, out = 'duplicate', inside[1:]
     for record in out:
-      other = next(one for one in (outside + inside) if one != record)
+      other = _reference(scan, record, [*outside, *inside])
       sort = 'same pixels as' if same_pixels(scan, record, other) else 'nearly the same as'
       reasons[record] = f'{reason}: {sort} {scan.name(other)} ({scan.class_names(record)}, {scan.class_names(other)})'
   return reasons
@@ -84,6 +84,12 @@ def dropped(scan: Scan, groups: Iterable[list[int]], train: set[int]) -> dict[in
 def same_pixels(scan: Scan, a: int, b: int) -> bool:
   """Whether two records are exact duplicates."""
   return scan.records['pixels'][a] == scan.records['pixels'][b]
+
+
+def _reference(scan, record, group):
+  """The record of a group that a reason names: one of another class, where there is one."""
+  others = [one for one in group if one != record]
+  return next((one for one in others if scan.records['label'][one] != scan.records['label'][record]), others[0])
 
 
 def _near(scan, distinct, similarity):

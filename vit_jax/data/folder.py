@@ -101,7 +101,11 @@ class _Files:
     return len(self._paths)
 
   def __getitem__(self, index):
-    return {'image': epath.Path(self._paths[index]).read_bytes(), 'label': self._labels[index]}
+    try:
+      return {'image': epath.Path(self._paths[index]).read_bytes(), 'label': self._labels[index]}
+    except OSError as error:
+      raise OSError(f'Cannot read the image {self._paths[index]}: {error.strerror or error}. {_access(error)}, or leave '
+                    'out what cannot be read with --config.data.corrupt=skip') from error
 
 
 def _class_folders(root, split, asked):
@@ -139,7 +143,10 @@ def _hold_images(path, folders):
 def _top(root):
   """Names of the folders in the root."""
   if not root.is_dir():
-    there = next(parent for parent in root.absolute().parents if parent.is_dir())
+    above = root.parents if '://' in os.fspath(root) else root.absolute().parents
+    there = next((parent for parent in above if parent.is_dir()), None)
+    if there is None:
+      raise FileNotFoundError(f'There is no folder {root}, nor any above it.')
     listing = list_folder(there)
     raise FileNotFoundError(
         f'There is no folder {root}. In {there}: {_some([*listing.folders, *listing.images, *listing.others])}.')
@@ -182,7 +189,14 @@ def _some(names):
 
 
 def _raise(error):
-  raise error
+  raise OSError(f'Cannot list the folder {error.filename}: {error.strerror}. {_access(error)}.') from error
+
+
+def _access(error):
+  """What may help against an OSError of a file or folder."""
+  if isinstance(error, PermissionError):
+    return f"Give yourself the right to read it: chmod -R u+rX '{error.filename}'"
+  return 'Copy it again, or mount what it lies on'
 
 
 _EXPECTED = 'Expected PATH/SPLIT/CLASS/IMAGE, as in train/ants/1.jpg, or PATH/CLASS/IMAGE with the split all.'

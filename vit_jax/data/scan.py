@@ -118,17 +118,28 @@ def _in_order(pool, function, tasks):
 
 def _read_chunk(task):
   source, _, indices = task
-  return [_facts(source, index) for index in indices]
-
-
-def _facts(source, index):
-  """(fields of RECORD but the last two, kind, label, thumbnail, error) of a record."""
   try:
-    record = source[index]
-  except OSError as error:  # A file without permission, or one that went away.
-    return (b'', b'', 0, True, True, 0, 0), 'unreadable', (), None, str(error)
+    records = source.read(indices)
+  except OSError:  # One of them cannot be read, such as a file without permission: which?
+    records = [_read(source, index) for index in indices]
+  return [_unreadable(record) if isinstance(record, OSError) else _facts(source, record) for record in records]
+
+
+def _read(source, index):
+  try:
+    return source[index]
+  except OSError as error:
+    return error
+
+
+def _unreadable(error):
+  return (b'', b'', 0, True, True, 0, 0), 'unreadable', (), None, str(error)
+
+
+def _facts(source, record):
+  """(fields of RECORD but the last two, kind, label, thumbnail, error) of a record."""
   encoded, label = record['image'], record['label']
-  label = tuple(label) if source.many_labels else (label,)
+  label = tuple(sorted(set(label))) if source.many_labels else (label,)
   digest = hashlib.sha256(encoded).digest()[:16]
   try:
     pixels = decode.decode(encoded, source.channels, source.upright)

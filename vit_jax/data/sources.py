@@ -1,6 +1,7 @@
 """Where records come from: random access to the encoded images of a TFDS data set, a folder or an .npz file."""
 
 import difflib
+import json
 import os
 from typing import Callable, NamedTuple
 
@@ -42,8 +43,7 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
   _check_split(name, split, builder.info.splits)
   shards.check(name, builder, split, _build(name, _root(data_dir)))
   names = shards.Names(builder, split)
-  records = builder.as_data_source(
-      split=split, decoders={'image': tfds.decode.SkipDecoding()}, file_format='array_record')
+  records = builder.as_data_source(split=split, decoders={'image': tfds.decode.SkipDecoding()})
   return Source(records, name=name, split=split, class_names=classes.names,
                 many_labels=not ('label' in features and features['label'] is classes),
                 channels=1 if features['image'].shape[-1] == 1 else 3, names=names,
@@ -93,6 +93,8 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     digits.prepare(os.fspath(root))
   builder = _find_builder(name, root)
   _check_prepared(name, builder, root)
+  # A copy that was converted where it lay still says that it is what it was.
+  builder.info.set_file_format('array_record', override=True, override_if_initialized=True)
   return builder
 
 
@@ -117,12 +119,14 @@ def _find_builder(name: str, root: epath.Path) -> tfds.core.DatasetBuilder:
 def _check_prepared(name: str, builder: tfds.core.DatasetBuilder, root: epath.Path) -> None:
   if not builder.is_prepared():
     raise FileNotFoundError(_unprepared(name, root, builder.data_path))
-  formats = sorted(file_format.value for file_format in builder.info.available_file_formats())
+  # TFDS's own list leaves out those that a copy was converted to, where it has the code that made the data set.
+  info = json.loads((epath.Path(builder.data_path) / 'dataset_info.json').read_text())
+  formats = sorted({info.get('fileFormat', 'tfrecord'), *info.get('alternativeFileFormats', [])})
   if 'array_record' not in formats:
     raise ValueError(
         f'Expected data set {name!r} in array_record format, which can be read in any order; '
         f'{builder.data_path} holds {", ".join(formats)} only. Convert it where it lies with\n'
-        f"  pip install 'vit_jax[prepare]' apache-beam && tfds convert_format "
+        f'  {_INSTALL} && tfds convert_format '
         f'--dataset_version_dir={builder.data_path} --out_file_format=array_record')
 
 
@@ -164,7 +168,7 @@ def _unknown(name: str, root: epath.Path) -> str:
 def _unprepared(name: str, root: epath.Path, path: epath.Path | None = None) -> str:
   return (f'Data set {name!r} is not prepared: no dataset_info.json in '
           f'{path or root / name.replace(":", "/")}. {_on_disk(name, root)} Prepare it with\n'
-          f"  pip install 'vit_jax[prepare]' && {_build(name, root)}")
+          f'  {_INSTALL} && {_build(name, root)}')
 
 
 def _build(name: str, root: epath.Path) -> str:
@@ -194,6 +198,10 @@ def _prepared_paths(root: epath.Path) -> list[epath.Path]:
   """Lists the version folders, NAME/VERSION or NAME/CONFIG/VERSION, complete ones only."""
   files = [*root.glob('*/*/dataset_info.json'), *root.glob('*/*/*/dataset_info.json')]
   return [file.parent for file in files if not file.parent.name.startswith('incomplete.')]
+
+
+# The `tfds` command of 4.9.10 does not start without the last two.
+_INSTALL = "pip install 'vit_jax[prepare]' apache-beam mlcroissant"
 
 
 class _Own(NamedTuple):
