@@ -3,6 +3,7 @@
 The process is a fresh interpreter, never a fork: it imports no jax and holds no accelerator. It ends when its standard
 input does, and so with its parent, however that ends.
 """
+import contextlib
 import mmap
 import os
 import pickle
@@ -96,7 +97,8 @@ def _shared_file():
 
 def _end(process, shared):
   os.close(shared)
-  process.stdin.close()
+  with contextlib.suppress(BrokenPipeError):  # it has died before
+    process.stdin.close()
   process.stdout.close()
   process.wait()
 
