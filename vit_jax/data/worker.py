@@ -21,7 +21,7 @@ class Worker:
 
   def __init__(self):
     self._shared, self._known = _shared_file(), set()
-    self._pixels = mmap.mmap(self._shared, _SIZE)
+    self._pixels = mmap.mmap(self._shared, 0)
     # What our modules import, the process finds too, also where a notebook has added folders.
     paths = os.pathsep.join(filter(None, (os.getcwd(), *sys.path)))
     self._process = subprocess.Popen(
@@ -65,7 +65,7 @@ def main(shared: int, requests, replies) -> None:
     requests: a binary file of pickled (number, Examples or None where they are known, ids, keys).
     replies: one for pickled (None, labels) or (type of error, message).
   """
-  pixels, known = mmap.mmap(shared, _SIZE), {}
+  pixels, known = mmap.mmap(shared, 0), {}
   while True:
     try:
       number, examples, ids, keys = pickle.load(requests)
