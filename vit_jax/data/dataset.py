@@ -23,9 +23,9 @@ class Dataset:
     data_dir: TFDS data directory, local or gs://; None is TFDS's own default. A relative folder:PATH starts here.
     cache: whether to keep the decoded splits in memory.
     threads: threads that decode and augment.
-    workers: processes that do it instead; 0 leaves it to the threads. One process with threads makes a few thousand
-      images a second at most, as Python's own part of the work is one thread's; a host with more cores than that
-      needs workers. Each takes about 150 MiB, the batches made ahead apart (see `describe_feeding`).
+    workers: processes that do it instead; 0 leaves it to the threads. Threads take turns for Python's own 40 microseconds
+      of each image, so beyond some 20 cores a host needs workers; below, threads are a little faster. A worker takes
+      about 120 MiB and the pixels of 16 examples; the batches made ahead come on top (see `describe_feeding`).
     repeats: how often each example drawn is in its batch, each time augmented anew; divides batch_size.
     channels: 1 (greyscale) or 3 (colour); None is what the data set stores, and 3 for a folder.
     corrupt: what an image that cannot be decoded does: 'error' stops the run at it, 'skip' decodes every split once
