@@ -9,6 +9,7 @@ image for each second of CPU time, worker processes included; wall is what one s
 `benchmarks/input.md` keeps what was measured.
 """
 import argparse
+import contextlib
 import io
 import json
 import multiprocessing
@@ -99,8 +100,9 @@ def copy_to_array_record(paths, folder):
     def _generate_examples(self):
       raise NotImplementedError
 
-  Photos(data_dir=folder, file_format='array_record').download_and_prepare(
-      download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+  with contextlib.redirect_stdout(sys.stderr):
+    Photos(data_dir=folder, file_format='array_record').download_and_prepare(
+        download_config=tfds.download.DownloadConfig(try_download_gcs=False))
 
 
 def _contenders(threads, workers):
