@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import encode, fake_source
+from vit_jax.data import examples
 from vit_jax.data import pipeline
 from vit_jax.data import sources
 from vit_jax.training.step import hash_examples
@@ -162,6 +163,14 @@ def test_copies_are_apart_and_augmented_apart(repeats):
       assert not (copies['rng'][copy] == copies['rng'][0]).any()
       assert (copies['image'][copy] != copies['image'][0]).any(axis=(1, 2, 3)).sum() > 5
     assert (batch['id'][::2] != batch['id'][1::2]).all()  # whom mixup pairs
+
+
+def test_copies_are_decoded_once(monkeypatch):
+  source, decoded, opened = fake_source(12), [], examples.decode.open_image
+  monkeypatch.setattr(examples.decode, 'open_image', lambda *args: decoded.append(args) or opened(*args))
+  batch, = take(train(source, batch_size=24, repeats=3, threads=0), 1)
+  # Pieces of 16 cut one group of three in two.
+  assert len(np.unique(batch['id'])) == 8 and len(decoded) <= 9
 
 
 def test_with_copies_an_epoch_still_draws_each_example_once():
