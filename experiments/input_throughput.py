@@ -45,14 +45,14 @@ class Files:
     return {'image': pathlib.Path(self._paths[index]).read_bytes(), 'label': 0}
 
 
-def measure(folder, *, rounds=5, images=1024, batch=64, threads=(1, 2), workers=(2,), report=print):
+def measure(folder, *, rounds=5, images=1024, batch=96, threads=(1, 2), workers=(2,), report=print):
   """Measures every contender.
 
   Args:
     folder: holds JPEGs, at any depth.
     rounds: turns of each contender; one more warms up.
     images: that a contender makes in a turn, after half as many that are not counted.
-    batch: images in a batch.
+    batch: images in a batch, a multiple of 3.
     threads, workers: numbers of them to try.
     report: called with what is being done.
 
@@ -109,11 +109,13 @@ def _contenders(threads, workers):
   """{(stage, contender): (builder, options)}."""
   ours = {('decode', 'whole image'): (decode_whole, {}), ('crop', 'decode, crop, resize'): (decode_crops, {}),
           ('augment', 'crop, resize, flip of decoded images'): (augment_only, {})}
-  pools = [(f'{n} threads', dict(threads=n)) for n in threads] + [(f'{n} workers', dict(workers=n)) for n in workers]
+  pools = [(f'{n} thread' + 's' * (n != 1), dict(threads=n)) for n in threads]
+  pools += [(f'{n} worker' + 's' * (n != 1), dict(workers=n)) for n in workers]
   for kind in ('files', 'array_record', 'cached'):
     for name, options in pools:
       if kind != 'cached' or 'threads' in options:
-        ours['pipeline', f'{kind}, {name}'.removesuffix('s') if name[:2] == '1 ' else f'{kind}, {name}'] = full_pipeline, dict(kind=kind, **options)
+        ours['pipeline', f'{kind}, {name}'] = full_pipeline, dict(kind=kind, **options)
+  ours['three copies', f'files, {pools[0][0]}'] = full_pipeline, dict(kind='files', repeats=3, **pools[0][1])
   if _has_tensorflow():
     ours |= {('decode', TF): (tf_decode_whole, {}), ('crop', TF): (tf_decode_crops, {}), ('pipeline', TF): (tf_pipeline, {})}
   return ours
@@ -150,14 +152,14 @@ def augment_only(paths, **_):
       yield 1
 
 
-def full_pipeline(paths, scratch, batch, kind, threads=2, workers=0):
+def full_pipeline(paths, scratch, batch, kind, threads=2, workers=0, repeats=1):
   """Ours: read, shuffle, decode, crop, flip, batch."""
   if kind == 'array_record':
     source = sources.open_source('photos', 'train', scratch)
   else:
     source = Source(Files(paths), name='photos', split='train', class_names=('any',), channels=3)
   for made in pipeline.train_batches(source, batch_size=batch, image_size=SIZE, transform=TRANSFORM, cache=kind == 'cached',
-                                     threads=threads, workers=workers):
+                                     threads=threads, workers=workers, repeats=repeats):
     yield len(made['image'])
 
 
@@ -332,7 +334,7 @@ if __name__ == '__main__':
   parser.add_argument('--data', required=True, help='folder of JPEGs')
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--images', type=int, default=1024, help='made by each contender in a round')
-  parser.add_argument('--batch', type=int, default=64)
+  parser.add_argument('--batch', type=int, default=96, help='a multiple of 3')
   parser.add_argument('--threads', type=numbers, default=(1, 2), help='such as 1,2')
   parser.add_argument('--workers', type=numbers, default=(2,), help='such as 2,4')
   parser.add_argument('--json', action='store_true')

@@ -2,6 +2,7 @@
 import itertools
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from tests.conftest import encode, fake_source
 from tests.test_data_pipeline import assert_same, evaluate, take, train
 from vit_jax.data import feeding
 from vit_jax.data import sources
+from vit_jax.data.dataset import Dataset
 from vit_jax.data.examples import Examples
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -123,3 +125,18 @@ def test_what_is_made_ahead_is_bounded_and_told(data_dir):
   time.sleep(0.3)
   assert len(started) <= (1 + batches.ahead) * 8
   assert batches.bytes_ahead == (1 + batches.ahead) * 8 * 6 * 5 * 3
+
+
+@pytest.mark.parametrize('options, expected', [
+    (dict(threads=1), r'1 thread, 2 batches ahead \(0\.0 MiB\)'), (dict(workers=2), r'2 worker processes, 2 batches ahead .*'),
+    (dict(threads=0), r'0 threads, 0 batches ahead \(0\.0 MiB\)'), (dict(threads=9), r'9 threads, 4 batches ahead .*')])
+def test_how_batches_are_made_is_told(options, expected, data_dir):
+  data = Dataset(0, 0, 1, name='digits', batch_size=48, image_size=16, data_dir=data_dir, **options)
+  assert re.fullmatch(expected, data.describe_feeding())
+
+
+def test_copies_lengthen_the_epoch(data_dir):
+  data = Dataset(0, 0, 1, name='digits', batch_size=48, image_size=8, data_dir=data_dir, repeats=3)
+  assert data.examples_per_epoch == 3 * 1497
+  batch = next(iter(data.train_batches()))
+  assert len(np.unique(batch['id'])) == 16

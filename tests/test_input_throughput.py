@@ -28,14 +28,14 @@ def photos(tmp_path_factory):
 @pytest.mark.skipif(importlib.util.find_spec('tensorflow') is not None, reason='would measure TensorFlow too')
 def test_one_json_object_a_line(photos):
   done = subprocess.run([sys.executable, '-m', 'experiments.input_throughput', '--data', str(photos), '--rounds=1',
-                         '--images=8', '--batch=4', '--threads=1', '--workers=1', '--json'],
+                         '--images=6', '--batch=3', '--threads=1', '--workers=1', '--json'],
                         cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   rows = [json.loads(line) for line in done.stdout.splitlines()]
   assert [(row['stage'], row['contender']) for row in rows] == [
       ('decode', 'whole image'), ('crop', 'decode, crop, resize'), ('augment', 'crop, resize, flip of decoded images'),
       ('pipeline', 'files, 1 thread'), ('pipeline', 'files, 1 worker'), ('pipeline', 'array_record, 1 thread'),
-      ('pipeline', 'array_record, 1 worker'), ('pipeline', 'cached, 1 thread')]
+      ('pipeline', 'array_record, 1 worker'), ('pipeline', 'cached, 1 thread'), ('three copies', 'files, 1 thread')]
   for row in rows:
     assert 0 < row['cpu_low'] <= row['cpu'] <= row['cpu_high'] and 0 < row['wall_low'] <= row['wall'] <= row['wall_high']
     assert 'of_tf' not in row

@@ -83,9 +83,10 @@ class Dataset:
 
   def describe_feeding(self):
     """Says who makes batches, how many ahead, and the memory that takes in this process."""
-    threads, workers, batches = self._common['threads'], self._common['workers'], self._train_batches
-    who = f'{workers} worker processes' if workers else f'{threads} threads' if threads else 'no threads'
-    return f'{who}, {batches.ahead} batches ahead ({batches.bytes_ahead / 2 ** 20:,.0f} MiB)'
+    batches, kind = self._train_batches, 'worker process' if self._common['workers'] else 'thread'
+    count = self._common['workers'] or self._common['threads']
+    plural = '' if count == 1 else 'es' if kind.endswith('s') else 's'
+    return f'{count} {kind}{plural}, {batches.ahead} batches ahead ({batches.bytes_ahead / 2 ** 20:,.1f} MiB)'
 
   def eval_batches(self, split, batch_size):
     """One pass over a split; see `pipeline.eval_batches`."""
