@@ -28,7 +28,6 @@ setuptools.setup(
         'clu>=0.0.12,<0.1',
         'etils[epath]>=1.10,<2',  # local and gs:// paths alike
         'flax>=0.12.8,<0.13',
-        'grain>=0.2.18,<0.3',
         'jax>=0.10,<0.13',
         'ml-collections>=1.0,<2',
         'ml_dtypes>=0.5,<1',

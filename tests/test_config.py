@@ -220,7 +220,8 @@ def test_lists_and_tuples_do_not_differ():
 
 
 @pytest.mark.parametrize('key, value', [
-    ('platform', 'cpu'), ('data.data_dir', '/elsewhere'), ('data.cache', True), ('data.threads', 7), ('data.workers', 2)])
+    ('platform', 'cpu'), ('data.data_dir', '/elsewhere'), ('data.cache', True), ('data.threads', 7),
+    ('data.workers', 2)])
 def test_the_place_may_differ(key, value):
   assert key in config_lib.FREE
   assert difference({}, {key: value}) == ''

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import encode, fake_source
+from vit_jax.data import examples
 from vit_jax.data import pipeline
 from vit_jax.data import sources
+from vit_jax.training.step import hash_examples
 
 RANDOM = 'pad_crop(1)|flip'
 
@@ -106,6 +108,107 @@ def test_state_is_the_same_on_any_number_of_processes():
     iterator.set_state(states[0])
     batches.append([next(iterator)])
   assert_same(join(batches), take(train(source), 3)[2:])
+
+
+@pytest.mark.parametrize('process_count', [1, 2, 3, 8])
+def test_hosts_read_every_example_of_an_epoch_once(process_count):
+  source = fake_source(48)
+  parts = [take(train(source, batch_size=24, process_index=index, process_count=process_count), 4)
+           for index in range(process_count)]
+  ids = [np.concatenate([batch['id'] for batch in part]).reshape(2, -1) for part in parts]
+  for epoch in range(2):
+    np.testing.assert_array_equal(np.sort(np.concatenate([part[epoch] for part in ids])), np.arange(48))
+
+
+@pytest.mark.parametrize('repeats', [1, 2])
+def test_a_stream_that_changes_hosts_is_the_uninterrupted_one(repeats):
+  """The hash that a checkpoint carries is the same, and so is every image."""
+  source, options = fake_source(13), dict(repeats=repeats, seed=5)
+  expected = take(train(source, **options), 9)
+  batches, state = [], {'next_index': 0}
+  for process_count in (1, 2, 4):
+    iterators = [iter(train(source, process_index=index, process_count=process_count, **options))
+                 for index in range(process_count)]
+    for iterator in iterators:
+      iterator.set_state(state)
+    batches += join([[next(iterator) for _ in range(3)] for iterator in iterators])
+    state = json.loads(json.dumps(iterators[-1].get_state()))
+  assert_same(batches, expected)
+  seen = [np.uint32(0)] * 2
+  for one, other in zip(batches, expected):
+    seen = [hash_examples(hashed, batch, None) for hashed, batch in zip(seen, (one, other))]
+  assert seen[0] == seen[1] != 0
+
+
+def test_augmentation_follows_from_seed_epoch_and_example_alone():
+  """Not from the batch size, and so not from the place in the stream."""
+  source, finished = fake_source(12), []
+  for batch_size in (3, 8):
+    batches = take(train(source, batch_size=batch_size), 24 // batch_size)
+    finished.append({key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]})
+  for epoch in (slice(0, 12), slice(12, 24)):
+    one, other = ({key: values[key][epoch] for key in values} for values in finished)
+    np.testing.assert_array_equal(one['id'], other['id'])
+    np.testing.assert_array_equal(one['image'], other['image'])
+    np.testing.assert_array_equal(one['rng'], other['rng'])
+
+
+@pytest.mark.parametrize('repeats', [2, 4])
+def test_copies_are_apart_and_augmented_apart(repeats):
+  source = fake_source(40)
+  for batch in take(train(source, batch_size=40, transform='pad_crop(3)', repeats=repeats), 2):
+    copies = {key: values.reshape(repeats, 40 // repeats, *values.shape[1:]) for key, values in batch.items()}
+    for copy in range(1, repeats):
+      np.testing.assert_array_equal(copies['id'][copy], copies['id'][0])
+      assert not (copies['rng'][copy] == copies['rng'][0]).any()
+      assert (copies['image'][copy] != copies['image'][0]).any(axis=(1, 2, 3)).sum() > 5
+    assert (batch['id'][::2] != batch['id'][1::2]).all()  # whom mixup pairs
+
+
+def test_copies_are_decoded_once(monkeypatch):
+  source, decoded, opened = fake_source(12), [], examples.decode.open_image
+  monkeypatch.setattr(examples.decode, 'open_image', lambda *args: decoded.append(args) or opened(*args))
+  batch, = take(train(source, batch_size=24, repeats=3, threads=0), 1)
+  # Pieces of 16 cut one group of three in two.
+  assert len(np.unique(batch['id'])) == 8 and len(decoded) <= 9
+
+
+def test_with_copies_an_epoch_still_draws_each_example_once():
+  ids = [batch['id'][:4] for batch in take(train(fake_source(12), batch_size=12, repeats=3), 6)]
+  np.testing.assert_array_equal(np.sort(np.concatenate(ids[:3])), np.arange(12))
+  np.testing.assert_array_equal(np.sort(np.concatenate(ids[3:])), np.arange(12))
+
+
+@pytest.mark.parametrize('process_count', [2, 4])
+def test_processes_share_batches_of_copies(process_count):
+  source = fake_source(11)
+  parts = [take(train(source, repeats=4, process_index=index, process_count=process_count), 6)
+           for index in range(process_count)]
+  assert_same(join(parts), take(train(source, repeats=4), 6))
+
+
+@pytest.mark.parametrize('repeats', [0, 3])
+def test_repeats_divide_the_batch(repeats):
+  with pytest.raises(ValueError, match=f'multiple of repeats.*batch_size 8 and repeats {repeats}'):
+    train(fake_source(), repeats=repeats)
+
+
+def test_a_stream_of_millions_goes_on_at_once():
+  reads = []
+
+  class Fake:
+    def __len__(self):
+      return 14_000_000
+
+    def __getitem__(self, index):
+      reads.append(index)
+      return {'image': encoded, 'label': 0}
+
+  encoded = encode(np.zeros((6, 5, 3), np.uint8))
+  iterator = iter(train(fake_source(records=Fake()), threads=0))
+  iterator.set_state({'next_index': 5_000_000_000})
+  assert not reads
+  assert sorted(next(iterator)['id']) == sorted(reads) and len(reads) == 8
 
 
 def test_resume_does_not_replay():

@@ -18,7 +18,7 @@ from vit_jax.pretrained import load
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.report import Report
 from vit_jax.training.stop import StopRequest
-from vit_jax.training.window import check_finite, Window
+from vit_jax.training.window import check_finite, Starvation, Window
 
 
 def run(config, workdir):
@@ -110,13 +110,14 @@ def _loop(parts, checkpoints, report, stop, start, state, record):
   # On a CPU several programs with collectives in flight can deadlock; elsewhere one ahead hides the dispatch.
   in_flight, ahead = collections.deque(), 0 if jax.default_backend() == 'cpu' else 1
   window = Window(parts.schedule, parts.config.data.batch_size, parts.data.examples_per_epoch)
+  starvation = Starvation(train.eval_every)
   batch = strategy.put(next(iterator))
 
   for step in range(start + 1, train.duration + 1):
     state, metrics = step_fn(state, batch)
     position = iterator.get_state()  # before the next batch is drawn: a checkpoint holds state and position together
     if step < train.duration:
-      batch = window.wait(lambda: strategy.put(next(iterator)))
+      batch = window.wait(lambda: strategy.put(next(iterator)), metrics)
     in_flight.append(metrics)
     while len(in_flight) > ahead:
       jax.block_until_ready(in_flight.popleft())
@@ -134,6 +135,8 @@ def _loop(parts, checkpoints, report, stop, start, state, record):
       values = window.take(step)
       report.write(step, values)
       report.progress(step, values)
+      if warning := starvation.warning(step, values):
+        report.say(warning)
     if evaluated:
       record['metrics'] = evaluate(parts, state)
       report.write(step, record['metrics'])

@@ -24,9 +24,9 @@ class Dataset:
     data_dir: TFDS data directory, local or gs://; None is TFDS's own default. A relative PATH of name starts here.
     cache: whether to keep the decoded splits in memory.
     threads: threads that decode and augment.
-    workers: processes that do it instead; 0 leaves it to the threads. One process with threads makes a few thousand
-      images a second at most, as Python's own part of the work is one thread's; a host with more cores than that
-      needs workers. Each takes about 150 MiB, the batches made ahead apart (see `describe_feeding`).
+    workers: processes that do it instead; 0 leaves it to the threads. Threads take turns for Python's own 40 microseconds
+      of each image, so beyond some 20 cores a host needs workers; below, threads are a little faster. A worker takes
+      about 120 MiB and the pixels of 16 examples; the batches made ahead come on top (see `describe_feeding`).
     repeats: how often each example drawn is in its batch, each time augmented anew; divides batch_size.
     channels: 1 (greyscale) or 3 (colour); None is what the data set stores, and 3 for a folder.
     corrupt: what an image that cannot be decoded does: 'error' stops the run at it, 'skip' decodes every split once
@@ -89,9 +89,10 @@ class Dataset:
 
   def describe_feeding(self):
     """Says who makes batches, how many ahead, and the memory that takes in this process."""
-    threads, workers, batches = self._common['threads'], self._common['workers'], self._train_batches
-    who = f'{workers} worker processes' if workers else f'{threads} threads' if threads else 'no threads'
-    return f'{who}, {batches.ahead} batches ahead ({batches.bytes_ahead / 2 ** 20:,.0f} MiB)'
+    batches, kind = self._train_batches, 'worker process' if self._common['workers'] else 'thread'
+    count = self._common['workers'] or self._common['threads']
+    plural = '' if count == 1 else 'es' if kind.endswith('s') else 's'
+    return f'{count} {kind}{plural}, {batches.ahead} batches ahead ({batches.bytes_ahead / 2 ** 20:,.1f} MiB)'
 
   def eval_batches(self, split, batch_size):
     """One pass over a split; see `pipeline.eval_batches`."""

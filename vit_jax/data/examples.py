@@ -1,4 +1,6 @@
 """From numbers of records to finished examples: read, decode, transform, check the label."""
+import itertools
+import operator
 from typing import Any, Sequence
 
 import numpy as np
@@ -35,28 +37,35 @@ class Examples:
     self.__dict__.update(state)
     self._apply = spec.parse(self._transform, self.image_shape[:2])
 
-  def __call__(self, ids: Sequence[int], keys: Sequence[int], images: np.ndarray, labels: np.ndarray) -> None:
-    """Writes the examples into rows of a batch.
+  def __call__(self, ids: Sequence[int], keys: Sequence[int], rows: Sequence[int], images: np.ndarray,
+               labels: np.ndarray) -> None:
+    """Writes examples into rows of a batch. Copies of one example that follow each other are decoded once.
 
     Args:
       ids: n records' indices in the split.
       keys: n × 64 random bits, which decide the augmentation.
-      images: (n, *image_shape) uint8 to write to.
-      labels: (n, *label_shape) int32 to write to.
+      rows: n rows of the batch.
+      images: (batch, *image_shape) uint8 to write to.
+      labels: (batch, *label_shape) int32 to write to.
 
     Raises:
       ValueError: a record, which is named, cannot be decoded, labelled or transformed.
     """
-    ids = [int(index) for index in ids]
-    records = ([self._cached[index] for index in ids] if self._cached is not None
-               else map(self._opened, ids, self._source.read(ids)))
-    for row, (index, key, record) in enumerate(zip(ids, keys, records)):
-      rng = np.random.Generator(np.random.Philox(key=int(key)))
+    groups = [(int(index), list(group)) for index, group in
+              itertools.groupby(zip(ids, keys, rows), key=operator.itemgetter(0))]
+    for (index, group), record in zip(groups, self._read([index for index, _ in groups])):
+      labels[[row for _, _, row in group]] = record['label']
       try:
-        images[row] = self._apply(record['image'], rng)
+        image = record['image'] if len(group) == 1 else np.asarray(record['image'])
+        for _, key, row in group:
+          images[row] = self._apply(image, np.random.Generator(np.random.Philox(key=int(key))))
       except ValueError as error:
         raise self._named(index, error) from error
-      labels[row] = record['label']
+
+  def _read(self, ids):
+    if self._cached is not None:
+      return [self._cached[index] for index in ids]
+    return map(self._opened, ids, self._source.read(ids))
 
   def _read_all(self) -> list[dict[str, Any]]:
     indices = range(len(self._source))

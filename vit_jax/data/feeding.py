@@ -50,8 +50,9 @@ class Pool:
     """
     images = np.empty((len(ids), *job.examples.image_shape), np.uint8)
     labels = np.empty((len(ids), *job.examples.label_shape), np.int32)
-    pieces = [slice(begin, begin + PIECE) for begin in range(0, len(ids), PIECE)]
-    fill = lambda piece: self._fill(job, ids[piece], keys[piece], images[piece], labels[piece])
+    order = np.argsort(ids, kind='stable')  # copies of one example get into one piece, where they are decoded once
+    pieces = [order[begin:begin + PIECE] for begin in range(0, len(ids), PIECE)]
+    fill = lambda rows: self._fill(job, ids[rows], keys[rows], rows, images, labels)
     if self._executor is None:
       tasks = [functools.partial(fill, piece) for piece in pieces]
     else:
@@ -68,12 +69,12 @@ class Pool:
     """How many batches of so many examples are begun before they are asked for: one ready, all threads busy."""
     return 1 + -(-self.size * PIECE // examples) if self.size else 0
 
-  def _fill(self, job, ids, keys, images, labels):
+  def _fill(self, job, ids, keys, rows, images, labels):
     if not self._workers:
-      return job.examples(ids, keys, images, labels)
+      return job.examples(ids, keys, rows, images, labels)
     if not hasattr(self._own, 'worker'):
       self._own.worker = Worker()
-    self._own.worker(job, ids, keys, images, labels)
+    self._own.worker(job, ids, keys, rows, images, labels)
 
 
 @functools.cache

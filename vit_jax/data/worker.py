@@ -3,6 +3,7 @@
 The process is a fresh interpreter, never a fork: it imports no jax and holds no accelerator. It ends when its standard
 input does, and so with its parent, however that ends.
 """
+import contextlib
 import mmap
 import os
 import pickle
@@ -20,7 +21,7 @@ class Worker:
 
   def __init__(self):
     self._shared, self._known = _shared_file(), set()
-    self._pixels = mmap.mmap(self._shared, _SIZE)
+    self._pixels = mmap.mmap(self._shared, 0)
     # What our modules import, the process finds too, also where a notebook has added folders.
     paths = os.pathsep.join(filter(None, (os.getcwd(), *sys.path)))
     self._process = subprocess.Popen(
@@ -28,18 +29,19 @@ class Worker:
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=paths))
     weakref.finalize(self, _end, self._process, self._shared)
 
-  def __call__(self, job, ids, keys, images, labels) -> None:
+  def __call__(self, job, ids, keys, rows, images, labels) -> None:
     """Makes examples as `job.examples` would.
 
     Raises:
       ValueError: as from `Examples`.
       OSError: as from reading, or the process has died.
     """
-    step = max(1, _SIZE // max(1, images[0].nbytes))
+    step = max(1, _SIZE // images[0].nbytes)
     for start in range(0, len(ids), step):
       part = slice(start, start + step)
-      labels[part] = self._ask(job, ids[part], keys[part])
-      images[part] = np.frombuffer(self._pixels, np.uint8, images[part].size).reshape(images[part].shape)
+      labels[rows[part]] = self._ask(job, ids[part], keys[part])
+      pixels = np.frombuffer(self._pixels, np.uint8, len(ids[part]) * images[0].size)
+      images[rows[part]] = pixels.reshape(-1, *images.shape[1:])
 
   def _ask(self, job, ids, keys):
     try:
@@ -64,7 +66,7 @@ def main(shared: int, requests, replies) -> None:
     requests: a binary file of pickled (number, Examples or None where they are known, ids, keys).
     replies: one for pickled (None, labels) or (type of error, message).
   """
-  pixels, known = mmap.mmap(shared, _SIZE), {}
+  pixels, known = mmap.mmap(shared, 0), {}
   while True:
     try:
       number, examples, ids, keys = pickle.load(requests)
@@ -75,7 +77,7 @@ def main(shared: int, requests, replies) -> None:
     images = np.frombuffer(pixels, np.uint8, int(np.prod(shape))).reshape(shape)
     labels = np.empty((len(ids), *examples.label_shape), np.int32)
     try:
-      examples(ids, keys, images, labels)
+      examples(ids, keys, range(len(ids)), images, labels)
       reply = None, labels
     except (ValueError, OSError) as error:
       reply = (ValueError if isinstance(error, ValueError) else OSError), str(error)
@@ -96,7 +98,8 @@ def _shared_file():
 
 def _end(process, shared):
   os.close(shared)
-  process.stdin.close()
+  with contextlib.suppress(BrokenPipeError):  # it has died before
+    process.stdin.close()
   process.stdout.close()
   process.wait()
 
