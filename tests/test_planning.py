@@ -171,6 +171,12 @@ def test_search_goes_down_to_one_image_and_gives_up(machine, data_dir, monkeypat
     search.search(tiny.config(data_dir), Facts(1000, 10, 1))
 
 
+def test_search_ends_where_memory_does_not(machine, data_dir, monkeypatch):
+  fake = search.estimate
+  monkeypatch.setattr(search, 'estimate', lambda *args: dict(fake(*args), fits=True, needed_gb=1.0 + 1e-6))
+  assert search.search(tiny.config(data_dir), Facts(1000, 10, 1))['batch_per_device'] == 4096
+
+
 def test_search_needs_a_limit_of_memory(machine, data_dir, monkeypatch):
   fake = search.estimate
   monkeypatch.setattr(search, 'estimate', lambda *args: dict(fake(*args), fits=None))

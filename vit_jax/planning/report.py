@@ -11,7 +11,7 @@ def text(plan):
   sections = [_head(plan), _memory(plan)]
   if plan['cycles']:
     sections += [_speed(plan), _operations(plan)]
-  sections += [_collectives(plan)] if plan.get('collectives') else []
+  sections += [_collectives(plan)] if plan['collectives'] else []
   sections += [_search(plan)] if plan.get('search') else []
   sections += [[f'note: {note}' for note in plan['notes']]]
   sections += [['What helps, besides more devices:', *(f'  {line}' for line in plan['advice'])]] if plan['advice'] else []
@@ -21,7 +21,7 @@ def text(plan):
 def _head(plan):
   where = f'{plan["topology"]} ({plan["devices"]} chips)' if plan['topology'] else f'{plan["devices"]} × {plan["device"]}'
   return [f'{plan["model"] or "model"} on {where}, {plan["strategy"]}: {plan["parameters"]:,} parameters, batch '
-          f'{plan["batch_size"]:,}, {plan["batch_per_device"]} a device; compiled in {plan["compile_seconds"]:.0f} s']
+          f'{plan["batch_size"]:,}, {plan["batch_per_device"]} a device; the compiler took {plan["compile_seconds"]:.0f} s']
 
 
 def _memory(plan):
@@ -55,7 +55,7 @@ def _collectives(plan):
 
 
 def _search(plan):
-  lines = ['largest power of two of images that a device holds at once:']
+  lines = ['largest power of two of images that a device holds at once (4,096 at most):']
   for row in plan['search']:
     settings = ', '.join(f'{knob}={value}' for knob, value in row['settings'].items()) or 'as configured'
     lines += [f'  {settings:40} ' + ('none' if row['batch_per_device'] is None else

@@ -8,6 +8,7 @@ from vit_jax.config import as_dict, resolve
 from vit_jax.planning.estimate import estimate
 
 _FIRST = 8  # images a device in the first trial
+_MOST = 4096  # and in the last: beyond it nobody trains, and compiling takes minutes
 
 
 def search(config, facts, tpu=None, say=lambda text: None):
@@ -67,11 +68,11 @@ def _largest(config, settings, facts, tpu, say):
 
   images = _FIRST
   if fits(images):
-    images = max(images, _predicted(tried[images]))
+    images = min(max(images, _predicted(tried[images])), _MOST)
   while images >= 1 and not fits(images):
     images //= 2
-  # Only once a batch failed is there no larger one to try.
-  while images >= 1 and tried.get(2 * images, {}).get('fits') is not False and fits(2 * images):
+  # Twice as many have failed, or are tried now.
+  while 1 <= images < _MOST and fits(2 * images):
     images *= 2
   return tried.get(images)
 
