@@ -37,7 +37,9 @@ def plan(config, topology=None, *, num_classes=None, search=False, say=lambda te
   from vit_jax.planning import estimate
   from vit_jax.planning import search as search_lib
   tpu = None if topology is None else chips.tpu_slice(topology)
-  config, _ = transfer.fill_model(config_lib.as_dict(config))
+  config = config_lib.as_dict(config)
+  config['init'] = config.get('init') or None  # a fine-tune whose weights are not named yet: the recipe's own model
+  config, _ = transfer.fill_model(config)
   facts = _facts(config_lib.resolve(config), num_classes)
   if search:
     return search_lib.search(config, facts, tpu, say)

@@ -26,11 +26,14 @@ def _head(plan):
 
 def _memory(plan):
   verdict = {True: 'fits', False: 'DOES NOT FIT', None: 'no limit known'}[plan['fits']]
-  figures = [] if plan['needed_gb'] is None else [f'{plan["needed_gb"]:.2f} GB needed']
-  figures += [] if plan['hbm_gb'] is None else [f'{plan["hbm_gb"]:.2f} GB there']
-  figures += [] if plan['spare_gb'] is None or not plan['fits'] else [f'{plan["spare_gb"]:.2f} GB to spare']
-  lines = [f'memory of a device: {verdict}; ' + ', '.join(figures)]
-  return lines + [f'  {name:36}{plan[key]:9.3f} GB' for name, key in _SIZES if plan.get(key)]
+  figures = [f'{_size(plan[key])} {what}' for key, what in
+             (('needed_gb', 'needed'), ('hbm_gb', 'there'), ('spare_gb', 'to spare')) if plan[key] is not None]
+  lines = [f'memory of a device: {", ".join([verdict, *figures])}']
+  return lines + [f'  {name:36}{_size(plan[key]):>11}' for name, key in _SIZES if plan.get(key)]
+
+
+def _size(gb):
+  return f'{gb:.2f} GB' if abs(gb) >= 1 else f'{1e3 * gb:.2f} MB'
 
 
 def _speed(plan):
@@ -50,7 +53,7 @@ def _operations(plan):
 def _collectives(plan):
   lower = plan['collective_milliseconds']
   bound = '' if lower is None else f' (at least {lower:.1f} ms of the links, part of it hidden behind the step)'
-  return [f'collectives a step{bound}:', *(f'  {kind:20}{row["count"]:6} ×  {row["gb"]:9.4f} GB in all'
+  return [f'collectives a step{bound}:', *(f'  {kind:20}{row["count"]:6} ×, {_size(row["gb"])} in all'
                                             for kind, row in plan['collectives'].items())]
 
 
@@ -59,6 +62,6 @@ def _search(plan):
   for row in plan['search']:
     settings = ', '.join(f'{knob}={value}' for knob, value in row['settings'].items()) or 'as configured'
     lines += [f'  {settings:40} ' + ('none' if row['batch_per_device'] is None else
-              f'{row["batch_per_device"]:5}  temporaries {row["temp_gb"]:6.2f} GB, {row["spare_gb"]:6.2f} GB to spare, '
+              f'{row["batch_per_device"]:5}  temporaries {_size(row["temp_gb"])}, {_size(row["spare_gb"])} to spare, '
               f'{row["images_per_second"] or 0:,.0f} images/s a chip')]
   return lines
