@@ -151,6 +151,7 @@ def machine(monkeypatch):
                 images_per_second=None)
 
   monkeypatch.setattr(search, 'estimate', fake)
+  monkeypatch.setattr(search, 'device_memory', lambda tpu: 1)
   monkeypatch.setattr(search, 'SETTINGS', {'model.dtype': ('float32', 'bfloat16'), 'model.no_such_key': (1, 2)})
   return calls
 
@@ -178,9 +179,7 @@ def test_search_ends_where_memory_does_not(machine, data_dir, monkeypatch):
   assert search.search(tiny.config(data_dir), Facts(1000, 10, 1))['batch_per_device'] == 4096
 
 
-def test_search_needs_a_limit_of_memory(machine, data_dir, monkeypatch):
-  fake = search.estimate
-  monkeypatch.setattr(search, 'estimate', lambda *args: dict(fake(*args), fits=None))
+def test_search_needs_a_limit_of_memory(data_dir):
   with pytest.raises(ValueError, match='give a --topology'):
     search.search(tiny.config(data_dir), Facts(1000, 10, 1))
 

@@ -56,7 +56,10 @@ def _facts(config, num_classes):
     # How many examples an epoch has decides the schedule, not the cost of a step.
     known = dataclasses.replace(known or Facts(1_000_000, 0, 3), num_classes=num_classes)
   elif known is None:
-    known = Dataset(config.seed, 0, 1, **config.data.to_dict()).source.facts
+    try:
+      known = Dataset(config.seed, 0, 1, **config.data.to_dict()).source.facts
+    except (ValueError, OSError) as error:
+      raise type(error)(f'{error}\nA plan needs no data if it knows the classes: --num_classes=N') from error
   return dataclasses.replace(known, channels=config.data.channels or known.channels)
 
 

@@ -42,7 +42,7 @@ def estimate(config, facts, tpu=None, say=lambda text: None):
   """
   devices = list(tpu.devices) if tpu else None
   count = len(devices or jax.devices())
-  there = tpu.chip.memory if tpu else _memory_here()
+  there = device_memory(tpu)
   program = parts.build_program(config, parts.make_strategy(config, devices), facts)
   state, batch = _shapes(program, facts)
   report = dict(_described(program, tpu, count), **_state_sizes(state, batch, count))
@@ -55,6 +55,11 @@ def estimate(config, facts, tpu=None, say=lambda text: None):
     report.update(_memory(compiled, report, there))
     report.update(_speed(cost_lib.cost(hlo.parse(compiled.as_text())), report, tpu.chip if tpu else None, count))
   return dict(report, advice=memory.advice(config.to_dict()) if report['fits'] is False else [])
+
+
+def device_memory(tpu=None):
+  """Bytes that a device of a `chips.Slice`, or that jax finds, lets a program have; None without a limit of its own."""
+  return tpu.chip.memory if tpu else (jax.devices()[0].memory_stats() or {}).get('bytes_limit')
 
 
 def _shapes(program, facts):
@@ -135,11 +140,6 @@ def _memory(compiled, sizes, there):
               spare_gb=_gb(there and there - needed), argument_gb=_gb(found.argument_size_in_bytes),
               temp_gb=_gb(found.temp_size_in_bytes), code_gb=_gb(found.generated_code_size_in_bytes),
               other_gb=round(kept / 1e9 - known, 9))
-
-
-def _memory_here():
-  """Bytes that the first device lets a program have, or None where it has no limit of its own."""
-  return (jax.devices()[0].memory_stats() or {}).get('bytes_limit')
 
 
 def _speed(cost, sizes, chip, count):

@@ -5,7 +5,7 @@ import math
 import jax
 
 from vit_jax.config import as_dict, resolve
-from vit_jax.planning.estimate import estimate
+from vit_jax.planning.estimate import device_memory, estimate
 
 _FIRST = 8  # images a device in the first trial
 _MOST = 4096  # and in the last: beyond it nobody trains, and compiling takes minutes
@@ -26,6 +26,8 @@ def search(config, facts, tpu=None, say=lambda text: None):
   Raises:
     ValueError: a device has no limit of memory, as on CPU; or nothing fits.
   """
+  if device_memory(tpu) is None:
+    raise ValueError('--search needs devices with memory of their own: give a --topology, such as v5e:2x4')
   best, rows = None, []
   for settings in combinations(resolve(config).to_dict()):
     found = _largest(config, settings, facts, tpu, say)
@@ -62,8 +64,6 @@ def _largest(config, settings, facts, tpu, say):
     if images not in tried:
       say(f'{settings or "as configured"}: {images} images a device')
       tried[images] = estimate(changed(config, {**settings, 'data.batch_size': images * devices}), facts, tpu, say)
-      if tried[images]['fits'] is None:
-        raise ValueError('--search needs devices with memory of their own: give a --topology, such as v5e:2x4')
     return tried[images]['fits']
 
   images = _FIRST
