@@ -29,8 +29,8 @@ COLUMNS = {
     'temporaries GB': lambda row: _number(row['temp_gb'], 1, 2),
     'there GB': lambda row: _number(row['hbm_gb'], 1, 2) if row['fits'] else _number(row['hbm_gb'], 1, 2, ', does not fit'),
     'collectives, MB': lambda row: ', '.join(f'{kind} {value["count"]}× {1e3 * value["gb"]:.1f}' for kind, value in
-                                             row.get('collectives', {}).items()) or '-',
-    'collectives ms, at least': lambda row: _number(row.get('collective_milliseconds'), 1, 1),
+                                             row['collectives'].items()) or '-',
+    'collectives ms, at least': lambda row: _number(row['collective_milliseconds'], 1, 1),
     'compiled in s': lambda row: _number(row['compile_seconds'], 1, 0),
 }
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from configs import finetune
 from configs import vit
 from tests import tiny
 from vit_jax import config as config_lib
@@ -150,6 +151,7 @@ def machine(monkeypatch):
                 images_per_second=None)
 
   monkeypatch.setattr(search, 'estimate', fake)
+  monkeypatch.setattr(search, 'device_memory', lambda tpu: 1)
   monkeypatch.setattr(search, 'SETTINGS', {'model.dtype': ('float32', 'bfloat16'), 'model.no_such_key': (1, 2)})
   return calls
 
@@ -171,9 +173,13 @@ def test_search_goes_down_to_one_image_and_gives_up(machine, data_dir, monkeypat
     search.search(tiny.config(data_dir), Facts(1000, 10, 1))
 
 
-def test_search_needs_a_limit_of_memory(machine, data_dir, monkeypatch):
+def test_search_ends_where_memory_does_not(machine, data_dir, monkeypatch):
   fake = search.estimate
-  monkeypatch.setattr(search, 'estimate', lambda *args: dict(fake(*args), fits=None))
+  monkeypatch.setattr(search, 'estimate', lambda *args: dict(fake(*args), fits=True, needed_gb=1.0 + 1e-6))
+  assert search.search(tiny.config(data_dir), Facts(1000, 10, 1))['batch_per_device'] == 4096
+
+
+def test_search_needs_a_limit_of_memory(data_dir):
   with pytest.raises(ValueError, match='give a --topology'):
     search.search(tiny.config(data_dir), Facts(1000, 10, 1))
 
@@ -203,12 +209,22 @@ def test_a_plan_is_json_and_text(here):
   assert f'{here["parameters"]:,} parameters' in text and 'no limit known' in text
 
 
+def test_a_plan_that_does_not_fit_says_how_much_is_missing_and_what_helps(data_dir, monkeypatch):
+  error = jax.errors.JaxRuntimeError(RESOURCE_EXHAUSTED)
+  monkeypatch.setattr(estimate, '_compile', lambda *args: (None, 1.0, error))
+  found = plan.plan(tiny.config(data_dir))
+  assert found['fits'] is False and (found['needed_gb'], found['hbm_gb']) == (17.179869184, 16.911433728)
+  text = report.text(found)
+  assert 'DOES NOT FIT, 17.18 GB needed, 16.91 GB there' in text and '--config.model.dtype=bfloat16' in text
+
+
 def test_known_data_need_not_be_here(data_dir, monkeypatch):
   monkeypatch.setattr(estimate, 'estimate', lambda config, facts, tpu, say: facts)
   assert plan.plan(vit.get_config('b16,imagenet21k')) == FACTS['imagenet21k']
   assert plan.plan(vit.get_config('b16,imagenet21k'), num_classes=7) == dataclasses.replace(
       FACTS['imagenet21k'], num_classes=7)
   assert plan.plan(tiny.config(data_dir)) == Facts(300, 10, 1)
+  assert plan.plan(finetune.get_config('b16,cifar10')) == FACTS['cifar10']  # its weights are not named
 
 
 def test_command_prints_one_object_and_nothing_else(data_dir, tmp_path):

@@ -37,7 +37,9 @@ def plan(config, topology=None, *, num_classes=None, search=False, say=lambda te
   from vit_jax.planning import estimate
   from vit_jax.planning import search as search_lib
   tpu = None if topology is None else chips.tpu_slice(topology)
-  config, _ = transfer.fill_model(config_lib.as_dict(config))
+  config = config_lib.as_dict(config)
+  config['init'] = config.get('init') or None  # a fine-tune whose weights are not named yet: the recipe's own model
+  config, _ = transfer.fill_model(config)
   facts = _facts(config_lib.resolve(config), num_classes)
   if search:
     return search_lib.search(config, facts, tpu, say)
@@ -54,7 +56,10 @@ def _facts(config, num_classes):
     # How many examples an epoch has decides the schedule, not the cost of a step.
     known = dataclasses.replace(known or Facts(1_000_000, 0, 3), num_classes=num_classes)
   elif known is None:
-    known = Dataset(config.seed, 0, 1, **config.data.to_dict()).source.facts
+    try:
+      known = Dataset(config.seed, 0, 1, **config.data.to_dict()).source.facts
+    except (ValueError, OSError) as error:
+      raise type(error)(f'{error}\nA plan needs no data if it knows the classes: --num_classes=N') from error
   return dataclasses.replace(known, channels=config.data.channels or known.channels)
 
 

@@ -18,6 +18,7 @@ from vit_jax.planning import flops
 from vit_jax.planning import hlo
 
 _TOP = 12
+_UNKNOWN = ('cycles', 'milliseconds', 'images_per_second', 'utilisation', 'collective_milliseconds', 'temp_gb', 'spare_gb')
 
 
 def estimate(config, facts, tpu=None, say=lambda text: None):
@@ -40,22 +41,25 @@ def estimate(config, facts, tpu=None, say=lambda text: None):
     ValueError: a bad config.
   """
   devices = list(tpu.devices) if tpu else None
-  strategy = parts.make_strategy(config, devices)
-  program = parts.build_program(config, strategy, facts)
   count = len(devices or jax.devices())
+  there = device_memory(tpu)
+  program = parts.build_program(config, parts.make_strategy(config, devices), facts)
   state, batch = _shapes(program, facts)
   report = dict(_described(program, tpu, count), **_state_sizes(state, batch, count))
   compiled, report['compile_seconds'], error = _compile(program, state, batch, say)
   if error is not None:
-    needed, there = memory.figures(error)
-    there = there or (tpu.chip.memory if tpu else _memory_here())
-    return dict(report, fits=False, needed_gb=_gb(needed), hbm_gb=_gb(there), spare_gb=None, cycles=None, temp_gb=None,
-                advice=memory.advice(config.to_dict()), notes=[str(error).splitlines()[0]])
-  report.update(_memory(compiled, report, tpu.chip.memory if tpu else _memory_here()))
-  report['advice'] = [] if report['fits'] in (True, None) else memory.advice(config.to_dict())
-  cost = cost_lib.cost(hlo.parse(compiled.as_text()))
-  report.update(_speed(cost, report, tpu.chip if tpu else None, count))
-  return report
+    needed, said = memory.figures(error)
+    report.update(dict.fromkeys(_UNKNOWN), fits=False, needed_gb=_gb(needed), hbm_gb=_gb(said or there), collectives={},
+                  notes=[str(error).splitlines()[0]])
+  else:
+    report.update(_memory(compiled, report, there))
+    report.update(_speed(cost_lib.cost(hlo.parse(compiled.as_text())), report, tpu.chip if tpu else None, count))
+  return dict(report, advice=memory.advice(config.to_dict()) if report['fits'] is False else [])
+
+
+def device_memory(tpu=None):
+  """Bytes that a device of a `chips.Slice`, or that jax finds, lets a program have; None without a limit of its own."""
+  return tpu.chip.memory if tpu else (jax.devices()[0].memory_stats() or {}).get('bytes_limit')
 
 
 def _shapes(program, facts):
@@ -138,11 +142,6 @@ def _memory(compiled, sizes, there):
               other_gb=round(kept / 1e9 - known, 9))
 
 
-def _memory_here():
-  """Bytes that the first device lets a program have, or None where it has no limit of its own."""
-  return (jax.devices()[0].memory_stats() or {}).get('bytes_limit')
-
-
 def _speed(cost, sizes, chip, count):
   """Cycles, where they go, and what they make of the chip."""
   cycles = cost.cycles or None
@@ -156,12 +155,12 @@ def _speed(cost, sizes, chip, count):
   # Sum and share again: a ring's reduce-scatter and all-gather each move nearly all bytes once.
   moved = sum(value * (2 if kind == 'all-reduce' else 1) for kind, value in cost.collective_bytes.items())
   return dict(
-      cycles=cycles, milliseconds=seconds and round(1e3 * seconds, 3),
-      images_per_second=seconds and round(sizes['batch_per_device'] / seconds, 1),
-      utilisation=seconds and round(work / (seconds * chip.peak), 4),
+      cycles=cycles, milliseconds=seconds and 1e3 * seconds,
+      images_per_second=seconds and sizes['batch_per_device'] / seconds,
+      utilisation=seconds and work / (seconds * chip.peak),
       collectives={kind: dict(count=number, gb=_gb(cost.collective_bytes[kind])) for kind, number in
                    sorted(cost.collectives.items())},
-      collective_milliseconds=round(1e3 * moved * (count - 1) / count / chip.link, 3) if chip else None,
+      collective_milliseconds=1e3 * moved * (count - 1) / count / chip.link if chip else None,
       kinds=dict(kinds.most_common()), kernels=cost.kernels, notes=notes,
       operations=[dict(cycles=value, kind=kind, where=where)
                   for (where, kind), value in cost.operations.most_common(_TOP)])

@@ -11,7 +11,7 @@ def text(plan):
   sections = [_head(plan), _memory(plan)]
   if plan['cycles']:
     sections += [_speed(plan), _operations(plan)]
-  sections += [_collectives(plan)] if plan.get('collectives') else []
+  sections += [_collectives(plan)] if plan['collectives'] else []
   sections += [_search(plan)] if plan.get('search') else []
   sections += [[f'note: {note}' for note in plan['notes']]]
   sections += [['What helps, besides more devices:', *(f'  {line}' for line in plan['advice'])]] if plan['advice'] else []
@@ -21,16 +21,19 @@ def text(plan):
 def _head(plan):
   where = f'{plan["topology"]} ({plan["devices"]} chips)' if plan['topology'] else f'{plan["devices"]} × {plan["device"]}'
   return [f'{plan["model"] or "model"} on {where}, {plan["strategy"]}: {plan["parameters"]:,} parameters, batch '
-          f'{plan["batch_size"]:,}, {plan["batch_per_device"]} a device; compiled in {plan["compile_seconds"]:.0f} s']
+          f'{plan["batch_size"]:,}, {plan["batch_per_device"]} a device; the compiler took {plan["compile_seconds"]:.0f} s']
 
 
 def _memory(plan):
   verdict = {True: 'fits', False: 'DOES NOT FIT', None: 'no limit known'}[plan['fits']]
-  figures = [] if plan['needed_gb'] is None else [f'{plan["needed_gb"]:.2f} GB needed']
-  figures += [] if plan['hbm_gb'] is None else [f'{plan["hbm_gb"]:.2f} GB there']
-  figures += [] if plan['spare_gb'] is None or not plan['fits'] else [f'{plan["spare_gb"]:.2f} GB to spare']
-  lines = [f'memory of a device: {verdict}; ' + ', '.join(figures)]
-  return lines + [f'  {name:36}{plan[key]:9.3f} GB' for name, key in _SIZES if plan.get(key)]
+  figures = [f'{_size(plan[key])} {what}' for key, what in
+             (('needed_gb', 'needed'), ('hbm_gb', 'there'), ('spare_gb', 'to spare')) if plan[key] is not None]
+  lines = [f'memory of a device: {", ".join([verdict, *figures])}']
+  return lines + [f'  {name:36}{_size(plan[key]):>11}' for name, key in _SIZES if plan.get(key)]
+
+
+def _size(gb):
+  return f'{gb:.2f} GB' if abs(gb) >= 1 else f'{1e3 * gb:.2f} MB'
 
 
 def _speed(plan):
@@ -50,15 +53,15 @@ def _operations(plan):
 def _collectives(plan):
   lower = plan['collective_milliseconds']
   bound = '' if lower is None else f' (at least {lower:.1f} ms of the links, part of it hidden behind the step)'
-  return [f'collectives a step{bound}:', *(f'  {kind:20}{row["count"]:6} ×  {row["gb"]:9.4f} GB in all'
+  return [f'collectives a step{bound}:', *(f'  {kind:20}{row["count"]:6} ×, {_size(row["gb"])} in all'
                                             for kind, row in plan['collectives'].items())]
 
 
 def _search(plan):
-  lines = ['largest power of two of images that a device holds at once:']
+  lines = ['largest power of two of images that a device holds at once (4,096 at most):']
   for row in plan['search']:
     settings = ', '.join(f'{knob}={value}' for knob, value in row['settings'].items()) or 'as configured'
     lines += [f'  {settings:40} ' + ('none' if row['batch_per_device'] is None else
-              f'{row["batch_per_device"]:5}  temporaries {row["temp_gb"]:6.2f} GB, {row["spare_gb"]:6.2f} GB to spare, '
+              f'{row["batch_per_device"]:5}  temporaries {_size(row["temp_gb"])}, {_size(row["spare_gb"])} to spare, '
               f'{row["images_per_second"] or 0:,.0f} images/s a chip')]
   return lines

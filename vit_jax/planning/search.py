@@ -5,9 +5,10 @@ import math
 import jax
 
 from vit_jax.config import as_dict, resolve
-from vit_jax.planning.estimate import estimate
+from vit_jax.planning.estimate import device_memory, estimate
 
 _FIRST = 8  # images a device in the first trial
+_MOST = 4096  # and in the last: beyond it nobody trains, and compiling takes minutes
 
 
 def search(config, facts, tpu=None, say=lambda text: None):
@@ -25,6 +26,8 @@ def search(config, facts, tpu=None, say=lambda text: None):
   Raises:
     ValueError: a device has no limit of memory, as on CPU; or nothing fits.
   """
+  if device_memory(tpu) is None:
+    raise ValueError('--search needs devices with memory of their own: give a --topology, such as v5e:2x4')
   best, rows = None, []
   for settings in combinations(resolve(config).to_dict()):
     found = _largest(config, settings, facts, tpu, say)
@@ -61,17 +64,15 @@ def _largest(config, settings, facts, tpu, say):
     if images not in tried:
       say(f'{settings or "as configured"}: {images} images a device')
       tried[images] = estimate(changed(config, {**settings, 'data.batch_size': images * devices}), facts, tpu, say)
-      if tried[images]['fits'] is None:
-        raise ValueError('--search needs devices with memory of their own: give a --topology, such as v5e:2x4')
     return tried[images]['fits']
 
   images = _FIRST
   if fits(images):
-    images = max(images, _predicted(tried[images]))
+    images = min(max(images, _predicted(tried[images])), _MOST)
   while images >= 1 and not fits(images):
     images //= 2
-  # Only once a batch failed is there no larger one to try.
-  while images >= 1 and tried.get(2 * images, {}).get('fits') is not False and fits(2 * images):
+  # Twice as many have failed, or are tried now.
+  while 1 <= images < _MOST and fits(2 * images):
     images *= 2
   return tried.get(images)
 
