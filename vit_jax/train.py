@@ -107,7 +107,7 @@ def build(config) -> Parts:
     raise ValueError(f"checkpoint.best={checkpoint['best']!r} is not measured; choose from {measured}")
   return Parts(
       config=config, train=train, checkpoint=checkpoint, data=data, strategy=strategy,
-      create=create, step=step, schedule=schedule,
+      create=jax.jit(create), step=step, schedule=schedule,
       evaluators={name: evaluator(**keys) for name, keys in sections['evaluators'].items()},
       overview=parameter_overview.get_parameter_overview(abstract_params, include_stats=False),
       num_params=sum(x.size for x in jax.tree.leaves(abstract_params)))
