@@ -136,7 +136,7 @@ def build_program(config, strategy, facts) -> Program:
   strategy.abstract(jax.eval_shape(create))  # sizes that a mesh does not divide are an error here
   return Program(
       config=config, train=train, strategy=strategy, graphdef=graphdef, objective=objective, normalize=normalize,
-      create=create, step=step, schedule=schedule,
+      create=jax.jit(create), step=step, schedule=schedule,
       overview=parameter_overview.get_parameter_overview(abstract_params, include_stats=False),
       num_params=sum(x.size for x in jax.tree.leaves(abstract_params)))
 

@@ -55,7 +55,7 @@ def _scaled(x, scale):
 
 
 def by_example(x):
-  """Keeps x, (B, …), cut by example over the mesh that is set, if any, so that weights move and not activations."""
+  """Keeps x, (B, …), cut by example over the mesh that is set, if any, so that weights move and not tokens."""
   axes = tuple(name for name in ('data', 'fsdp') if name in get_abstract_mesh().axis_names)
   return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x
 

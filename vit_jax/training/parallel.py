@@ -6,7 +6,7 @@ A strategy is built for some devices (None: those that jax has) and has
   shares: in how many equal shares, each on devices of its own, a global batch is cut; the step sees one share where there
     is an `axis_name`, else all of them, one after the other.
   check_batch(batch_size, accumulate): raises ValueError unless the sizes divide.
-  create(function): the state that function() describes, made on the devices.
+  create(function): the state that a jitted function() gives, made on the devices.
   place(state): a host's state, or one that lies otherwise, onto the devices.
   fetch(state): what `Checkpoints.save` takes, before a step that donates the state.
   put(batch): a host's share of a batch, its contiguous rows of it, onto the devices.
@@ -21,22 +21,22 @@ from vit_jax.training.mesh import Mesh
 from vit_jax.training.pmap import Pmap
 
 
-def build(*, strategy: str = 'pmap', data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None):
+def build(devices=None, *, strategy: str = 'pmap', data: int = -1, fsdp: int = 1, tensor: int = 1):
   """Builds a strategy.
 
   Args:
+    devices: all devices of the run, also those of a TPU topology that is not there; None takes what jax finds.
     strategy: a name of `STRATEGIES`: 'pmap', every device holds the whole state, or 'mesh', which cuts it.
     data: of 'mesh', the number of groups of devices that each hold the whole state; -1 is what the others leave.
     fsdp: of 'mesh', how many devices share one copy of the state, each with examples of its own; or -1.
     tensor: of 'mesh', how many devices share the heads and the hidden MLP features of each example; or -1.
-    devices: a list of jax devices, those of a TPU topology too; None is what jax has.
 
   Raises:
     ValueError: an unknown strategy, or a mesh that is not of as many devices as there are.
   """
   kind = choose(STRATEGIES, strategy, 'parallel.strategy')
   if kind is Mesh:
-    return Mesh(data=data, fsdp=fsdp, tensor=tensor, devices=devices)
+    return Mesh(devices, data=data, fsdp=fsdp, tensor=tensor)
   if (data, fsdp, tensor) != (-1, 1, 1):
     raise ValueError(f'parallel.data={data}, parallel.fsdp={fsdp}, parallel.tensor={tensor} need '
                      f"--config.parallel.strategy=mesh; it is {strategy!r}")

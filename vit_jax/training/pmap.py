@@ -29,7 +29,7 @@ class Pmap:
 
   def create(self, function):
     """What function() returns, on every local device."""
-    return self.place(jax.jit(function)())
+    return self.place(function())
 
   def place(self, state):
     """Copies a state to every local device."""

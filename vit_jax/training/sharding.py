@@ -60,7 +60,8 @@ AXES = {
 }
 
 # The last dimensions of a parameter; a stack's depth comes before them and stays whole, since a turn of the scan takes one
-# block of it. What is not here, vectors, tokens and positions, is about a hundredth of a model, and whole everywhere.
+# block of it. What is not here, vectors, positions and the patch embedding, is about a hundredth of a model, and whole
+# everywhere; a patch embedding that is cut makes the compiler send images and tokens round for its small gradient.
 DIMENSIONS = (
     (r'attention/(query|key|value)/kernel', ('width', 'heads', None)),
     (r'attention/(query|key|value)/bias', ('heads', None)),
@@ -68,6 +69,5 @@ DIMENSIONS = (
     (r'mlp/up/kernel', ('width', 'mlp_dim')),
     (r'mlp/up/bias', ('mlp_dim',)),
     (r'mlp/down/kernel', ('mlp_dim', 'width')),
-    (r'embed/kernel', (None, None, None, 'width')),
     (r'(pre_logits|head)/kernel', ('width', None)),
 )
