@@ -1,11 +1,14 @@
 """Several processes on this machine train like one, stop together, and end together when one is lost."""
+import http.server
 import json
 import os
 import signal
 import socket
+import threading
 import time
 
 import jax
+from jax._src.clusters import cloud_tpu_cluster, cluster
 import numpy as np
 import pytest
 
@@ -204,6 +207,7 @@ def environ(monkeypatch):
 
 
 @pytest.mark.parametrize('variables', ALONE.values(), ids=ALONE)
+@pytest.mark.filterwarnings('ignore:[\\s]*Kubernetes')
 def test_alone_it_waits_for_nothing(variables, environ):
   for name, value in variables.items():
     environ.setenv(name, value)
@@ -227,6 +231,66 @@ def test_places_are_found(variables, arguments, place, environ):
   assert hosts._find_place(**{**dict(coordinator=None, processes=None, process=None), **arguments}, timeout=1.0) == place
 
 
+@pytest.fixture
+def tpu_vm(environ):
+  """A TPU VM, as far as jax's detection goes; called with the instance's metadata, a dict, or None for no server."""
+  servers = []
+
+  def serve(metadata):
+    class Handler(http.server.BaseHTTPRequestHandler):
+      def do_GET(self):
+        value = metadata.get(self.path.rpartition('/')[2])
+        self.send_response(404 if value is None else 200)
+        self.end_headers()
+        self.wfile.write((value or '').encode())
+
+      def log_message(self, *args):
+        pass
+
+    servers.append(http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler))
+    threading.Thread(target=servers[0].serve_forever, args=(0.01,), daemon=True).start()
+    return servers[0].server_port
+
+  def make(metadata):
+    environ.setattr(cloud_tpu_cluster, 'running_in_cloud_tpu_vm', True)
+    environ.setattr(cluster, 'running_in_cloud_tpu_vm', True)
+    environ.setattr(cloud_tpu_cluster.time, 'sleep', lambda seconds: None)
+    environ.setenv('GCE_METADATA_IP', f'127.0.0.1:{1 if metadata is None else serve(metadata)}')
+
+  yield make
+  for server in servers:
+    server.shutdown()
+    server.server_close()
+
+
+METADATA = {'agent-worker-number': '2', 'tpu-env': "ZONE: 'here'"}
+
+
+@pytest.mark.parametrize('endpoints', ['10.0.0.4,10.0.0.5,10.0.0.6', 'a:b:10.0.0.4,a:b:10.0.0.5,a:b:10.0.0.6'])
+def test_a_tpu_pod_is_found(endpoints, tpu_vm):
+  tpu_vm(dict(METADATA, **{'worker-network-endpoints': endpoints}))
+  assert hosts._find_place(None, None, None, 1.0) == ('10.0.0.4:8482', 3, 2, None)
+
+
+def test_a_tpu_slice_in_kubernetes_is_found(tpu_vm, environ):
+  tpu_vm({})
+  for name, value in dict(TPU_WORKER_HOSTNAMES='127.0.0.1,127.0.0.2', TPU_WORKER_ID='1', MEGASCALE_COORDINATOR_ADDRESS='127.0.0.1',
+                          MEGASCALE_NUM_SLICES='2', MEGASCALE_SLICE_ID='1', JOB_COMPLETION_INDEX='1').items():
+    environ.setenv(name, value)
+  assert hosts._find_place(None, None, None, 1.0) == ('127.0.0.1:8482', 4, 3, None)
+
+
+@pytest.mark.parametrize('metadata', [
+    {**METADATA, 'agent-worker-number': '0', 'worker-network-endpoints': '10.0.0.4'}, {}, None],
+    ids=['one host', 'knows nothing', 'no metadata'])
+@pytest.mark.filterwarnings('ignore:found no cluster')
+def test_a_tpu_vm_of_one_host_is_alone(metadata, tpu_vm):
+  tpu_vm(metadata)
+  begin = time.monotonic()
+  hosts.start()
+  assert time.monotonic() - begin < 5.0 and not jax.distributed.is_initialized()
+
+
 @pytest.mark.parametrize('variables, arguments, message', [
     ({}, dict(processes=2, process=0), 'need coordinator=HOST:PORT'),
     ({}, dict(coordinator='a:1'), 'need coordinator=HOST:PORT'),
@@ -235,6 +299,7 @@ def test_places_are_found(variables, arguments, place, environ):
     (FOUND['Open MPI 5'][0], {}, 'need coordinator=HOST:PORT'),
     (dict(KUBERNETES_SERVICE_HOST='10.0.0.1', JOB_COMPLETION_INDEX='1'), {}, 'a pod of a Kubernetes job'),
 ])
+@pytest.mark.filterwarnings('ignore:[\\s]*Kubernetes')
 def test_places_that_contradict_themselves(variables, arguments, message, environ):
   for name, value in variables.items():
     environ.setenv(name, value)

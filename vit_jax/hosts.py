@@ -32,7 +32,7 @@ def start(coordinator=None, processes=None, process=None, *, timeout=300.0):
   task and a notebook wait for nothing. From here on all end within a minute, with a message, where one dies.
 
   Args:
-    coordinator: 'HOST:PORT' of process 0, reachable from all.
+    coordinator: 'HOST:PORT' of process 0, reachable from all; jax needs other ports besides, which the system chooses.
     processes: how many there are; 1 runs alone whatever the cluster says.
     process: which this is, 0..processes - 1.
     timeout: seconds to wait for all.
