@@ -30,7 +30,7 @@ def watched(count):
   """A roll call of `count`, and the queues on which their ends arrive."""
   calls, ends = call(free_address(), count, range(count)), [queue.Queue() for _ in range(count)]
   for one, end in zip(calls, ends):
-    one.watch(end.put)
+    one.watch(lambda text, lost, end=end: end.put((text, lost)))
   return calls, ends
 
 
@@ -114,7 +114,8 @@ def test_a_lost_process_is_named_to_all_others(lost):
   calls, ends = watched(3)
   cut(calls[lost])
   for index in {0, 1, 2} - {lost}:
-    assert f'process {lost} on {socket.gethostname()} is gone' in ends[index].get(timeout=5.0)
+    text, was_lost = ends[index].get(timeout=5.0)
+    assert f'process {lost} on {socket.gethostname()} is gone' in text and was_lost
 
 
 @pytest.mark.parametrize('leaving', [0, 2])
@@ -122,7 +123,7 @@ def test_a_reason_reaches_all_others(leaving):
   calls, ends = watched(3)
   calls[leaving].leave('the disk is full')
   for index in {0, 1, 2} - {leaving}:
-    assert ends[index].get(timeout=5.0) == 'the disk is full'
+    assert ends[index].get(timeout=5.0) == ('the disk is full', False)
 
 
 def test_leaving_without_a_reason_alarms_nobody():

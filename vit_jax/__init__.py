@@ -9,6 +9,7 @@ __version__ = '0.1.0'
 # Public name: the module that holds it.
 _PUBLIC = {
     'VisionTransformer': 'vit_jax.models.vit',
+    'hosts': 'vit_jax.hosts',
     'load': 'vit_jax.pretrained.load',
     'preprocess': 'vit_jax.inference',
     'train': 'vit_jax.train',

@@ -15,6 +15,9 @@ from vit_jax import roll_call
 
 _roll = None  # of this process; like jax's own connection it is one for the process's life
 
+# Exit status where another process was lost: sysexits.h has it for "try again", and so do the scripts in experiments/launch.
+LOST = 75
+
 _AGAIN = 'This process ends too; nothing is half-written. Start all processes again: they go on from the last checkpoint.'
 
 
@@ -29,7 +32,7 @@ def start(coordinator=None, processes=None, process=None, *, timeout=300.0):
   task and a notebook wait for nothing. From here on all end within a minute, with a message, where one dies.
 
   Args:
-    coordinator: 'HOST:PORT' of process 0, reachable from all.
+    coordinator: 'HOST:PORT' of process 0, reachable from all; jax needs other ports besides, which the system chooses.
     processes: how many there are; 1 runs alone whatever the cluster says.
     process: which this is, 0..processes - 1.
     timeout: seconds to wait for all.
@@ -114,10 +117,10 @@ def each_says(problem):
     raise NotAlike('\n'.join(wrong))
 
 
-def _end(text):
+def _end(text, lost):
   print(f'error: {text}.\n{_AGAIN}', file=sys.stderr, flush=True)
   sys.stdout.flush()
-  os._exit(1)  # the main thread may be inside a collective that never ends
+  os._exit(LOST if lost else 1)  # the main thread may be inside a collective that never ends
 
 
 def _find_place(coordinator, processes, process, timeout):

@@ -47,7 +47,7 @@ class RollCall:
     return f'process {index} on {self.hosts[index]}'
 
   def watch(self, end):
-    """Calls end(text) from another thread as soon as a process is gone or leaves with a reason."""
+    """Calls end(text, lost) from another thread as soon as a process is gone (`lost`) or leaves with a reason."""
     for index, line in self._lines.items():
       threading.Thread(target=self._listen, args=(index, line, end), daemon=True).start()
 
@@ -62,7 +62,7 @@ class RollCall:
 
   def leave(self, reason=None):
     """Says that this process ends; with a reason, a sentence, the others end too and show it."""
-    self._send_all(left=reason)
+    self._send_all(left=reason, lost=False)
 
   def _send_all(self, **message):
     for line in self._lines.values():
@@ -78,13 +78,13 @@ class RollCall:
       elif message['left'] is None:
         return
       else:
-        return self._pass_on(message['left'], end)
-    self._pass_on(f'{self.name(index)} is gone: killed, out of memory, or its host is lost', end)
+        return self._pass_on(message['left'], message['lost'], end)
+    self._pass_on(f'{self.name(index)} is gone: killed, out of memory, or its host is lost', True, end)
 
-  def _pass_on(self, text, end):
+  def _pass_on(self, text, lost, end):
     if self.index == 0:
-      self.leave(text)
-    end(text)
+      self._send_all(left=text, lost=lost)
+    end(text, lost)
 
   def _wait_for_all(self, host, port, timeout):
     """Process 0: {index: line} and host names, once all have said hello."""

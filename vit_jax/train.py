@@ -178,8 +178,7 @@ def _greeting(parts, workdir, start):
   devices, config = jax.devices(), parts.config
   per_device = config.data.batch_size // parts.strategy.shares
   lines = [
-      f'devices     {len(devices)} × {devices[0].device_kind} ({devices[0].platform}), '
-      f'process {jax.process_index() + 1} of {jax.process_count()}',
+      f'devices     {len(devices)} × {devices[0].device_kind} ({devices[0].platform}), {jax.process_count()} process(es)',
       f'strategy    {parts.strategy}',
       f'batch       {config.data.batch_size} global, {per_device} a device, in {parts.train.accumulate} micro-batch(es)',
       f'data        {config.data.name} {config.data.train_split}: {len(parts.data.source):,} examples, '
