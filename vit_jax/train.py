@@ -42,6 +42,7 @@ class Parts:
     strategy: how steps are spread over devices.
     create: () → TrainState at step 0.
     step: (state, batch) → (state, metrics).
+    accumulate: micro-batches in a step.
     schedule: step → learning rate.
     evaluators: {name: evaluator}.
     overview: a table of the parameters.
@@ -54,6 +55,7 @@ class Parts:
   strategy: Any
   create: Callable[[], TrainState]
   step: Callable[..., Any]
+  accumulate: int
   schedule: Callable[..., Any]
   evaluators: dict[str, Callable[..., dict[str, float]]]
   overview: str
@@ -66,7 +68,7 @@ def build(config) -> Parts:
   platform.require(config.platform)
   sections = config.to_dict()
   strategy = parallel.build(**sections['parallel'])
-  strategy.check_batch(config.data.batch_size, config.train.accumulate)
+  accumulate = strategy.micro_batches(config.data.batch_size, config.train.micro_batch)
   data = Dataset(config.seed, jax.process_index(), jax.process_count(), **sections['data'])
   sizes = dict(batch_size=config.data.batch_size, examples=len(data.source))
   in_steps = lambda name: config_lib.in_steps(name, sections[name], **sizes)
@@ -83,7 +85,7 @@ def build(config) -> Parts:
   objective, normalize = Classification(**sections['objective']), Normalization(**sections['normalization'])
   objective.check(data.source.num_classes)
   transfer.Transfer(**sections['transfer'])  # a bad one is an error here
-  step = make_train_step(graphdef, objective, optimizer, normalize, seed=config.seed, accumulate=train.accumulate,
+  step = make_train_step(graphdef, objective, optimizer, normalize, seed=config.seed, accumulate=accumulate,
                          ema_decay=train.ema_decay, axis_name=strategy.axis_name, frozen=frozen)
 
   def create():
@@ -93,7 +95,7 @@ def build(config) -> Parts:
   def evaluator(kind, **arguments):
     # Training holds micro-batches; evaluation need not hold more.
     return evaluators_lib.EVALUATORS[kind](graphdef, objective, normalize, strategy, data,
-                                           config.data.batch_size // train.accumulate, **arguments)
+                                           config.data.batch_size // accumulate, **arguments)
 
   checkpoint = in_steps('checkpoint')
   check_options(checkpoint['every'], checkpoint['keep'], checkpoint['keep_best'])
@@ -104,7 +106,7 @@ def build(config) -> Parts:
     raise ValueError(f"checkpoint.best={checkpoint['best']!r} is not measured; choose from {measured}")
   return Parts(
       config=config, train=train, checkpoint=checkpoint, data=data, strategy=strategy,
-      create=jax.jit(create), step=step, schedule=schedule,
+      create=jax.jit(create), step=step, accumulate=accumulate, schedule=schedule,
       evaluators={name: evaluator(**keys) for name, keys in sections['evaluators'].items()},
       overview=parameter_overview.get_parameter_overview(abstract_params, include_stats=False),
       num_params=sum(x.size for x in jax.tree.leaves(abstract_params)))
@@ -253,7 +255,7 @@ def _greeting(parts, workdir, start):
   lines = [
       f'devices     {len(devices)} × {devices[0].device_kind} ({devices[0].platform}), '
       f'process {jax.process_index() + 1} of {jax.process_count()}',
-      f'batch       {config.data.batch_size} global, {per_device} a device, in {parts.train.accumulate} micro-batch(es)',
+      f'batch       {config.data.batch_size} global, {per_device} a device, in {parts.accumulate} micro-batch(es)',
       f'data        {config.data.name} {config.data.train_split}: {len(parts.data.source):,} examples, '
       f'{parts.data.source.num_classes} classes',
       f'parameters  {parts.num_params:,}',

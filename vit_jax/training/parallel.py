@@ -1,6 +1,6 @@
 """How a step is spread over devices, behind one small contract.
 
-A strategy has `axis_name` (what the step averages over, or None), and: `check_batch` (do the sizes divide?),
+A strategy has `axis_name` (what the step averages over, or None), and: `micro_batches` (how many? do the sizes divide?),
 `place` (a host's state onto the devices), `fetch` (back, as copies), `put` (a host's share of a batch onto its
 devices), `compile` (a function of (state, batch) for all devices).
 """
@@ -21,16 +21,9 @@ class Pmap:
     self._replicated = NamedSharding(mesh, PartitionSpec())
     self._sharded = NamedSharding(mesh, PartitionSpec(self.axis_name))
 
-  def check_batch(self, batch_size, accumulate):
-    """Raises ValueError unless every device gets `accumulate` equal micro-batches of the global batch."""
-    if accumulate < 1:
-      raise ValueError(f'train.accumulate must be at least 1, got {accumulate}')
-    devices = jax.device_count()
-    parts = devices * accumulate
-    if batch_size < 1 or batch_size % parts:
-      nearest = max(1, round(batch_size / parts)) * parts
-      raise ValueError(f'data.batch_size={batch_size} is not divisible by {devices} devices × train.accumulate='
-                       f'{accumulate}; the nearest that is: {nearest}')
+  def micro_batches(self, batch_size, micro_batch):
+    """The number of equal micro-batches that every device cuts its share of the global batch in; see `micro_batches`."""
+    return micro_batches(batch_size, jax.device_count(), micro_batch)
 
   def place(self, state):
     """Copies a state to every local device."""
@@ -50,6 +43,25 @@ class Pmap:
     """Compiles function(state, batch); what it returns must be equal on all devices. `donate` gives up the state."""
     return jax.pmap(function, axis_name=self.axis_name, in_axes=(None, 0), out_axes=None,
                     donate_argnums=(0,) if donate else ())
+
+
+def micro_batches(batch_size, shares, micro_batch):
+  """How many micro-batches of at most `micro_batch` images (None: any number) a share of the batch makes.
+
+  Raises:
+    ValueError: the batch does not divide into equal shares, or a share into micro-batches.
+  """
+  if batch_size < 1 or batch_size % shares:
+    nearest = max(1, round(batch_size / shares)) * shares
+    raise ValueError(f'data.batch_size={batch_size} is not divisible by {shares} devices; the nearest that is: {nearest}')
+  share = batch_size // shares
+  if micro_batch is None or micro_batch >= share:
+    return 1
+  if micro_batch < 1 or share % micro_batch:
+    nearest = min((n for n in range(1, share + 1) if share % n == 0), key=lambda n: abs(n - micro_batch))
+    raise ValueError(f'train.micro_batch={micro_batch} does not divide the {share} images that each of {shares} devices has '
+                     f'of data.batch_size={batch_size}; the nearest that does: {nearest}')
+  return share // micro_batch
 
 
 def build(*, strategy: str = 'pmap'):
