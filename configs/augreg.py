@@ -12,7 +12,7 @@ The paper also varies: regularisation, none as here, or dropout and stochastic d
 decay, 0.1 as here or 0.03 (--config.optim.weight_decay=0.03), scaled by the learning rate; on ImageNet-21k 300 epochs as
 here or 30 (--config.train.duration='30 epochs').
 
-Hardware: made for a TPU pod slice (batch 4,096); --config.data.batch_size and --config.train.accumulate fit less.
+Hardware: made for a TPU pod slice (batch 4,096); --config.data.batch_size and --config.train.micro_batch fit less.
 Time: 300 epochs, about 93,000 steps on ImageNet, 1,030,000 on ImageNet-21k.
 Accuracy (the paper's best, ImageNet top-1 in percent at 224 pixels, table 3, ImageNet-21k after fine-tuning; not measured by
 us); big_vision's form of b16,imagenet reaches about 79 (an author's answer in google-research/big_vision issue 7):

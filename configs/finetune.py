@@ -14,7 +14,7 @@ CIFAR, Pets and Flowers 0.001, 0.003, 0.01, 0.03; VTAB 0.01. Below is the middle
 Modern choices, off here: --config.optim.layer_decay=0.75, --config.optim.freeze='(?!head/).*' (a linear probe),
 --config.train.ema_decay=0.9999 (the paper's Polyak average for its best ImageNet results), --config.model.stochastic_depth.
 
-Hardware: 8 TPU v3 cores or GPUs (--config.train.accumulate for fewer).
+Hardware: 8 TPU v3 cores or GPUs (--config.train.micro_batch for fewer).
 Time: 500 (Pets, Flowers) to 20,000 (ImageNet) steps of 512 images.
 Accuracy (the paper's, B/16 pre-trained on ImageNet-21k, table 5; not measured by us): ImageNet 83.97, CIFAR-10 98.95,
 CIFAR-100 91.67, Pets 94.43, Flowers 99.38 %.

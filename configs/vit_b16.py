@@ -5,7 +5,7 @@
 
 The argument is the data set: imagenet (the default), imagenet21k or jft; other models are in `vit.py`.
 
-Hardware: made for a TPU pod slice (batch 4,096); --config.data.batch_size and --config.train.accumulate fit less.
+Hardware: made for a TPU pod slice (batch 4,096); --config.data.batch_size fits less.
 Time: 300 epochs of ImageNet, about 93,000 steps.
 Accuracy, none of it measured by us: 74.79 % of ImageNet's validation images at 224 pixels (an author's answer in
 google-research/vision_transformer issue 62); 77.91 % after fine-tuning at 384 pixels (the paper, table 5).

@@ -7,7 +7,7 @@ Beside the paper's recipe (configs/vit.py): batch 1,024, mean of the tokens, fix
 mixup, no dropout, softmax. What the paper does not say is taken from big_vision's configs/vit_s16_i1k.py.
 `python -m vit_jax.show --config=configs/vit_s16_i1k.py` draws what the model will see.
 
-Hardware: a TPU v3-8 in the paper; --config.train.accumulate fits less.
+Hardware: a TPU v3-8 in the paper; --config.train.micro_batch fits less.
 Time: 90 epochs in 6 h 30 there; about 111,000 steps.
 Accuracy (the paper's, ImageNet top-1 in percent, table 1; not measured by us): 76.5 after 90 epochs, 78.5 after 150, 80.0 after
 300. Its ablations after 90, 150, 300: learned positions (--config.model.position=learned) 75.0, 78.0, 79.6; class token

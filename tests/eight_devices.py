@@ -20,7 +20,7 @@ from vit_jax.training.checkpoint import Checkpoints
 
 MESHES = {
     'fsdp': {'parallel.strategy': 'mesh', 'parallel.fsdp': 8},
-    'all': {'parallel.strategy': 'mesh', 'parallel.fsdp': 2, 'parallel.tensor': 2, 'train.accumulate': 2},
+    'all': {'parallel.strategy': 'mesh', 'parallel.fsdp': 2, 'parallel.tensor': 2, 'train.micro_batch': 8},
     'taken up': {'parallel.strategy': 'mesh', 'parallel.tensor': 2},  # by a data × tensor mesh, from one device's step 3
 }
 

@@ -159,7 +159,6 @@ def test_a_value_of_a_right_type_is_taken(key, value):
     (dict(duration=0), 'train.duration must be at least 1'),
     (dict(duration=1, log_every=0), 'train.log_every must be at least 1'),
     (dict(duration=1, eval_every=0), 'train.eval_every must be at least 1'),
-    (dict(duration=1, accumulate=0), 'train.accumulate must be at least 1'),
     (dict(duration=1, ema_decay=1.0), 'train.ema_decay must be between 0 and 1, got 1.0'),
     (dict(duration=1, ema_decay=0.0), 'train.ema_decay must be between 0 and 1, got 0.0'),
 ])

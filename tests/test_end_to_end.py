@@ -221,7 +221,7 @@ BAD = {
     'transform': ({'data.train_transform': 'spin'}, 'spin'),
     'patch': ({'model.patch_size': 3}, r'image size \(8, 8\) is not divisible by the patch size \(3, 3\)'),
     'heads': ({'model.heads': 3}, 'width 16 is not divisible by 3 heads'),
-    'batch': ({'data.batch_size': 63, 'train.accumulate': 2}, 'not divisible by 1 devices × train.accumulate=2.*64'),
+    'micro-batch': ({'data.batch_size': 64, 'train.micro_batch': 15}, 'train.micro_batch=15 does not divide the 64 images.*: 16'),
     'duration': ({'train.duration': '3 fortnights'}, "train.duration: expected a duration such as.*'3 fortnights'"),
     'type': ({'data.batch_size': 'big'}, "data.batch_size: expected int, got 'big'"),
     'platform': ({'platform': 'tpu'}, "platform 'tpu' was asked for, but jax finds"),

@@ -194,15 +194,10 @@ def test_a_mesh_that_cannot_be_is_an_error(section, message):
     parallel.build(**section)
 
 
-def test_a_batch_that_does_not_divide_names_the_nearest():
-  with pytest.raises(ValueError, match=r'data.batch_size=20 .* 8 devices × train.accumulate=1; the nearest that is: 16'):
-    shares.check_divides(20, 8, 1)
-
-
 def test_micro_batches_take_their_part_of_every_share():
   """Four devices of six rows, three micro-batches: rows stay on their device, neighbours stay neighbours."""
-  cut = shares.micro_batches(dict(x=np.arange(24)), 3, 4)['x']
+  cut = shares.cut(dict(x=np.arange(24)), 3, 4)['x']
   assert cut.shape == (3, 8)
   for k in range(3):
     assert cut[k].tolist() == [6 * device + 2 * k + i for device in range(4) for i in range(2)]
-  np.testing.assert_array_equal(shares.micro_batches(np.arange(24), 3, 1), np.arange(24).reshape(3, 8))
+  np.testing.assert_array_equal(shares.cut(np.arange(24), 3, 1), np.arange(24).reshape(3, 8))

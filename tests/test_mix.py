@@ -187,7 +187,7 @@ def test_eight_devices_train_like_one(data_dir, tmp_path):
     ({'mix.mixup': -0.1}, 'mix.mixup is a concentration, at least 0'),
     ({'mix.cutmix': float('inf')}, 'mix.cutmix is a concentration'),
     ({'mix.alpha': 0.1}, 'unknown config key mix.alpha; valid keys are .*mix.cutmix'),
-    ({'mix.mixup': 0.2, 'data.batch_size': 60, 'train.accumulate': 4}, 'even number of images.*=60 gives 15.*: 64'),
+    ({'mix.mixup': 0.2, 'data.batch_size': 60, 'train.micro_batch': 15}, 'even number of images.*=60 gives 15.*: 64'),
     ({'mix.mixup': 0.2, 'data.name': 'tiny_scenes', 'data.train_split': 'train', 'evaluators': {}},
      "use objective.loss='sigmoid'"),
 ])

@@ -333,13 +333,13 @@ def test_bfloat16_computes_in_bfloat16_but_keeps_float32_parameters_and_logits()
 
 def test_attention_scores_stay_float32_in_bfloat16():
   rng = np.random.default_rng(0)
-  q, k = (rng.normal(size=(1, 6, 2, 8)).astype(np.float32) for _ in range(2))
+  q, k = (rng.normal(size=(1, 2, 6, 8)).astype(np.float32) for _ in range(2))
   # Scores around 300, where bfloat16 has steps of 2: in bfloat16 the softmax would be far off.
   q, k = jnp.asarray(30 + q, jnp.bfloat16), jnp.asarray(3.5 + k / 8, jnp.bfloat16)
   q64, k64 = np.asarray(q * q.shape[-1] ** -0.5, np.float64), np.asarray(k, np.float64)
   weights = attention.attention_weights(q, k)
   assert weights.dtype == jnp.float32
-  np.testing.assert_allclose(weights, numpy_softmax(np.einsum('bqhd,bkhd->bhqk', q64, k64)), atol=1e-3)
+  np.testing.assert_allclose(weights, numpy_softmax(np.einsum('bhqd,bhkd->bhqk', q64, k64)), atol=1e-3)
 
 
 # Dropout.

@@ -55,17 +55,18 @@ class Train:
     duration: length of the run.
     log_every: between two lines of training metrics.
     eval_every: between two evaluations; the last step is always evaluated.
-    accumulate: micro-batches in a step.
+    micro_batch: images that one device holds at once, a divisor of its share of the batch; the gradients of the parts are
+      summed. None, or more than the share: the whole share. The loss and the update stay those of the whole batch.
     ema_decay: of the exponential moving average of the parameters, a step; None keeps none.
   """
   duration: Steps
   log_every: Steps = 50
   eval_every: Steps = 1000
-  accumulate: int = 1
+  micro_batch: int | None = None
   ema_decay: float | None = None
 
   def __post_init__(self):
-    for name in ('duration', 'log_every', 'eval_every', 'accumulate'):
+    for name in ('duration', 'log_every', 'eval_every'):
       if getattr(self, name) < 1:
         raise ValueError(f'train.{name} must be at least 1, got {getattr(self, name)}')
     if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:

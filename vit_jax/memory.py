@@ -58,7 +58,6 @@ def explained(config):
 # (knob, what to set it to, why, whether a config leaves something to gain).
 KNOBS = (
     ('model.dtype', 'bfloat16', 'activations of half the size', lambda config: config['model']['dtype'] == 'float32'),
-    ('train.accumulate', 'N', 'a device holds an N-th of its images at once', lambda config: True),
     ('train.micro_batch', 'N', 'a device holds N of its images at once', lambda config: True),
     ('model.remat', 'full', 'activations are computed again for the gradient: a third more arithmetic',
      lambda config: config['model']['remat'] != 'full'),

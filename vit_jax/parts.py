@@ -35,6 +35,7 @@ class Program:
     normalize: from uint8 to float images.
     create: () → TrainState at step 0.
     step: (state, batch) → (state, metrics).
+    accumulate: micro-batches in a step.
     schedule: step → learning rate.
     overview: a table of the parameters.
     num_params: how many there are.
@@ -47,6 +48,7 @@ class Program:
   normalize: Normalization
   create: Callable[[], TrainState]
   step: Callable[..., Any]
+  accumulate: int
   schedule: Callable[..., Any]
   overview: str
   num_params: int
@@ -78,7 +80,7 @@ def build(config) -> Parts:
   def evaluator(kind, **arguments):
     # Training holds micro-batches; evaluation need not hold more.
     return evaluators_lib.EVALUATORS[kind](program.graphdef, program.objective, program.normalize, strategy, data,
-                                           config.data.batch_size // program.train.accumulate, **arguments)
+                                           config.data.batch_size // program.accumulate, **arguments)
 
   checkpoint = _in_steps(config, 'checkpoint', data.source.facts)
   check_options(checkpoint['every'], checkpoint['keep'], checkpoint['keep_best'])
@@ -94,7 +96,7 @@ def build(config) -> Parts:
 def make_strategy(config, devices=None):
   """The strategy of a resolved config for `devices`, or for those that jax finds; checks that the batch divides."""
   strategy = parallel.build(**config.parallel.to_dict(), devices=devices)
-  strategy.check_batch(config.data.batch_size, config.train.accumulate)
+  strategy.micro_batches(config.data.batch_size, config.train.micro_batch)
   return strategy
 
 
@@ -111,6 +113,7 @@ def build_program(config, strategy, facts) -> Program:
   """
   sections = config.to_dict()
   train = config_lib.Train(**_in_steps(config, 'train', facts))
+  accumulate = strategy.micro_batches(config.data.batch_size, train.micro_batch)
   make_model = lambda: VisionTransformer(
       image_size=sections['data']['image_size'], channels=facts.channels, num_classes=facts.num_classes,
       rngs=nnx.Rngs(config.seed), **sections['model'])
@@ -123,9 +126,9 @@ def build_program(config, strategy, facts) -> Program:
   objective.check(facts.num_classes, facts.many_labels)
   mixing = mix.build(facts.num_classes, **sections['mix'])
   if mixing:
-    mix.check_pairs(config.data.batch_size, strategy.shares * train.accumulate)
+    mix.check_pairs(config.data.batch_size, strategy.shares * accumulate)
   transfer.Transfer(**sections['transfer'])  # a bad one is an error here
-  step = make_train_step(graphdef, objective, optimizer, normalize, seed=config.seed, accumulate=train.accumulate,
+  step = make_train_step(graphdef, objective, optimizer, normalize, seed=config.seed, accumulate=accumulate,
                          ema_decay=train.ema_decay, axis_name=strategy.axis_name, frozen=frozen, mix=mixing,
                          shards=1 if strategy.axis_name else strategy.shares)
 
@@ -136,7 +139,7 @@ def build_program(config, strategy, facts) -> Program:
   strategy.abstract(jax.eval_shape(create))  # sizes that a mesh does not divide are an error here
   return Program(
       config=config, train=train, strategy=strategy, graphdef=graphdef, objective=objective, normalize=normalize,
-      create=jax.jit(create), step=step, schedule=schedule,
+      create=jax.jit(create), step=step, accumulate=accumulate, schedule=schedule,
       overview=parameter_overview.get_parameter_overview(abstract_params, include_stats=False),
       num_params=sum(x.size for x in jax.tree.leaves(abstract_params)))
 

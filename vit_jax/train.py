@@ -180,7 +180,7 @@ def _greeting(parts, workdir, start):
   lines = [
       f'devices     {len(devices)} × {devices[0].device_kind} ({devices[0].platform}), {jax.process_count()} process(es)',
       f'strategy    {parts.strategy}',
-      f'batch       {config.data.batch_size} global, {per_device} a device, in {parts.train.accumulate} micro-batch(es)',
+      f'batch       {config.data.batch_size} global, {per_device} a device, in {parts.accumulate} micro-batch(es)',
       f'data        {config.data.name} {config.data.train_split}: {len(parts.data.source):,} examples, '
       f'{parts.data.source.num_classes} classes',
       f'input       {parts.data.describe_feeding()}',

@@ -10,14 +10,57 @@ def attention_weights(query, key):
   """Softmax of scaled scores, float32 whatever the inputs are.
 
   Args:
-    query: (B, Q, heads, head_dim).
-    key: (B, K, heads, head_dim).
+    query: (B, heads, Q, head_dim).
+    key: (B, heads, K, head_dim).
 
   Returns:
     (B, heads, Q, K) float32; rows sum to 1.
   """
-  scores = jnp.einsum('bqhd,bkhd->bhqk', query * query.shape[-1] ** -0.5, key, preferred_element_type=jnp.float32)
+  scores = jnp.einsum('bhqd,bhkd->bhqk', query * query.shape[-1] ** -0.5, key, preferred_element_type=jnp.float32)
   return jax.nn.softmax(scores, axis=-1)
+
+
+@jax.custom_vjp
+def attend(query, key, value):
+  """Softmax of scores, times values: `attention_weights` without the scale, and their product.
+
+  The weights are never normalised: the output is, which has fewer elements, and the gradient starts from what it says of
+  the output (Dao et al., arXiv 2205.14135, appendix B.2).  Exponentials and their sums are float32; the exponentials are
+  rounded to the type of the values for the product, and kept so for the gradient.
+
+  Args:
+    query: (B, heads, Q, head_dim), already scaled.
+    key: (B, heads, K, head_dim).
+    value: (B, heads, K, head_dim).
+
+  Returns:
+    (B, heads, Q, head_dim) of the type of the values.
+  """
+  return _attend(query, key, value)[0]
+
+
+def _attend(query, key, value):
+  scores = jnp.einsum('bhqd,bhkd->bhqk', query, key, preferred_element_type=jnp.float32)
+  exponentials = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+  total = exponentials.sum(axis=-1, keepdims=True)
+  # Written once, beside their sum: without this TPU's compiler computes them anew in every product.
+  exponentials, total = jax.lax.optimization_barrier((exponentials.astype(value.dtype), total))
+  output = jnp.einsum('bhqk,bhkd->bhqd', exponentials, value, preferred_element_type=jnp.float32) / total
+  output = output.astype(value.dtype)
+  return output, (query, key, value, exponentials, total, output)
+
+
+def _attend_gradient(saved, gradient):
+  query, key, value, exponentials, total, output = saved
+  gradient = (gradient / total).astype(gradient.dtype)
+  shared = (gradient.astype(jnp.float32) * output.astype(jnp.float32)).sum(axis=-1, keepdims=True)
+  by_weight = jnp.einsum('bhqd,bhkd->bhqk', gradient, value)
+  by_score = (exponentials.astype(jnp.float32) * (by_weight.astype(jnp.float32) - shared)).astype(gradient.dtype)
+  return (jnp.einsum('bhqk,bhkd->bhqd', by_score, key), jnp.einsum('bhqk,bhqd->bhkd', by_score, query),
+          jnp.einsum('bhqk,bhqd->bhkd', exponentials, gradient))
+
+
+attend.defvjp(_attend, _attend_gradient)
 
 
 class Attention(nnx.Module):
@@ -38,13 +81,23 @@ class Attention(nnx.Module):
 
   def __call__(self, x, asking=None, rngs=None):
     """Maps tokens (B, N, width), asked by themselves or by `asking` (B, Q, width), to (B, Q, width)."""
-    weights = self.weights(x, asking).astype(x.dtype)
-    weights = layers.dropout(weights, self.dropout, rngs)
-    return self.out(jnp.einsum('bhqk,bkhd->bqhd', weights, self.value(x)))
+    query, key = self._asked(x, asking)
+    value = layers.dense(self.value, x, 'bnd,dhk->bhnk')
+    if self.dropout and rngs is not None:
+      weights = layers.dropout(attention_weights(query, key).astype(value.dtype), self.dropout, rngs)
+      output = jnp.einsum('bhqk,bhkd->bhqd', weights, value)
+    else:
+      output = attend(query * query.shape[-1] ** -0.5, key, value)
+    return layers.dense(self.out, output, 'bhnk,hkd->bnd')
 
   def weights(self, x, asking=None):
     """The softmax weights (B, heads, Q, N), float32."""
-    query, key = self.query(x if asking is None else asking), self.key(x)
+    return attention_weights(*self._asked(x, asking))
+
+  def _asked(self, x, asking):
+    """Queries and keys, (B, heads, Q or N, head_dim)."""
+    query = layers.dense(self.query, x if asking is None else asking, 'bnd,dhk->bhnk')
+    key = layers.dense(self.key, x, 'bnd,dhk->bhnk')
     if self.query_norm is not None:
-      query, key = self.query_norm(query), self.key_norm(key)
-    return attention_weights(query, key)
+      query, key = layers.layer_norm(self.query_norm, query), layers.layer_norm(self.key_norm, key)
+    return query, key

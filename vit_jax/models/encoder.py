@@ -37,17 +37,19 @@ class EncoderBlock(nnx.Module):
     self.attention_scale, self.mlp_scale = scale(), scale()
     self.dropout = options.dropout
 
-  def __call__(self, x, rngs=None, drop_rate=0.0):
-    """Maps tokens (B, N, width) to (B, N, width); `drop_rate` is the stochastic depth of this block."""
+  def __call__(self, x, rngs=None, drop_rate=0.0, keep=None):
+    """Maps tokens (B, N, width) to the first `keep` of them (None: all); `drop_rate` is this block's stochastic depth."""
     weights_rngs, output_rngs, mlp_rngs, *path_rngs = layers.split(rngs, 5)
-    y = layers.dropout(self.attention(self.attention_norm(x), rngs=weights_rngs), self.dropout, output_rngs)
+    y = layers.layer_norm(self.attention_norm, x)
+    y, x = self.attention(y, y[:, :keep], weights_rngs), x[:, :keep]
+    y = layers.dropout(y, self.dropout, output_rngs)
     x += layers.drop_path(_scaled(y, self.attention_scale), drop_rate, path_rngs[0])
-    y = self.mlp(self.mlp_norm(x), mlp_rngs)
+    y = self.mlp(layers.layer_norm(self.mlp_norm, x), mlp_rngs)
     return x + layers.drop_path(_scaled(y, self.mlp_scale), drop_rate, path_rngs[1])
 
   def attention_weights(self, x):
     """The softmax weights (B, heads, N, N), float32, that the block gives to tokens x."""
-    return self.attention.weights(self.attention_norm(x))
+    return self.attention.weights(layers.layer_norm(self.attention_norm, x))
 
 
 def _scaled(x, scale):
@@ -77,14 +79,22 @@ class Encoder(nnx.Module):
     self.stochastic_depth = stochastic_depth
     self.unroll = unroll
 
-  def __call__(self, x, rngs=None, layers_run=None):
-    """Maps tokens (B, N, width) through the first `layers_run` blocks (None: all) to (B, N, width)."""
+  def __call__(self, x, rngs=None, layers_run=None, keep=None):
+    """Maps tokens (B, N, width) through the first `layers_run` blocks (None: all) to (B, N, width).
 
-    def body(x, block, number):
+    `keep`: only so many tokens of the last block are wanted, (B, keep, width); it then computes no others.
+    """
+
+    def body(x, block, number, keep=None):
       rate = self.stochastic_depth * number / max(self.depth - 1, 1) if self.stochastic_depth else 0.0
-      return by_example(block(x, layers.fold_in(rngs, number), rate)), None
+      return by_example(block(x, layers.fold_in(rngs, number), rate, keep)), None
 
-    return self._scan(body, x, layers_run)[0]
+    if keep is None:
+      return self._scan(body, x, layers_run)[0]
+    x, _ = self._scan(body, x, self.depth - 1)
+    graphdef, stacked = nnx.split(self.blocks)
+    last = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked))
+    return body(x, last, self.depth - 1, keep)[0]
 
   def attention_weights(self, x):
     """The softmax weights of every block: (depth, B, heads, N, N) float32."""

@@ -39,6 +39,28 @@ def drop_path(x, rate, rngs):
   return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x)).astype(x.dtype)
 
 
+def dense(linear, x, product='bnd,df->bnf'):
+  """What `linear`, an nnx.Linear or nnx.LinearGeneral, makes of tokens, by the einsum `product` of them and its kernel.
+
+  The bias is added in float32 and the sum rounded once, so its gradient is a float32 sum over the tokens, which is
+  also what TPUs are fast at.
+  """
+  y = jnp.einsum(product, x.astype(linear.dtype), linear.kernel[...].astype(linear.dtype))
+  if linear.bias is None:
+    return y
+  bias = linear.bias[...]
+  return (y + (bias[:, None] if bias.ndim == 2 else bias)).astype(linear.dtype)  # (heads, head_dim): heads come before tokens
+
+
+def layer_norm(norm, x):
+  """What `norm`, an nnx.LayerNorm, makes of x, (…, width), all of it in float32 and rounded once."""
+  x = x.astype(jnp.float32)
+  mean = x.mean(axis=-1, keepdims=True)
+  variance = jnp.maximum((x * x).mean(axis=-1, keepdims=True) - mean * mean, 0.0)
+  y = (x - mean) * jax.lax.rsqrt(variance + norm.epsilon) * norm.scale[...] + norm.bias[...]
+  return y.astype(norm.dtype)
+
+
 class MlpBlock(nnx.Module):
   """Dense, GELU, Dense; dropout after each (paper, equation 3 and appendix B.1)."""
 
@@ -53,8 +75,8 @@ class MlpBlock(nnx.Module):
   def __call__(self, x, rngs=None):
     """Maps tokens (B, N, width) to (B, N, width)."""
     hidden_rngs, output_rngs = split(rngs, 2)
-    x = dropout(self.gelu(self.up(x)), self.dropout, hidden_rngs)
-    return dropout(self.down(x), self.dropout, output_rngs)
+    x = dropout(self.gelu(dense(self.up, x)), self.dropout, hidden_rngs)
+    return dropout(dense(self.down, x), self.dropout, output_rngs)
 
 
 def gelu_tanh(x):

@@ -1,6 +1,7 @@
 """How the tokens become one vector: (B, N, width) to (B, width).
 
-The first `prefix` tokens are the class token and the registers, the rest are patches.
+The first `prefix` tokens are the class token and the registers, the rest are patches.  A pool reads the first `keep`
+tokens of the last block, or all (None).
 """
 from flax import nnx
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ from vit_jax.models import layers
 
 class TokenPool(nnx.Module):
   """The class token, which comes first (paper, equation 4)."""
+
+  keep = 1
 
   def __init__(self, width, heads, mlp_dim, *, options, dtype, rngs):
     del width, heads, mlp_dim, options, dtype, rngs
@@ -24,6 +27,8 @@ class TokenPool(nnx.Module):
 class AveragePool(nnx.Module):
   """The mean over all patches (paper, appendix D.3)."""
 
+  keep = None
+
   def __init__(self, width, heads, mlp_dim, *, options, dtype, rngs):
     del width, heads, mlp_dim, options, dtype, rngs
 
@@ -34,6 +39,8 @@ class AveragePool(nnx.Module):
 
 class AttentionPool(nnx.Module):
   """One learned query attends to all tokens, then x + mlp(norm(x)) ("Scaling Vision Transformers", MAP head)."""
+
+  keep = None
 
   def __init__(self, width, heads, mlp_dim, *, options, dtype, rngs):
     # The initialiser sees the probe as big_vision keeps it, (1, 1, width).
@@ -48,7 +55,7 @@ class AttentionPool(nnx.Module):
     del prefix
     probe = jnp.broadcast_to(self.probe[...].astype(tokens.dtype), (tokens.shape[0], 1, tokens.shape[-1]))
     x = self.attention(tokens, probe)
-    return (x + self.mlp(self.norm(x)))[:, 0]
+    return (x + self.mlp(layers.layer_norm(self.norm, x)))[:, 0]
 
 
 POOLS = {

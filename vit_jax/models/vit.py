@@ -101,11 +101,12 @@ class VisionTransformer(nnx.Module):
       (B, num_classes) float32 logits, or (B, features) without a head.
     """
     embed_rngs, encoder_rngs = layers.split(rngs, 2)
-    tokens = self.encoder(layers.dropout(self.tokens(images), self.dropout, embed_rngs), encoder_rngs)
+    tokens = layers.dropout(self.tokens(images), self.dropout, embed_rngs)
+    tokens = self.encoder(tokens, encoder_rngs, keep=self.pool.keep)
     if self.norm_after_pool:
-      x = self.norm(self.pool(tokens, self.prefix))
+      x = layers.layer_norm(self.norm, self.pool(tokens, self.prefix))
     else:
-      x = self.pool(self.norm(tokens), self.prefix)
+      x = self.pool(layers.layer_norm(self.norm, tokens), self.prefix)
     if self.pre_logits is not None:
       x = jnp.tanh(self.pre_logits(x))
     return (x if self.head is None else self.head(x)).astype(jnp.float32)
@@ -128,7 +129,7 @@ class VisionTransformer(nnx.Module):
     if layer is not None and not 0 <= layer <= depth:
       raise ValueError(f'expected a layer in 0..{depth}, got {layer}')
     x = self.encoder(self.tokens(images), layers_run=layer)
-    return self.norm(x) if layer is None else x
+    return layers.layer_norm(self.norm, x) if layer is None else x
 
   def attention_weights(self, images):
     """The attention of every block and head: (depth, B, heads, N, N) float32, rows sum to 1; N = prefix + patches."""

@@ -86,7 +86,6 @@ def _predicted(report):
 
 # Settings that cost time and save memory, cheapest first; a config without the key is searched without it.
 SETTINGS = {
-    'train.accumulate': (1,),
     'train.micro_batch': (None,),
     'model.remat': ('none', 'dots', 'full'),
 }

@@ -39,9 +39,9 @@ class Mesh:
   def __str__(self):
     return 'mesh of ' + ' × '.join(f'{name} {size}' for name, size in self._mesh.shape.items())
 
-  def check_batch(self, batch_size, accumulate):
-    """Raises ValueError unless every group of `tensor` devices gets `accumulate` equal micro-batches."""
-    shares.check_divides(batch_size, self.shares, accumulate)
+  def micro_batches(self, batch_size, micro_batch):
+    """How many micro-batches the share of each `tensor` devices makes, see `shares.count_micro_batches`."""
+    return shares.count_micro_batches(batch_size, self.shares, micro_batch)
 
   def create(self, function):
     """What function() returns, each device making its own part."""

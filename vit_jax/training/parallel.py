@@ -5,7 +5,7 @@ A strategy is built for some devices (None: those that jax has) and has
   axis_name: the device axis the step averages over, or None where the step sees all examples at once.
   shares: in how many equal shares, each on devices of its own, a global batch is cut; the step sees one share where there
     is an `axis_name`, else all of them, one after the other.
-  check_batch(batch_size, accumulate): raises ValueError unless the sizes divide.
+  micro_batches(batch_size, micro_batch): how many a share makes; raises ValueError unless the sizes divide.
   create(function): the state that a jitted function() gives, made on the devices.
   place(state): a host's state, or one that lies otherwise, onto the devices.
   fetch(state): what `Checkpoints.save` takes, before a step that donates the state.

@@ -23,9 +23,9 @@ class Pmap:
   def __str__(self):
     return 'pmap'
 
-  def check_batch(self, batch_size, accumulate):
-    """Raises ValueError unless every device gets `accumulate` equal micro-batches of the global batch."""
-    shares.check_divides(batch_size, self.shares, accumulate)
+  def micro_batches(self, batch_size, micro_batch):
+    """How many micro-batches each device's share of a global batch makes, see `shares.count_micro_batches`."""
+    return shares.count_micro_batches(batch_size, self.shares, micro_batch)
 
   def create(self, function):
     """What function() returns, on every local device."""

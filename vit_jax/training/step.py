@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vit_jax.training import optim
 from vit_jax.training import shares
 
 
@@ -85,8 +86,21 @@ def _accumulate(gradient, params, batch, keys, count, shards):
   """The mean of `gradient` over `count` equal micro-batches: the same as over the whole."""
   if count == 1:
     return gradient(params, batch, keys)
-  parts = shares.micro_batches((batch, keys), count, shards)
-  add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(params, *part)), None)
-  like = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], parts))
+  parts = shares.cut((batch, keys), count, shards)
+
+  def add(total, part):
+    # Tied to the sum, the parameters are no constants of the loop: else XLA casts all of them ahead, in passes of their own.
+    here, total = jax.lax.optimization_barrier((params, total))
+    return jax.tree.map(jnp.add, total, _by_block(gradient(here, *part))), None
+
+  like = jax.eval_shape(lambda part: _by_block(gradient(params, *part)), jax.tree.map(lambda x: x[0], parts))
   total, _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), parts)
-  return jax.tree.map(lambda x: x / count, total)
+  join = lambda leaf: (jnp.stack(leaf) if isinstance(leaf, tuple) else leaf) / count
+  values, grads = total
+  return jax.tree.map(lambda x: x / count, values), jax.tree.map(join, grads, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def _by_block(gradient):
+  values, grads = gradient
+  cut = lambda path, leaf: tuple(leaf) if optim.name_of(path).startswith('encoder/blocks/') else leaf
+  return values, jax.tree_util.tree_map_with_path(cut, grads)

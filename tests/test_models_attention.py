@@ -1,0 +1,74 @@
+"""Attention whose output is normalised, not its weights, beside the textbook's form; tokens that nobody asks for."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax import nnx
+from vit_jax.models import attention
+from vit_jax.models.vit import VisionTransformer
+
+
+def tokens(*shape, seed=0, scale=1.0):
+  return scale * np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def plain(query, key, value):
+  scores = jnp.einsum('bhqd,bhkd->bhqk', query, key)
+  return jnp.einsum('bhqk,bhkd->bhqd', jax.nn.softmax(scores), value)
+
+
+def in_numpy(query, key, value):
+  scores = np.einsum('bhqd,bhkd->bhqk', *(np.asarray(x, np.float64) for x in (query, key)))
+  weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+  return np.einsum('bhqk,bhkd->bhqd', weights / weights.sum(axis=-1, keepdims=True), np.asarray(value, np.float64))
+
+
+@pytest.fixture(scope='module', params=[7, 1], ids=['all ask', 'one asks'])
+def inputs(request):
+  return tokens(2, 3, request.param, 4, scale=2), tokens(2, 3, 7, 4, seed=1), tokens(2, 3, 7, 4, seed=2)
+
+
+def test_attend_is_softmax_times_values(inputs):
+  np.testing.assert_allclose(attention.attend(*inputs), in_numpy(*inputs), atol=2e-6)
+
+
+def test_scores_in_the_hundreds_overflow_nothing():
+  query, key, value = tokens(1, 1, 5, 4, scale=300), tokens(1, 1, 5, 4, seed=1), tokens(1, 1, 5, 4, seed=2)
+  np.testing.assert_allclose(attention.attend(query, key, value), in_numpy(query, key, value), atol=1e-4)
+
+
+def test_its_gradient_is_the_textbooks(inputs):
+  weight = tokens(*inputs[0].shape, seed=3)
+  gradients = lambda function: jax.grad(lambda *x: (function(*x) * weight).sum(), argnums=(0, 1, 2))(*inputs)
+  for ours, expected in zip(gradients(attention.attend), gradients(plain)):
+    np.testing.assert_allclose(ours, expected, atol=3e-6)
+
+
+def test_bfloat16_differs_by_rounding_alone():
+  inputs = [jnp.asarray(tokens(2, 3, 7, 4, seed=seed), jnp.bfloat16) for seed in range(3)]
+  output = attention.attend(*inputs)
+  assert output.dtype == jnp.bfloat16
+  np.testing.assert_allclose(np.asarray(output, np.float64), in_numpy(*inputs), atol=2e-2)
+  loss = lambda function, *x: (function(*x).astype(jnp.float32) ** 2).sum()
+  ours = jax.grad(lambda *x: loss(attention.attend, *x), argnums=(0, 1, 2))(*inputs)
+  exact = jax.grad(lambda *x: loss(plain, *x), argnums=(0, 1, 2))(*(x.astype(jnp.float32) for x in inputs))
+  for a, b in zip(ours, exact):
+    assert a.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(a, np.float32), b, atol=0.03 * np.abs(b).max())
+
+
+def test_the_class_token_alone_is_the_class_token_of_all():
+  model = VisionTransformer(image_size=8, patch_size=4, width=12, depth=2, heads=2, mlp_dim=16, num_classes=5, rngs=nnx.Rngs(0))
+  x = jnp.asarray(tokens(2, 5, 12))
+  kept, of_all = jax.jit(lambda x: (model.encoder(x, keep=1), model.encoder(x)[:, :1]))(x)
+  np.testing.assert_allclose(kept, of_all, atol=1e-6)
+
+
+def test_tokens_that_nobody_reads_are_not_computed():
+  def flops(keep):
+    encoder = VisionTransformer(image_size=32, patch_size=4, width=16, depth=2, heads=2, mlp_dim=64, unroll=2,
+                                rngs=nnx.Rngs(0)).encoder
+    return jax.jit(lambda x: encoder(x, keep=keep)).lower(jnp.zeros((1, 65, 16))).compile().cost_analysis()['flops']
+
+  assert flops(1) < 0.75 * flops(None)
