@@ -80,7 +80,7 @@ def test_models_and_data_do_not_know_each_other():
 
 @pytest.mark.parametrize('folder, forbidden', [
     ('vit_jax', {'tensorflow', 'torch'}),
-    ('vit_jax/data', {'jax', 'flax', 'optax', 'orbax'}),  # Grain's workers must not hold an accelerator
+    ('vit_jax/data', {'jax', 'flax', 'optax', 'orbax'}),  # worker processes must not hold an accelerator
     ('vit_jax/models', {'optax', 'orbax', 'grain', 'ml_collections'}),
 ])
 def test_doors_that_stay_shut(folder, forbidden):

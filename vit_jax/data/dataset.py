@@ -26,7 +26,8 @@ class Dataset:
     threads: threads that decode and augment.
     workers: processes that do it instead; 0 leaves it to the threads. Threads take turns for Python's own 40 microseconds
       of each image, so beyond some 20 cores a host needs workers; below, threads are a little faster. A worker takes
-      about 120 MiB and the pixels of 16 examples; the batches made ahead come on top (see `describe_feeding`).
+      about 120 MiB, the pixels of 16 examples and the source's list of files; the batches made ahead come on top, once
+      (see `describe_feeding`).
     repeats: how often each example drawn is in its batch, each time augmented anew; divides batch_size.
     channels: 1 (greyscale) or 3 (colour); None is what the data set stores, and 3 for a folder.
     corrupt: what an image that cannot be decoded does: 'error' stops the run at it, 'skip' decodes every split once
