@@ -18,6 +18,8 @@ _roll = None  # of this process; like jax's own connection it is one for the pro
 # Exit status where another process was lost: sysexits.h has it for "try again", and so do the scripts in experiments/launch.
 LOST = 75
 
+_ECHO = 1.0  # seconds; a collective fails at once where another process died, and so does the line to it
+
 _AGAIN = 'This process ends too; nothing is half-written. Start all processes again: they go on from the last checkpoint.'
 
 
@@ -69,6 +71,12 @@ def gather(value):
   return [value]
 
 
+def wait_for_cause():
+  """Gives the line time to end this process and say why: an error here may be the echo of another process's death."""
+  if _roll:
+    time.sleep(_ECHO)
+
+
 def leave(error=None):
   """Ends this process's part. With an error, or after one that nobody caught, all the others end now and show it."""
   global _roll
@@ -78,8 +86,7 @@ def leave(error=None):
   error = error or getattr(sys, 'last_value', None)
   if error is None or isinstance(error, NotAlike):
     return roll.leave()
-  if isinstance(error, jax.errors.JaxRuntimeError):
-    time.sleep(2.0)  # a collective fails where another process died: whoever watches the line knows which
+  time.sleep(_ECHO)
   text = f'{roll.name(roll.index)} ended: {type(error).__name__}: {error}'
   roll.leave(text[:2000])
   sys.stderr.flush()
