@@ -145,6 +145,38 @@ def test_processes_of_different_configs_are_refused_before_anything_compiles(dat
   assert not (tmp_path / 'run').exists()
 
 
+class TwoProcesses:
+  """In the place of a roll call: process 1 says what process 0 does, but for `other`."""
+
+  def __init__(self, other):
+    self.other = other
+
+  def name(self, index):
+    return f'process {index} on host{index}'
+
+  def gather(self, value):
+    return [value, {**value, **self.other} if isinstance(value, dict) else self.other]
+
+
+@pytest.mark.parametrize('other, message', [
+    ({'code': '123'}, 'process 1 on host1:\n  code: "[0-9a-f]{12}" there, "123" here'),
+    ({'versions': {'jax': '9'}}, 'versions.jax: "[0-9.]+" there, "9" here'),
+    ({'devices': ['cpu', 'cpu']}, r'devices: \["cpu"\] there, \["cpu", "cpu"\] here'),
+    ({'examples': 299}, 'examples: 300 there, 299 here')], ids=['code', 'versions', 'devices', 'data'])
+def test_other_code_versions_devices_and_data_are_refused(other, message, data_dir, tmp_path, monkeypatch):
+  monkeypatch.setattr(hosts, '_roll', TwoProcesses(other))
+  with pytest.raises(hosts.NotAlike, match=message):
+    train.run(tiny.config(data_dir), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_hosts_that_see_different_checkpoints_are_named(monkeypatch):
+  monkeypatch.setattr(hosts, '_roll', TwoProcesses(4))
+  hosts.check_equal(4, 'checkpoints')
+  with pytest.raises(hosts.NotAlike, match='different checkpoints: 8 on process 0 on host0, 4 on process 1 on host1'):
+    hosts.check_equal(8, 'checkpoints')
+
+
 def test_a_workdir_that_is_not_shared_is_refused_naming_the_host(data_dir, tmp_path):
   recipe = tiny.write(tiny.config(data_dir), tmp_path)
   results = end(start('main', lambda index: (f'--config={recipe}', f'--workdir={tmp_path / str(index)}')))

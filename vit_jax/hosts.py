@@ -124,6 +124,14 @@ def each_says(problem):
     raise NotAlike('\n'.join(wrong))
 
 
+def check_equal(value, what):
+  """Raises NotAlike on all processes unless all give the same JSON value."""
+  values = gather(value)
+  if any(other != values[0] for other in values):
+    told = ', '.join(f'{other} on {_roll.name(index)}' for index, other in enumerate(values))
+    raise NotAlike(f'the processes see different {what}: {told}')
+
+
 def _end(text, lost):
   print(f'error: {text}.\n{_AGAIN}', file=sys.stderr, flush=True)
   sys.stdout.flush()
