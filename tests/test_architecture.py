@@ -9,8 +9,8 @@ PACKAGE = ROOT / 'vit_jax'
 
 # Floor of every room; a module may import its own floor and those below.
 FLOORS = {
-    'choices': 0, 'durations': 0, 'losses': 0, 'normalization': 0, 'platform': 0, 'preprocessing': 0, 'roll_call': 0,
-    'hosts': 0,
+    'choices': 0, 'durations': 0, 'hosts': 0, 'losses': 0, 'normalization': 0, 'platform': 0, 'preprocessing': 0,
+    'roll_call': 0,
     'data': 1, 'models': 1,
     'evaluators': 2, 'inference': 2, 'pretrained': 2, 'training': 2,
     'config': 3, 'train': 3, 'transfer': 3, 'workdir': 3,
