@@ -44,8 +44,8 @@ def _hosts(function, *args):
 
 def define_host_flags():
   """Defines the flags that `start_hosts` reads."""
-  flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where several processes run this command; by default '
-                      'what the TPU pod, SLURM, Open MPI or Kubernetes tells.')
+  flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where several processes run this command; by '
+                      'default what the TPU pod, SLURM, Open MPI or Kubernetes tells.')
   flags.DEFINE_integer('processes', None, 'How many processes there are; 1 runs alone, whatever a cluster tells.')
   flags.DEFINE_integer('process', None, 'Which of them this is, from 0.')
   flags.DEFINE_float('start_timeout', 300.0, 'Seconds to wait for all processes.')

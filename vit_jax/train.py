@@ -267,7 +267,8 @@ def _greeting(parts, workdir, start):
   devices, config = jax.devices(), parts.config
   per_device = config.data.batch_size // len(devices)
   lines = [
-      f'devices     {len(devices)} × {devices[0].device_kind} ({devices[0].platform}), {jax.process_count()} process(es)',
+      f'devices     {len(devices)} × {devices[0].device_kind} ({devices[0].platform}), '
+      f'{jax.process_count()} process(es)',
       f'batch       {config.data.batch_size} global, {per_device} a device, in {parts.train.accumulate} micro-batch(es)',
       f'data        {config.data.name} {config.data.train_split}: {len(parts.data.source):,} examples, '
       f'{parts.data.source.num_classes} classes',
