@@ -1,4 +1,4 @@
-"""The launch scripts: correct shell, and the right answers of a cluster lead to the right commands (all of them are fakes)."""
+"""The launch scripts: correct shell; what a cluster answers (a fake one) leads to the right commands."""
 import math
 import os
 import re
@@ -105,7 +105,8 @@ def test_a_dry_run_touches_nothing(fake, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('ended, restarts, requeued', [
-    (0, 0, False), (1, 0, False), (2, 0, False), (hosts.LOST, 0, True), (143, 0, True), (137, 49, True), (143, 50, False)])
+    (0, 0, False), (1, 0, False), (2, 0, False),
+    (hosts.LOST, 0, True), (143, 0, True), (137, 49, True), (143, 50, False)])
 def test_slurm_queues_again_what_was_cut(ended, restarts, requeued, fake, tmp_path, monkeypatch):
   fake('srun', f'exit {ended}')
   fake('scontrol')
@@ -127,9 +128,10 @@ def test_slurm_reads_its_options():
 
 
 # Fields of jobset.x-k8s.io/v1alpha2 (kubernetes-sigs/jobset, api/jobset/v1alpha2/jobset_types.go).
-JOBSET_FIELDS = {'replicatedJobs', 'network', 'successPolicy', 'failurePolicy', 'startupPolicy', 'suspend', 'coordinator',
-                 'managedBy', 'ttlSecondsAfterFinished', 'volumeClaimPolicies'}
-ACTIONS = {'FailJobSet', 'RestartJobSet', 'RestartJobSetAndIgnoreMaxRestarts', 'RestartJob', 'RestartJobAndIgnoreMaxRestarts'}
+JOBSET_FIELDS = {'replicatedJobs', 'network', 'successPolicy', 'failurePolicy', 'startupPolicy', 'suspend',
+                 'coordinator', 'managedBy', 'ttlSecondsAfterFinished', 'volumeClaimPolicies'}
+ACTIONS = {'FailJobSet', 'RestartJobSet', 'RestartJobSetAndIgnoreMaxRestarts', 'RestartJob',
+           'RestartJobAndIgnoreMaxRestarts'}
 
 
 def test_the_jobset_says_what_it_must():
@@ -137,8 +139,9 @@ def test_the_jobset_says_what_it_must():
   assert (manifest['apiVersion'], manifest['kind']) == ('jobset.x-k8s.io/v1alpha2', 'JobSet')
   spec = manifest['spec']
   assert set(spec) <= JOBSET_FIELDS
-  assert set(spec['failurePolicy']) <= {'maxRestarts', 'restartStrategy', 'rules'} and spec['failurePolicy']['maxRestarts'] > 0
-  for rule in spec['failurePolicy']['rules']:
+  failure_policy = spec['failurePolicy']
+  assert set(failure_policy) <= {'maxRestarts', 'restartStrategy', 'rules'} and failure_policy['maxRestarts'] > 0
+  for rule in failure_policy['rules']:
     assert set(rule) <= {'name', 'action', 'onJobFailureReasons', 'onJobFailureMessagePatterns', 'targetReplicatedJobs'}
     assert re.fullmatch('[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?', rule['name']) and rule['action'] in ACTIONS
   job_template, = spec['replicatedJobs']
@@ -154,4 +157,5 @@ def test_the_jobset_says_what_it_must():
   topology = pod_spec['nodeSelector']['cloud.google.com/gke-tpu-topology']
   assert math.prod(map(int, topology.split('x'))) == chips * job['completions']
   # What dns admits: the pod's name is JOBSET-JOB-INDEX-INDEX-XXXXX.
-  assert re.fullmatch('[a-z]([-a-z0-9]*[a-z0-9])?', manifest['metadata']['name']) and len(manifest['metadata']['name']) < 40
+  name = manifest['metadata']['name']
+  assert re.fullmatch('[a-z]([-a-z0-9]*[a-z0-9])?', name) and len(name) < 40

@@ -19,28 +19,33 @@ def call(function, *args):
     logging.set_verbosity(logging.WARNING)  # Orbax tells 50 lines a checkpoint otherwise
   try:
     return function(*args)
-  except (ValueError, OSError) as error:
-    raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    if _HERE not in raised_in.parents or logging.get_verbosity() > logging.INFO:
+  except Exception as error:
+    if not _is_users(error) or logging.get_verbosity() > logging.INFO:
+      _hosts('wait_for_cause')
       raise
     print(f'error: {error}', file=sys.stderr)
-    _leave(error)
+    _hosts('leave', error)
     sys.exit(1)
   except KeyboardInterrupt as error:
-    _leave(error)
+    _hosts('leave', error)
     sys.exit(130)  # as a shell has it for Ctrl-C
 
 
-def _leave(error):
-  """The other processes of a run, if there are any, end with this one."""
+def _is_users(error):
+  raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+  return isinstance(error, (ValueError, OSError)) and _HERE in raised_in.parents
+
+
+def _hosts(function, *args):
+  """Calls a function of `hosts`; commands that never import it are alone."""
   if hosts := sys.modules.get('vit_jax.hosts'):
-    hosts.leave(error)
+    getattr(hosts, function)(*args)
 
 
 def define_host_flags():
   """Defines the flags that `start_hosts` reads."""
-  flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where several processes run this command; by default '
-                      'what the TPU pod, SLURM, Open MPI or Kubernetes tells.')
+  flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where several processes run this command; by '
+                      'default what the TPU pod, SLURM, Open MPI or Kubernetes tells.')
   flags.DEFINE_integer('processes', None, 'How many processes there are; 1 runs alone, whatever a cluster tells.')
   flags.DEFINE_integer('process', None, 'Which of them this is, from 0.')
   flags.DEFINE_float('start_timeout', 300.0, 'Seconds to wait for all processes.')

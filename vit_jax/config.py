@@ -164,7 +164,7 @@ def to_json(config):
 
 
 def difference(theirs, ours, free=(*FREE, *FREE_SECTIONS)):
-  """Lines that say where two resolved configs (dicts) differ, but for the keys and sections in `free`; '' if nowhere."""
+  """Lines that say where two resolved configs (dicts) differ, save in the keys and sections `free`; '' if nowhere."""
   theirs, ours = _flatten(theirs), _flatten(ours)
   lines = [f'  {key}: {json.dumps(theirs.get(key))} there, {json.dumps(ours.get(key))} here'
            for key in sorted(theirs.keys() | ours.keys())

@@ -15,10 +15,13 @@ from vit_jax import roll_call
 
 _roll = None  # of this process; like jax's own connection it is one for the process's life
 
-# Exit status where another process was lost: sysexits.h has it for "try again", and so do the scripts in experiments/launch.
+# Exit status where another process was lost: sysexits.h has it for "try again", and so have the scripts that launch us.
 LOST = 75
 
-_AGAIN = 'This process ends too; nothing is half-written. Start all processes again: they go on from the last checkpoint.'
+_ECHO = 1.0  # seconds; a collective fails at once where another process died, and so does the line to it
+
+_AGAIN = ('This process ends too; nothing is half-written. Start all processes again: they go on from the last '
+          'checkpoint.')
 
 
 class NotAlike(ValueError):
@@ -28,8 +31,8 @@ class NotAlike(ValueError):
 def start(coordinator=None, processes=None, process=None, *, timeout=300.0):
   """Connects this process to the others of its run; to be called before jax is used. Alone, it does nothing.
 
-  What is not given is what jax finds: a TPU pod's metadata, SLURM, Open MPI or Kubernetes. A single machine, a job of one
-  task and a notebook wait for nothing. From here on all end within a minute, with a message, where one dies.
+  What is not given is what jax finds: a TPU pod's metadata, SLURM, Open MPI or Kubernetes. A single machine, a job of
+  one task and a notebook wait for nothing. From here on all end within a minute, with a message, where one dies.
 
   Args:
     coordinator: 'HOST:PORT' of process 0, reachable from all; jax needs other ports besides, which the system chooses.
@@ -54,8 +57,9 @@ def start(coordinator=None, processes=None, process=None, *, timeout=300.0):
   if _roll.hosts.count(_roll.hosts[process]) == 1:
     local_devices = None  # alone on its host: all of its devices, also under SLURM, where jax would take the first
   jax.distributed.initialize(
-      f'{coordinator.rpartition(":")[0]}:{port}', processes, process, local_devices, cluster_detection_method='deactivate',
-      coordinator_bind_address=f'[::]:{port}', initialization_timeout=int(timeout),
+      f'{coordinator.rpartition(":")[0]}:{port}', processes, process, local_devices,
+      cluster_detection_method='deactivate', coordinator_bind_address=f'[::]:{port}',
+      initialization_timeout=int(timeout),
       # Where our own line sees nothing (a process that is stopped, not dead), jax's heartbeats end the run.
       heartbeat_timeout_seconds=45, shutdown_timeout_seconds=60)
 
@@ -65,8 +69,15 @@ def gather(value):
   if _roll:
     return _roll.gather(value)
   if jax.distributed.is_initialized():
-    raise ValueError('several processes are started with vit_jax.hosts.start(), which calls jax.distributed.initialize()')
+    raise ValueError('several processes are started with vit_jax.hosts.start(), which calls '
+                     'jax.distributed.initialize() itself')
   return [value]
+
+
+def wait_for_cause():
+  """Gives the line time to end this process and say why: an error here may be the echo of another process's death."""
+  if _roll:
+    time.sleep(_ECHO)
 
 
 def leave(error=None):
@@ -78,8 +89,7 @@ def leave(error=None):
   error = error or getattr(sys, 'last_value', None)
   if error is None or isinstance(error, NotAlike):
     return roll.leave()
-  if isinstance(error, jax.errors.JaxRuntimeError):
-    time.sleep(2.0)  # a collective fails where another process died: whoever watches the line knows which
+  time.sleep(_ECHO)
   text = f'{roll.name(roll.index)} ended: {type(error).__name__}: {error}'
   roll.leave(text[:2000])
   sys.stderr.flush()
@@ -102,8 +112,8 @@ def check_alike(facts, differences):
   devices = [device.device_kind for device in jax.local_devices()]
   facts = dict(facts, devices=devices, code=_hash_of_sources())
   everybody = gather(facts)
-  print(f'process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}: {len(devices)} × {devices[0]} '
-        f'({jax.default_backend()})', flush=True)
+  print(f'process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}: '
+        f'{len(devices)} × {devices[0]} ({jax.default_backend()})', flush=True)
   wrong = [f'{_roll.name(index)}:\n{lines}' for index, other in enumerate(everybody)
            if (lines := differences(everybody[0], other))]
   if wrong:
@@ -115,6 +125,14 @@ def each_says(problem):
   wrong = [f'{_roll.name(index)}: {text}' for index, text in enumerate(gather(problem)) if text]
   if wrong:
     raise NotAlike('\n'.join(wrong))
+
+
+def check_equal(value, what):
+  """Raises NotAlike on all processes unless all give the same JSON value."""
+  values = gather(value)
+  if any(other != values[0] for other in values):
+    told = ', '.join(f'{other} on {_roll.name(index)}' for index, other in enumerate(values))
+    raise NotAlike(f'the processes see different {what}: {told}')
 
 
 def _end(text, lost):
@@ -136,8 +154,8 @@ def _find_place(coordinator, processes, process, timeout):
   else:
     local_devices = None
   if None in (coordinator, processes, process):
-    raise ValueError(f'several processes need coordinator=HOST:PORT, processes and process; got {coordinator}, {processes} '
-                     f'and {process}, and no cluster tells the rest')
+    raise ValueError(f'several processes need coordinator=HOST:PORT, processes and process; got {coordinator}, '
+                     f'{processes} and {process}, and no cluster tells the rest')
   if not 0 <= process < processes:
     raise ValueError(f'expected 0 <= process < processes, got process {process} of {processes}')
   return coordinator, processes, process, local_devices
@@ -151,7 +169,8 @@ def _detect(coordinator, processes, process, timeout):
     processes, process = int(environ['OMPI_COMM_WORLD_SIZE']), int(environ['OMPI_COMM_WORLD_RANK'])
     return coordinator, processes, process, [int(environ['OMPI_COMM_WORLD_LOCAL_RANK'])]
   try:
-    place = clusters.ClusterEnv.auto_detect_unset_distributed_params(coordinator, processes, process, None, None, int(timeout))
+    place = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+        coordinator, processes, process, None, None, int(timeout))
     why = 'jax asks Kubernetes only where the package kubernetes is installed'
   except Exception as error:  # of any kind: requests, kubernetes, key and runtime errors
     place, why = (coordinator, processes, process, None), f'{type(error).__name__}: {error}'

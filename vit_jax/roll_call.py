@@ -94,9 +94,10 @@ class RollCall:
       while len(names) < self._count:
         missing = sorted(set(range(self._count)) - set(names))
         if time.monotonic() > start + timeout:
-          self._refuse(TimeoutError(f'{_these(missing)} of {self._count} did not come to {host}:{port} within {timeout:g} s. '
-                                    f'Here are {", ".join(f"{i} ({names[i]})" for i in sorted(names))}. Look at what the '
-                                    'missing ones printed, or whether they were started at all'))
+          here = ', '.join(f'{index} ({names[index]})' for index in sorted(names))
+          self._refuse(TimeoutError(
+              f'{_these(missing)} of {self._count} did not come to {host}:{port} within {timeout:g} s. Here are {here}'
+              '. Look at what the missing ones printed, or whether they were started at all'))
         if time.monotonic() > news:
           news += _NEWS_EVERY
           print(f'waiting for {_these(missing)} of {self._count}', file=sys.stderr, flush=True)
@@ -119,7 +120,8 @@ class RollCall:
     if index in self._lines and self._lines[index].is_dead():
       del self._lines[index], names[index]  # started again
     if count != self._count:
-      wrong = f'process {index} on {host} was started as one of {count} processes, process 0 on {names[0]} as one of {self._count}'
+      wrong = (f'process {index} on {host} was started as one of {count} processes, process 0 on {names[0]} as one of '
+               f'{self._count}')
     elif index in names:
       wrong = f'two processes say that they are process {index}: on {names[index]} and on {host}'
     else:
@@ -149,8 +151,8 @@ class RollCall:
         raise (TimeoutError if message['late'] else ValueError)(message['refused'])
       self._lines = {0: line}
       return message['roll']
-    raise TimeoutError(f'process 0 did not come: nobody answers at {host}:{port} within {timeout:g} s ({error}). It must run '
-                       'on that host, which the others must reach')
+    raise TimeoutError(f'process 0 did not come: nobody answers at {host}:{port} within {timeout:g} s ({error}). '
+                       'It must run on that host, which the others must reach')
 
 
 def split(address):
@@ -166,7 +168,8 @@ def _listener(port):
   try:
     return socket.create_server(('', port), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both)
   except OSError as error:
-    raise OSError(f'process 0 cannot listen on port {port}: {error}; is another run there? Choose another port') from error
+    raise OSError(f'process 0 cannot listen on port {port}: {error}; is another run there? '
+                  'Choose another port') from error
 
 
 def _these(indices):
@@ -178,7 +181,7 @@ class _Line:
 
   def __init__(self, connection, timeout):
     connection.settimeout(timeout)
-    # A host that loses power or network says nothing: the kernel asks, and the line is dead after 25 s without an answer.
+    # A host that loses power or network says nothing: the kernel asks, and 25 s without an answer end the line.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in dict(TCP_KEEPIDLE=10, TCP_KEEPINTVL=5, TCP_KEEPCNT=3).items():
       if hasattr(socket, name):

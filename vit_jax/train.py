@@ -41,6 +41,7 @@ def run(config, workdir):
   workdir = workdir_lib.claim(workdir, parts.config)
   checkpoints = Checkpoints(workdir / 'checkpoints', **parts.checkpoint)
   start, state, record = restore(parts, checkpoints)
+  hosts.check_equal(start, 'latest checkpoints (step)')  # a network file system may be behind on one of them
   report = Report(workdir, parts.train.duration, start, active=jax.process_index() == 0)
   try:
     if start < parts.train.duration:

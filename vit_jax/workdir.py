@@ -59,7 +59,8 @@ def _check_shared(workdir):
   hosts.gather(None)  # it is there
   problem = None
   if not _appears(probe):
-    problem = f'does not see the file that process 0 wrote to {theirs}; --workdir must be one folder for all, on gs:// or NFS'
+    problem = (f'does not see the file that process 0 wrote to {theirs}; --workdir must be one folder for all, on '
+               'gs:// or NFS')
   try:
     hosts.each_says(problem)
   finally:

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Trains on SLURM, one task a node with all of its GPUs; queued again when preempted, out of time, or when a node is lost.
+# Trains on SLURM, one task a node with all of its GPUs; queued again when preempted, out of time, or a node is lost.
 #
-# Edit these lines, then:   sbatch experiments/launch/slurm.sh      (from the root of the clone, on a file system of all nodes)
-# To check the request:     sbatch --test-only experiments/launch/slurm.sh
+# Edit these lines, then, from the root of a clone that all nodes see:   sbatch experiments/launch/slurm.sh
+# To check the request:   sbatch --test-only experiments/launch/slurm.sh
 #SBATCH --job-name=vit_b16
 #SBATCH --nodes=4
 #SBATCH --gpus-per-node=8
@@ -14,7 +14,7 @@
 # Preemption and lost nodes put the job back into the queue, and its log goes on in the same file.
 #SBATCH --requeue
 #SBATCH --open-mode=append
-# Two minutes before the time is over, SIGTERM to the tasks (not to this script, which would need B:): they save and end.
+# Two minutes before the time is over, SIGTERM to the tasks (to this script it would need B:): they save and end.
 #SBATCH --signal=TERM@120
 set -euo pipefail
 
@@ -29,7 +29,8 @@ restarts_allowed=50
 status=0
 srun --kill-on-bad-exit=1 "${train[@]}" || status=$?
 
-# 75: another task was lost; above 128: ended by a signal (143: asked to stop, and saved; 137: killed). Other errors stay errors.
+# 75: another task was lost; above 128: ended by a signal (143: asked to stop, and saved; 137: killed).
+# Other errors stay errors.
 if (((status == 75 || status > 128) && ${SLURM_RESTART_COUNT:-0} < restarts_allowed)); then
   scontrol requeue "$SLURM_JOB_ID"
 fi

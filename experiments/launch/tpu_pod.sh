@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU slice of any number of hosts: asks for it, waits for it, installs this clone on every host, trains, and
-# gives it back. A spot slice that is taken away is asked for again; the run goes on from its last checkpoint.
+# Trains on a Cloud TPU slice of any number of hosts: asks for it, waits, installs this clone on every host, trains,
+# and gives it back. A spot slice that is taken away is asked for again; the run goes on from its last checkpoint.
 #
 # Edit these lines, then run it on a machine that stays on:   experiments/launch/tpu_pod.sh
 # To see what it would do:                                    DRY_RUN=1 experiments/launch/tpu_pod.sh
@@ -29,8 +29,8 @@ gcloud_tpu() { run gcloud compute tpus "$@" --project="$project" --zone="$zone";
 
 state() {  # of the queued resource; MISSING if there is none
   if [[ -n ${DRY_RUN:-} ]]; then echo ACTIVE; return; fi
-  gcloud compute tpus queued-resources describe "$name" --project="$project" --zone="$zone" --format='value(state.state)' \
-    2>/dev/null || echo MISSING
+  gcloud compute tpus queued-resources describe "$name" --project="$project" --zone="$zone" \
+    --format='value(state.state)' 2>/dev/null || echo MISSING
 }
 
 give_back() { gcloud_tpu queued-resources delete "$name" --force --quiet; }
@@ -51,7 +51,8 @@ get_slice() {  # returns once the slice is there
 
 on_all_hosts() { gcloud_tpu tpu-vm ssh "$name" --worker=all --command="$1"; }
 
-install() {  # the commit that is checked out here, the same on all hosts; uv brings a Python that the system image may not have
+# The commit that is checked out here, the same on all hosts. uv brings a Python that the system image may not have.
+install() {
   run git archive --format=tar.gz --prefix=vit_jax/ --output="$archive" HEAD
   gcloud_tpu tpu-vm scp "$archive" "$name:vit_jax.tar.gz" --worker=all
   on_all_hosts "rm -rf vit_jax && tar xzf vit_jax.tar.gz && python3 -m pip install --quiet --user uv &&

@@ -9,8 +9,8 @@ from jax.experimental import multihost_utils
 class StopRequest:
   """Notes SIGINT and SIGTERM, so that the loop can save before it ends; a second SIGINT acts at once.
 
-  Among several processes the signal of one is for all, and they stop at the same step, some seconds later. jax does that:
-  it has handled SIGTERM since it connected them, also before this object was made.
+  Among several processes the signal of one is for all, and they stop at the same step, a second or two later. jax does
+  that: it has handled SIGTERM since it connected them, also before this object was made.
 
   Attributes:
     signal: the number of the signal that came to this process, or None.
