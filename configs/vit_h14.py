@@ -3,11 +3,11 @@
   python -m vit_jax.main --config=configs/vit_h14.py --workdir=gs://BUCKET/vit_h14_i21k
   python -m vit_jax.main --config=configs/vit_h14.py:jft --config.data.name=NAME --workdir=gs://BUCKET/vit_h14
 
-The argument is the data set: imagenet21k (the default), imagenet or jft (not public: NAME is your own); other models are
-in `vit.py`.
+The argument is the data set: imagenet21k (the default), imagenet or jft (not public: NAME is your own); other models
+are in `vit.py`.
 
-Hardware: made for a TPU pod slice (batch 4,096); python -m vit_jax.plan --config=configs/vit_h14.py --topology=v5e:16x16
-says what of it fits which. The paper's JFT run took 2,500 TPUv3-core-days (table 2).
+Hardware: made for a TPU pod slice (batch 4,096); which one holds it says
+python -m vit_jax.plan --config=configs/vit_h14.py --topology=v5e:16x16. The paper's JFT run: 2,500 TPUv3-core-days.
 Time: 90 epochs of ImageNet-21k, about 312,000 steps.
 Accuracy, none of it measured by us (ImageNet, fine-tuned; the paper's table 5): 85.13 % from ImageNet-21k, 88.04 % from
 JFT.

@@ -27,16 +27,16 @@ COLUMNS = {
     'of peak': lambda row: _number(row['utilisation'], 0.01, 1, ' %'),
     'needed GB': lambda row: _number(row['needed_gb'], 1, 2),
     'temporaries GB': lambda row: _number(row['temp_gb'], 1, 2),
-    'there GB': lambda row: _number(row['hbm_gb'], 1, 2) if row['fits'] else _number(row['hbm_gb'], 1, 2, ', does not fit'),
-    'collectives, MB': lambda row: ', '.join(f'{kind} {value["count"]}× {1e3 * value["gb"]:.1f}' for kind, value in
-                                             row['collectives'].items()) or '-',
+    'there GB': lambda row: _number(row['hbm_gb'], 1, 2, '' if row['fits'] else ', does not fit'),
+    'collectives, MB': lambda row: ', '.join(f'{kind} {value["count"]}× {1e3 * value["gb"]:.1f}'
+                                             for kind, value in row['collectives'].items()) or '-',
     'collectives ms, at least': lambda row: _number(row['collective_milliseconds'], 1, 1),
     'compiled in s': lambda row: _number(row['compile_seconds'], 1, 0),
 }
 
 
 def config(model, chips, **changes):
-  """The ImageNet recipe of a model with IMAGES_PER_CHIP, without dropout; `changes` such as {'parallel.strategy': …}."""
+  """The ImageNet recipe of a model with IMAGES_PER_CHIP, no dropout; `changes` such as {'parallel.strategy': …}."""
   recipe = vit.get_config(f'{model},imagenet')
   recipe.data.batch_size = chips * IMAGES_PER_CHIP[model]
   recipe.model.dropout = 0.0
@@ -48,18 +48,19 @@ def config(model, chips, **changes):
 
 def rows(models, topologies, **changes):
   """Yields a plan, see `planning.estimate.estimate`, for each model on each (topology, chips)."""
+  say = lambda text: print(text, file=sys.stderr, flush=True)
   for model in models:
     for topology, chips in topologies:
-      yield plan.plan(config(model, chips, **changes), topology, say=lambda text: print(text, file=sys.stderr, flush=True))
+      yield plan.plan(config(model, chips, **changes), topology, say=say)
       jax.clear_caches()
 
 
 def write(found, path, title, command):
   """Writes plans as a Markdown table with date, versions and command."""
   versions = ', '.join(f'{name} {version}' for name, version in found[0]['versions'].items())
-  lines = [f'# {title}', '', f'{datetime.date.today()}, {versions}. Estimates of the TPU compiler for one step of the ImageNet '
-           'recipe (scanned blocks, bfloat16 products, class token, AdamW) without dropout, a chip; cycles do not count '
-           'collectives, whose time is a lower bound from the links. Not a run.', '', f'    {command}', '',
+  lines = [f'# {title}', '', f'{datetime.date.today()}, {versions}. Estimates of the TPU compiler for one step of '
+           'the ImageNet recipe (bfloat16 products, class token, AdamW) without dropout, for each chip; cycles do not '
+           'count collectives, whose time is a lower bound from the links. Not a run.', '', f'    {command}', '',
            '| ' + ' | '.join(COLUMNS) + ' |', '|' + '---|' * len(COLUMNS)]
   lines += ['| ' + ' | '.join(str(column(row)) for column in COLUMNS.values()) + ' |' for row in found]
   path.parent.mkdir(exist_ok=True)

@@ -1,6 +1,6 @@
 """Does a step cost a chip the same on 8 chips and on 256? `python -m experiments.weak_scaling --strategy=pmap`.
 
-The batch a chip is constant; by the TPU compiler's estimates cycles, memory and collective bytes of a chip must be, too.
+The batch a chip is constant; by the TPU compiler's estimates its cycles, memory and collective bytes must be, too.
 Prints one JSON object a plan, and keeps experiments/benchmarks/weak_scaling_STRATEGY.md.
 """
 import json

@@ -28,7 +28,8 @@ from vit_jax.planning import search
 
 RESOURCE_EXHAUSTED = ('RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries '
                       '(16.00G) exceeds available HBM (15.75G).')
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='the TPU compiler is not installed')
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec('libtpu') is None, reason='the TPU compiler is not installed')
 
 
 @pytest.mark.parametrize('name, chip, shape', [
@@ -57,7 +58,8 @@ def test_without_the_compiler_the_command_that_installs_it(monkeypatch):
 
 
 # Multiply-add units of a chip: matrix units × rows × columns; two operations each a cycle.
-@pytest.mark.parametrize('chip, units', [('v4', 8 * 128**2), ('v5e', 4 * 128**2), ('v5p', 8 * 128**2), ('v6e', 4 * 256**2)])
+@pytest.mark.parametrize('chip, units', [
+    ('v4', 8 * 128**2), ('v5e', 4 * 128**2), ('v5p', 8 * 128**2), ('v6e', 4 * 256**2)])
 def test_the_clock_is_that_of_the_peak(chip, units):
   assert chips.CHIPS[chip].clock * 2 * units == pytest.approx(chips.CHIPS[chip].peak, rel=2e-3)
 
@@ -82,7 +84,8 @@ def products(jaxpr):
 
 
 @pytest.mark.parametrize('fields', [
-    dict(), dict(pool='gap', registers=3), dict(pool='map', image_size=(8, 24)), dict(representation_size=5, patch_size=2),
+    dict(), dict(pool='gap', registers=3), dict(pool='map', image_size=(8, 24)),
+    dict(representation_size=5, patch_size=2),
     dict(pool='gap', class_token=True, num_classes=None)], ids=str)
 def test_multiply_adds_are_those_of_the_forward_pass(fields):
   shape = dict(width=16, depth=3, heads=2, mlp_dim=24, patch_size=4, image_size=16, num_classes=7, channels=1)
@@ -105,7 +108,8 @@ def test_the_shapes_of_a_batch_are_those_of_the_batches(data_dir):
 
 @pytest.mark.parametrize('text, needed, there', [
     (RESOURCE_EXHAUSTED, 16 << 30, 15.75 * 2**30),
-    ('RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm.', 17.5 * 2**30, 15.75 * 2**30),
+    ('RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm.', 17.5 * 2**30,
+     15.75 * 2**30),
     ('RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12884901888 bytes.', 12 << 30, None),
     ('RESOURCE_EXHAUSTED: Out of memory while trying to allocate 2.50GiB.', 2.5 * 2**30, None),
     ('RESOURCE_EXHAUSTED: no figure', None, None)])
@@ -115,8 +119,8 @@ def test_figures_of_out_of_memory(text, needed, there):
 
 def test_advice_names_only_knobs_that_help(data_dir):
   plain = memory.advice(config_lib.resolve(tiny.config(data_dir)).to_dict())
-  turned = memory.advice(config_lib.resolve(tiny.config(
-      data_dir, **{'model.dtype': 'bfloat16', 'train.ema_decay': None, 'optim.options': {'mu_dtype': 'bfloat16'}})).to_dict())
+  turned = {'model.dtype': 'bfloat16', 'train.ema_decay': None, 'optim.options': {'mu_dtype': 'bfloat16'}}
+  turned = memory.advice(config_lib.resolve(tiny.config(data_dir, **turned)).to_dict())
   gone = {'--config.model.dtype=bfloat16', '--config.optim.options=', '--config.train.ema_decay=None'}
   missing = set(plain) - set(turned)
   assert len(missing) == 3 and all(any(line.startswith(start) for line in missing) for start in gone)
@@ -147,8 +151,8 @@ def machine(monkeypatch):
     calls.append(images)
     room = {'float32': 40, 'bfloat16': 100}[config.model.dtype]
     return dict(fits=images <= room, needed_gb=1.0 + images, hbm_gb=1.0 + room, parameters_gb=0.5, optimizer_gb=0.5,
-                average_gb=0.0, code_gb=0.0, batch_per_device=images, temp_gb=float(images), spare_gb=float(room - images),
-                images_per_second=None)
+                average_gb=0.0, code_gb=0.0, batch_per_device=images, temp_gb=float(images), images_per_second=None,
+                spare_gb=float(room - images))
 
   monkeypatch.setattr(search, 'estimate', fake)
   monkeypatch.setattr(search, 'device_memory', lambda tpu: 1)
@@ -241,7 +245,8 @@ def test_command_prints_one_object_and_nothing_else(data_dir, tmp_path):
 
 @needs_libtpu
 def test_command_plans_for_a_tpu_that_is_not_there(data_dir, tmp_path):
-  process = tiny.command('plan', f'--config={tiny.write(tiny.config(data_dir), tmp_path)}', '--json', '--topology=v5e:2x2')
+  recipe = tiny.write(tiny.config(data_dir), tmp_path)
+  process = tiny.command('plan', f'--config={recipe}', '--json', '--topology=v5e:2x2')
   output, errors = process.communicate(timeout=240)
   assert process.returncode == 0, errors
   found = json.loads(output)

@@ -19,7 +19,7 @@ def is_exhausted(error):
 
 
 def figures(error):
-  """(bytes needed, bytes there), as far as such an exception says; each may be None. An allocation is not all needed."""
+  """(bytes asked for, bytes there), as far as such an exception says; each may be None."""
   for pattern in _PATTERNS:
     found = re.search(pattern, str(error))
     if found:
@@ -62,7 +62,8 @@ KNOBS = (
     ('model.remat', 'full', 'activations are computed again for the gradient: a third more arithmetic',
      lambda config: config['model']['remat'] != 'full'),
     ('optim.options', "\"{'mu_dtype': 'bfloat16'}\"", 'the first moment at half the size',
-     lambda config: config['optim']['name'] in ('adam', 'adamw', 'lion') and 'mu_dtype' not in config['optim']['options']),
+     lambda config: (config['optim']['name'] in ('adam', 'adamw', 'lion')
+                     and 'mu_dtype' not in config['optim']['options'])),
     ('train.ema_decay', 'None', 'no averaged copy of the parameters',
      lambda config: config['train']['ema_decay'] is not None),
     ('parallel.fsdp', 'N --config.parallel.strategy=mesh', 'parameters and optimizer are spread over N devices',

@@ -70,8 +70,8 @@ def main(argv):
   from vit_jax.planning import report
   values = flags.FLAGS
   say = lambda text: print(text, file=sys.stderr, flush=True)
-  found = commands.call(lambda: plan(values.config, values.topology, num_classes=values.num_classes, search=values.search,
-                                     say=say))
+  found = commands.call(lambda: plan(values.config, values.topology, num_classes=values.num_classes,
+                                     search=values.search, say=say))
   print(json.dumps(found) if values.json else report.text(found))
   sys.exit(found['fits'] is False)
 
@@ -81,7 +81,7 @@ if __name__ == '__main__':  # flags are the process's: not on import, as from a 
       'config', None, 'Recipe, a file of configs/; --config.SECTION.KEY=VALUE overrides a key.', lock_config=False,
       accept_new_attributes=True)
   flags.FLAGS['config'].parser = RecipeParser('config', lock_config=False)
-  flags.DEFINE_string('topology', None, "TPU slice, such as v5e:16x16, v4:2x2x1 or v5litepod-256; without it, what is here.")
+  flags.DEFINE_string('topology', None, 'TPU slice, such as v5e:16x16, v4:2x2x1 or v5litepod-256; else what is here.')
   flags.DEFINE_integer('num_classes', None, 'Classes of the data, if the data set is neither known nor here.')
   flags.DEFINE_bool('search', False, 'Find the largest batch and the cheapest rematerialisation that fit.')
   flags.DEFINE_bool('json', False, 'Print one JSON object.')

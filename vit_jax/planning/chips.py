@@ -89,11 +89,12 @@ def tpu_slice(name):
   return Slice(chip, name, tuple(found.devices))
 
 
-# peak: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e. link: the ports there times one way of a link (the bidirectional
-# figure halved). clock: v4, Jouppi et al., arXiv 2304.01433, table 4; v5e, "How to Scale Your Model" (jax-ml.github.io/
-# scaling-book), chapter 2; v5p and v6e from the peak, which is 2 × 8 × 128² and 2 × 4 × 256² operations a cycle. The
-# compiler's own estimates agree: a product of 8192² bfloat16 matrices takes it 0.88, 0.90, 0.90 and 0.70 (v5e, v4, v5p,
-# v6e) of that many operations a cycle. memory: what libtpu 0.0.42 says is there when it runs out.
+# peak: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e. link: the bidirectional figure there, halved. memory: what libtpu
+# 0.0.42 says is there when it runs out.
+# clock: v4, Jouppi et al., arXiv 2304.01433, table 4; v5e, "How to Scale Your Model" (jax-ml.github.io/scaling-book),
+# chapter 2; v5p and v6e from the peak, as 8 × 128² and 4 × 256² multiply-adds a cycle. With these the compiler's
+# estimates make sense on all four: a product of 8192² bfloat16 matrices takes 0.90, 0.88, 0.90, 0.70 of the peak (v4, v5e,
+# v5p, v6e), reading and writing 1 GiB 0.77, 0.81, 0.72, 0.81 of the bandwidth of HBM.
 CHIPS = {chip.name: chip for chip in (
     # A v4 chip's two cores work as one device ("megacore"); the default here would be two.
     Chip('v4', peak=275e12, clock=1.05e9, memory=int(30.75 * _GIB), link=300e9, dimensions=3, cores=2,

@@ -15,7 +15,8 @@ COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'coll
 _PACKAGE = pathlib.Path(__file__).parent.parent
 _PRODUCTS = {'convolution', 'dot'}
 _MOVES = {'copy', 'transpose', 'reshape', 'bitcast', 'slice', 'dynamic-slice', 'dynamic-update-slice', 'pad',
-          'concatenate', 'broadcast', 'convert', 'parameter', 'constant', 'tuple', 'get-tuple-element', 'iota', 'reverse'}
+          'concatenate', 'broadcast', 'convert', 'parameter', 'constant', 'tuple', 'get-tuple-element', 'iota',
+          'reverse'}
 
 
 @dataclasses.dataclass

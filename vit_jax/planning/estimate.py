@@ -18,7 +18,8 @@ from vit_jax.planning import flops
 from vit_jax.planning import hlo
 
 _TOP = 12
-_UNKNOWN = ('cycles', 'milliseconds', 'images_per_second', 'utilisation', 'collective_milliseconds', 'temp_gb', 'spare_gb')
+_UNKNOWN = ('cycles', 'milliseconds', 'images_per_second', 'utilisation', 'collective_milliseconds', 'temp_gb',
+            'spare_gb')
 
 
 def estimate(config, facts, tpu=None, say=lambda text: None):
@@ -35,7 +36,8 @@ def estimate(config, facts, tpu=None, say=lambda text: None):
     `hbm_gb`, `spare_gb`; `parameters_gb`, `optimizer_gb`, `average_gb`, `batch_gb`, `temp_gb`, `code_gb`, `other_gb`
     (outputs that are not donated, and padding); `cycles` without collectives, `milliseconds`, `images_per_second`,
     `utilisation` (0..1); `collectives` {kind: {count, gb}} and `collective_milliseconds`, which they take at least;
-    `kinds` {kind: cycles}, `operations` [{cycles, kind, where}], `kernels` that are not estimated, `notes`, `advice`.
+    `kinds` {kind: cycles}, `operations` [{cycles, kind, where}], `kernels` that are not estimated, `notes`, `advice`;
+    `compile_seconds`, tracing included.
 
   Raises:
     ValueError: a bad config.

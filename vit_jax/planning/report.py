@@ -14,14 +14,15 @@ def text(plan):
   sections += [_collectives(plan)] if plan['collectives'] else []
   sections += [_search(plan)] if plan.get('search') else []
   sections += [[f'note: {note}' for note in plan['notes']]]
-  sections += [['What helps, besides more devices:', *(f'  {line}' for line in plan['advice'])]] if plan['advice'] else []
+  if plan['advice']:
+    sections += [['What helps, besides more devices:', *(f'  {line}' for line in plan['advice'])]]
   return '\n'.join(line for section in sections for line in section)
 
 
 def _head(plan):
-  where = f'{plan["topology"]} ({plan["devices"]} chips)' if plan['topology'] else f'{plan["devices"]} × {plan["device"]}'
-  return [f'{plan["model"] or "model"} on {where}, {plan["strategy"]}: {plan["parameters"]:,} parameters, batch '
-          f'{plan["batch_size"]:,}, {plan["batch_per_device"]} a device; the compiler took {plan["compile_seconds"]:.0f} s']
+  where = f'{plan["devices"]} × {plan["device"]}' + (f', {plan["topology"]}' if plan['topology'] else '')
+  return [f'{plan["model"] or "model"} on {where}, {plan["strategy"]}: {plan["parameters"]:,} parameters; batch '
+          f'{plan["batch_size"]:,}, {plan["batch_per_device"]} a device; compiled in {plan["compile_seconds"]:.0f} s']
 
 
 def _memory(plan):

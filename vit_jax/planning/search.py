@@ -36,7 +36,7 @@ def search(config, facts, tpu=None, say=lambda text: None):
     if found and (best is None or found['batch_per_device'] > best['batch_per_device']):
       best = dict(found, settings=settings)
   if best is None:
-    raise ValueError('not even one image a device fits; spread the model (parallel.strategy=mesh) or take a larger chip')
+    raise ValueError('not even one image a device fits; take a larger chip, or spread the model over several')
   return dict(best, search=rows)
 
 
