@@ -74,6 +74,10 @@ def test_a_run_of_eight_devices_is_taken_up_by_one(one, eight, tmp_path):
   np.testing.assert_allclose(tiny.metrics(tmp_path / 'run'), tiny.metrics(workdir), rtol=2e-5)
 
 
+def test_a_save_keeps_what_the_next_step_gives_up(facts):
+  assert facts['donated'] == dict(fsdp=True, all=True, one=True)
+
+
 def test_a_mesh_starts_from_weights(facts):
   assert facts['init'] == dict(equal=True, lies=True)
 
@@ -103,12 +107,14 @@ def test_the_state_is_cut_and_the_buffers_are_given_up(facts):
   assert compiled['aliased'] >= 0.98 * compiled['local']
 
 
-def test_weights_are_gathered_block_by_block(facts):
-  """The largest array that is gathered is one block's matrix, and turns of the loops gather it, once a pass each."""
-  found, matrix = facts['compiled']['gathers'], 64 * 256
-  assert max(size for _, size in found) == matrix
-  assert len({computation for computation, size in found if size == matrix}) == 2
-  assert not [computation for computation, size in found if size == matrix and computation.startswith('main')]
+def test_weights_are_gathered_and_gradients_summed_block_by_block(facts):
+  """The largest array that moves is one block's matrix, in the turns of two loops; tokens and whole stacks do not."""
+  found, matrix = facts['compiled']['collectives'], 64 * 256
+  assert max(size for *_, size in found) == matrix
+  where = lambda *kinds: {computation for kind, computation, size in found if size == matrix and kind in kinds}
+  gathered, summed = where('all-gather'), where('all-reduce', 'reduce-scatter')
+  assert len(gathered) == 2 and len(summed) == 1 and summed < gathered  # forward and backward; backward
+  assert not [computation for computation in gathered if computation.startswith('main')]
 
 
 @pytest.mark.parametrize('variant, fsdp, tensor', [('B/16', 8, 1), ('L/16', 8, 1), ('H/14', 4, 2), ('H/14', 16, 16)])
