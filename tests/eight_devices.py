@@ -20,9 +20,8 @@ from vit_jax.pretrained import load
 from vit_jax.training.checkpoint import Checkpoints
 
 MESHES = {
-    'fsdp': {'parallel.strategy': 'mesh', 'parallel.fsdp': 8},
+    'fsdp': {'parallel.strategy': 'mesh', 'parallel.fsdp': 8},  # from step 3 of one device
     'all': {'parallel.strategy': 'mesh', 'parallel.fsdp': 2, 'parallel.tensor': 2, 'train.accumulate': 2},
-    'taken up': {'parallel.strategy': 'mesh', 'parallel.tensor': 2},  # by a data × tensor mesh, from one device's step 3
 }
 
 
@@ -124,8 +123,8 @@ def main(data_dir, folder, init):
   """Runs all meshes and writes the facts."""
   folder, init = pathlib.Path(folder), pathlib.Path(init)
   shutil.copytree(init, folder / 'one')
-  shutil.copytree(init, folder / 'taken up')
-  shutil.rmtree(folder / 'taken up' / 'checkpoints' / '6')
+  shutil.copytree(init, folder / 'fsdp')
+  shutil.rmtree(folder / 'fsdp' / 'checkpoints' / '6')
   for name, changes in MESHES.items():
     train.run(config(data_dir, **changes), folder / name)
   facts = dict(compiled=compiled_facts(data_dir), same_bits=checkpoint_facts(data_dir, folder),
