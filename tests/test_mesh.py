@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 from flax import nnx
 import jax
@@ -189,6 +190,13 @@ def test_what_does_not_divide_is_named(fields, mesh, message):
 def test_a_mesh_that_cannot_be_is_an_error(section, message):
   with pytest.raises(ValueError, match=message):
     parallel.build(**section)
+
+
+def test_an_example_lies_on_one_process_and_no_more():
+  """Each process reads examples of its own; in whatever order jax lists the devices."""
+  devices = [types.SimpleNamespace(process_index=i % 2, platform='cpu') for i in range(8)]
+  with pytest.raises(ValueError, match='parallel.tensor=8 must divide the 4 devices of a process'):
+    parallel.build(devices, strategy='mesh', tensor=8)
 
 
 def test_a_batch_that_does_not_divide_names_the_nearest():
