@@ -11,6 +11,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tests import tiny
 from vit_jax import evaluate
@@ -19,9 +20,8 @@ from vit_jax.pretrained import load
 from vit_jax.training.checkpoint import Checkpoints
 
 MESHES = {
-    'fsdp': {'parallel.strategy': 'mesh', 'parallel.fsdp': 8},
+    'fsdp': {'parallel.strategy': 'mesh', 'parallel.fsdp': 8},  # from step 3 of one device
     'all': {'parallel.strategy': 'mesh', 'parallel.fsdp': 2, 'parallel.tensor': 2, 'train.micro_batch': 8},
-    'taken up': {'parallel.strategy': 'mesh', 'parallel.tensor': 2},  # by a data × tensor mesh, from one device's step 3
 }
 
 
@@ -61,14 +61,15 @@ def lowered(parts):
   return state, parts.strategy.compile(parts.step, donate=True).lower(state, parts.strategy.abstract_batch(batch))
 
 
-def gathers(text):
-  """[(computation, elements)] of the all-gathers of an optimized HLO module."""
+def collectives(text):
+  """[(operation, computation, elements of its largest result)] of an optimized HLO module."""
   found, computation = [], None
   for line in text.splitlines():
     if head := re.match(r'(?:ENTRY )?%?([\w.\-]+) \(.*\{$', line):
       computation = head[1]
-    if gather := re.search(r'= \w+\[([\d,]*)\]\S* all-gather(?:-start)?\(', line):
-      found.append((computation, math.prod(int(n) for n in gather[1].split(','))))
+    if operation := re.search(r'= (.*) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(-start)?\(', line):
+      shapes = re.findall(r'\w\[([\d,]*)\]', operation[1])
+      found.append((operation[2], computation, max(math.prod(map(int, filter(None, s.split(',')))) for s in shapes)))
   return found
 
 
@@ -79,7 +80,7 @@ def compiled_facts(data_dir):
   compiled = step.compile()
   return dict(whole=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)), local=local_bytes(state),
               arguments=compiled.memory_analysis().argument_size_in_bytes,
-              aliased=compiled.memory_analysis().alias_size_in_bytes, gathers=gathers(compiled.as_text()))
+              aliased=compiled.memory_analysis().alias_size_in_bytes, collectives=collectives(compiled.as_text()))
 
 
 def checkpoint_facts(data_dir, folder):
@@ -87,6 +88,25 @@ def checkpoint_facts(data_dir, folder):
   built = {name: train.build(config(data_dir, **changes)) for name, changes in {**MESHES, 'one': {}}.items()}
   states = {(saved, by): restored(parts, folder / saved, 6) for saved in built for by, parts in built.items()}
   return {f'{saved} to {by}': equal(state, states[saved, saved]) for (saved, by), state in states.items()}
+
+
+def donation_facts(data_dir, folder):
+  """{strategy: whether a state is saved as it was when the next step, which gives up its buffers, runs meanwhile}."""
+  facts = {}
+  for name in ('fsdp', 'all', 'one'):
+    parts = train.build(config(data_dir, **MESHES.get(name, {})))
+    state = restored(parts, folder / name, 6)
+    step = parts.strategy.compile(lambda state, batch: jax.tree.map(lambda x: x * 2, state), donate=True)
+    batch = parts.strategy.put(dict(id=np.zeros(parts.config.data.batch_size, np.int32)))
+    before = jax.tree.map(lambda x: np.array(x, copy=True), state)
+    checkpoints = Checkpoints(folder / 'donated' / name, every=1)
+    checkpoints.save(6, parts.strategy.fetch(state), {})
+    state = jax.block_until_ready(step(step(state, batch), batch))
+    checkpoints.wait()
+    saved, _ = checkpoints.restore(6, parts.strategy.abstract(jax.eval_shape(parts.create)))
+    checkpoints.close()
+    facts[name] = equal(saved, before) and not equal(saved, state)
+  return facts
 
 
 def init_facts(data_dir, init):
@@ -103,11 +123,12 @@ def main(data_dir, folder, init):
   """Runs all meshes and writes the facts."""
   folder, init = pathlib.Path(folder), pathlib.Path(init)
   shutil.copytree(init, folder / 'one')
-  shutil.copytree(init, folder / 'taken up')
-  shutil.rmtree(folder / 'taken up' / 'checkpoints' / '6')
+  shutil.copytree(init, folder / 'fsdp')
+  shutil.rmtree(folder / 'fsdp' / 'checkpoints' / '6')
   for name, changes in MESHES.items():
     train.run(config(data_dir, **changes), folder / name)
   facts = dict(compiled=compiled_facts(data_dir), same_bits=checkpoint_facts(data_dir, folder),
+               donated=donation_facts(data_dir, folder),
                init=init_facts(data_dir, init), evaluated=evaluate.evaluate(folder / 'fsdp', None, None))
   (folder / 'facts.json').write_text(json.dumps(facts))
 

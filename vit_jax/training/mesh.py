@@ -25,7 +25,7 @@ class Mesh:
 
   axis_name = None  # the step sees the whole batch
 
-  def __init__(self, devices=None, *, data=-1, fsdp=1, tensor=1):
+  def __init__(self, devices, *, data, fsdp, tensor):
     # A process's rows of a batch are contiguous, and so must be its devices.
     devices = sorted(jax.devices() if devices is None else devices, key=lambda device: device.process_index)
     sizes = _sizes(len(devices), data=data, fsdp=fsdp, tensor=tensor)
