@@ -11,6 +11,7 @@ import pytest
 
 from configs import finetune
 from configs import vit
+from experiments import plan_table
 from tests import tiny
 from vit_jax import config as config_lib
 from vit_jax import memory
@@ -121,7 +122,7 @@ def test_advice_names_only_knobs_that_help(data_dir):
   plain = memory.advice(config_lib.resolve(tiny.config(data_dir)).to_dict())
   turned = {'model.dtype': 'bfloat16', 'train.ema_decay': None, 'optim.options': {'mu_dtype': 'bfloat16'}}
   turned = memory.advice(config_lib.resolve(tiny.config(data_dir, **turned)).to_dict())
-  gone = {'--config.model.dtype=bfloat16', '--config.optim.options=', '--config.train.ema_decay=None'}
+  gone = {'--config.model.dtype=bfloat16', '--config.optim.options.mu_dtype=bfloat16', '--config.train.ema_decay=None'}
   missing = set(plain) - set(turned)
   assert len(missing) == 3 and all(any(line.startswith(start) for line in missing) for start in gone)
   assert any('data.batch_size' in line for line in turned)
@@ -211,6 +212,14 @@ def test_a_plan_is_json_and_text(here):
   assert json.loads(json.dumps(here)) == here
   text = report.text(here)
   assert f'{here["parameters"]:,} parameters' in text and 'no limit known' in text
+
+
+def test_a_table_of_plans(here, tmp_path):
+  missing = dict(here, fits=False, hbm_gb=16.91, temp_gb=None)
+  plan_table.write([here, missing], tmp_path / 'new' / 'plan.md', 'A title', 'a command')
+  title, *_, header, line, first, second = (tmp_path / 'new' / 'plan.md').read_text().splitlines()
+  assert title == '# A title' and len({row.count('|') for row in (header, line, first, second)}) == 1
+  assert '16.91, does not fit' in second and 'does not fit' not in first
 
 
 def test_a_plan_that_does_not_fit_says_how_much_is_missing_and_what_helps(data_dir, monkeypatch):

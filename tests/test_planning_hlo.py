@@ -57,6 +57,16 @@ StackFrames
   ROOT %dynamic-slice.3 = f32[8,128]{{1,0}} dynamic-slice(%all-reduce.7), dynamic_slice_sizes={{8,128}}
 }}
 
+%fused_gather (p4: f32[2,128]) -> f32[16,128] {{
+  %p4 = f32[2,128]{{1,0}} parameter(0)
+  ROOT %all-gather.5 = f32[16,128]{{1,0}} all-gather(%p4), channel_id=5, dimensions={{0}}
+}}
+
+%async_collective_fusion.3 (p5: f32[2,128]) -> f32[16,128] {{
+  %p5 = f32[2,128]{{1,0}} parameter(0)
+  ROOT %all-gather.6 = f32[16,128]{{1,0}} all-gather(%p5), channel_id=5, dimensions={{0}}
+}}
+
 %inner_condition (arg.1: (s32[], f32[8,128])) -> pred[] {{
   %arg.1 = (s32[]{{:T(128)}}, f32[8,128]{{1,0}}) parameter(0)
   %constant.3 = s32[]{{:T(128)}} constant(3)
@@ -102,6 +112,10 @@ ENTRY %main (x: f32[8,128]) -> f32[8,128] {{
   %kernel = f32[8,128]{{1,0}} custom-call(%pick), custom_call_target="tpu_custom_call"
   %allocation = f32[8,128]{{1,0}} custom-call(), custom_call_target="AllocateBuffer"
   %big = f32[64,128]{{1,0}} broadcast(%kernel)
+  %part = f32[2,128]{{1,0}} slice(%x), slice={{[0:2], [0:128]}}
+  %async-collective-start = f32[16,128]{{1,0}} fusion(%part), kind=kCustom, calls=%fused_gather
+  %fusion.3 = f32[16,128]{{1,0}} fusion(%part), kind=kCustom, calls=%async_collective_fusion.3
+  %async-collective-done = f32[16,128]{{1,0}} fusion(%part), kind=kCustom, calls=%fused_gather
   %scatter = f32[8,128]{{1,0}} fusion(%big), kind=kCustom, calls=%all-reduce-scatter.2
   %small = bf16[100]{{0:T(256)}} constant({{...}})
   %permute = (f32[8,128]{{1,0}}, f32[8,128]{{1,0}}, u32[]{{:S(2)}}, u32[]{{:S(2)}}) collective-permute-start(%x), source_target_pairs={{{{0,1}}}}
@@ -131,10 +145,10 @@ def test_cycles_by_line_and_kind(program):
 
 def test_collectives_and_their_bytes(program):
   cost = cost_lib.cost(program)
-  assert cost.collectives == {'all-gather': 6, 'reduce-scatter': 1, 'collective-permute': 1, 'all-reduce': 1}
-  # Per device: what is gathered; what goes into the scatter; a pair of u32 beside the permuted; float32 and bfloat16.
+  assert cost.collectives == {'all-gather': 6 + 1, 'reduce-scatter': 1, 'collective-permute': 1, 'all-reduce': 1}
+  # Per device: what is gathered, once if in three fusions; what goes into the scatter; a pair of u32 beside the permuted; float32 and bfloat16.
   array = 4 * 8 * 128
-  assert cost.collective_bytes == {'all-gather': 6 * array, 'reduce-scatter': 8 * array, 'collective-permute': array + 8,
+  assert cost.collective_bytes == {'all-gather': 6 * array + 2 * array, 'reduce-scatter': 8 * array, 'collective-permute': array + 8,
                                    'all-reduce': array + 200}
 
 

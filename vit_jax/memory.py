@@ -61,7 +61,7 @@ KNOBS = (
     ('train.micro_batch', 'N', 'a device holds N of its images at once', lambda config: True),
     ('model.remat', 'full', 'activations are computed again for the gradient: a third more arithmetic',
      lambda config: config['model']['remat'] != 'full'),
-    ('optim.options', "\"{'mu_dtype': 'bfloat16'}\"", 'the first moment at half the size',
+    ('optim.options.mu_dtype', 'bfloat16', 'the first moment at half the size',
      lambda config: (config['optim']['name'] in ('adam', 'adamw', 'lion')
                      and 'mu_dtype' not in config['optim']['options'])),
     ('train.ema_decay', 'None', 'no averaged copy of the parameters',

@@ -72,7 +72,7 @@ def cost(module):
       total.add(of(body), 1 if turns is None else turns)
     elif line.opcode == 'conditional':
       total.add(max(map(of, line.called), key=lambda cost: (cost.cycles, sum(cost.collective_bytes.values()))))
-    elif line.opcode in ('call', 'fusion', 'async-start'):
+    elif line.opcode in ('call', 'fusion', 'async-start') and not _continues(line):
       for called in line.called:
         total.add(of(called))
 
@@ -95,6 +95,15 @@ def where(module, line):
     if _PACKAGE in path.parents:
       return f'{path.relative_to(_PACKAGE)}:{number} {function}'
   return '{0}:{1} {2}'.format(*trace[0]) if trace else f'added by the compiler: {line.opcode}'
+
+
+def _continues(line):
+  """Whether a fusion goes on with a collective that another has begun.
+
+  The TPU compiler hides a collective behind other work by cutting it in fusions: async-collective-start, any number of
+  async_collective_fusion and async-collective-done. Each holds the collective whole; the first counts.
+  """
+  return any(name.startswith(('async-collective-done', 'async_collective_fusion')) for name in (line.name, *line.called))
 
 
 def _opcodes(module, line):

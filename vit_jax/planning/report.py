@@ -22,7 +22,9 @@ def text(plan):
 def _head(plan):
   where = f'{plan["devices"]} × {plan["device"]}' + (f', {plan["topology"]}' if plan['topology'] else '')
   return [f'{plan["model"] or "model"} on {where}, {plan["strategy"]}: {plan["parameters"]:,} parameters; batch '
-          f'{plan["batch_size"]:,}, {plan["batch_per_device"]} a device; compiled in {plan["compile_seconds"]:.0f} s']
+          f'{plan["batch_size"]:,}, {plan["batch_per_device"]} a device; '
+          f'{"the compiler gave up after" if plan["temp_gb"] is None else "compiled in"} '
+          f'{plan["compile_seconds"]:.0f} s']
 
 
 def _memory(plan):
