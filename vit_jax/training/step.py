@@ -32,7 +32,8 @@ def hash_examples(seen, batch, axis_name):
   return (seen ^ _over_devices(jax.lax.psum, mixed, axis_name)) * jnp.uint32(16777619)  # the prime of FNV-1a
 
 
-def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumulate, ema_decay, axis_name, frozen=None):
+def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumulate, ema_decay, axis_name, by_block=False,
+                    frozen=None):
   """Builds the step.
 
   Args:
@@ -44,6 +45,7 @@ def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumula
     accumulate: number of equal micro-batches the device's share of a batch is cut in.
     ema_decay: decay of the average a step, or None.
     axis_name: the device axis to average over, or None.
+    by_block: whether the model takes the blocks' parameters one by one (it is unrolled), and so gives their gradients.
     frozen: tree of booleans, True where a parameter is not trained (its gradient is zero, and costs nothing); or None.
 
   Returns:
@@ -54,14 +56,14 @@ def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumula
   def loss_and_metrics(params, batch, keys):
     batch = dict(batch, image=normalize(batch['image']))
     if frozen is not None:
-      params = jax.tree.map(lambda x, stop: jax.lax.stop_gradient(x) if stop else x, params, frozen)
+      params = jax.tree.map(lambda stop, x: jax.lax.stop_gradient(x) if stop else x, frozen, params)
     losses, values = objective(nnx.merge(graphdef, params), batch, keys)
     return losses.mean(), {name: value.mean() for name, value in values.items()}
 
   def step(state, batch):
     keys = example_keys(seed, state.step, batch['rng'])
     gradient = jax.value_and_grad(loss_and_metrics, has_aux=True)
-    (loss, values), grads = _accumulate(gradient, state.params, batch, keys, accumulate)
+    (loss, values), grads = _accumulate(gradient, state.params, batch, keys, accumulate, by_block)
     loss, values, grads = _over_devices(jax.lax.pmean, (loss, values, grads), axis_name)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -77,26 +79,38 @@ def _over_devices(reduce, tree, axis_name):
   return tree if axis_name is None else reduce(tree, axis_name)
 
 
-def _accumulate(gradient, params, batch, keys, count):
+def _accumulate(gradient, params, batch, keys, count, by_block):
   """The mean of `gradient` over `count` equal micro-batches: the same as over the whole."""
+  part_gradient = lambda zero, part: gradient(_blocks(params, zero) if by_block else params, *part)
   if count == 1:
-    return gradient(params, batch, keys)
+    return _stacked(part_gradient(0, (batch, keys)))
   cut = lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:])
   parts = jax.tree.map(cut, (batch, keys))
 
-  def add(total, part):
-    # Tied to the sum, the parameters are no constants of the loop: else XLA casts all of them ahead, in passes of their own.
-    here, total = jax.lax.optimization_barrier((params, total))
-    return jax.tree.map(jnp.add, total, _by_block(gradient(here, *part))), None
+  def add(total, numbered):
+    number, part = numbered
+    # A zero that the compiler cannot see through: else it casts all parameters ahead of the loop, in slow passes.
+    return jax.tree.map(jnp.add, total, part_gradient(jnp.minimum(number, 0), part)), None
 
-  like = jax.eval_shape(lambda part: _by_block(gradient(params, *part)), jax.tree.map(lambda x: x[0], parts))
-  total, _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), parts)
-  join = lambda leaf: (jnp.stack(leaf) if isinstance(leaf, tuple) else leaf) / count
-  values, grads = total
-  return jax.tree.map(lambda x: x / count, values), jax.tree.map(join, grads, is_leaf=lambda x: isinstance(x, tuple))
+  like = jax.eval_shape(part_gradient, 0, jax.tree.map(lambda x: x[0], parts))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+  total, _ = jax.lax.scan(add, zeros, (jnp.arange(count), parts))
+  return jax.tree.map(lambda x: x / count, _stacked(total))
 
 
-def _by_block(gradient):
+def _blocks(params, zero):
+  """Stacked parameters, (depth, …), as tuples of those of each block: sums of their gradients are then made in place."""
+  def cut(path, leaf):
+    if 'blocks' not in optim.name_of(path).split('/'):
+      return leaf
+    block = lambda number: jax.lax.dynamic_index_in_dim(leaf, number + zero, keepdims=False)
+    return tuple(jax.lax.optimization_barrier(block(number)) for number in range(leaf.shape[0]))
+
+  return jax.tree_util.tree_map_with_path(cut, params)
+
+
+def _stacked(gradient):
+  """Undoes `_blocks`."""
   values, grads = gradient
-  cut = lambda path, leaf: tuple(leaf) if optim.name_of(path).startswith('encoder/blocks/') else leaf
-  return values, jax.tree_util.tree_map_with_path(cut, grads)
+  is_tuple = lambda x: isinstance(x, tuple)
+  return values, jax.tree.map(lambda x: jnp.stack(x) if is_tuple(x) else x, grads, is_leaf=is_tuple)
