@@ -81,31 +81,22 @@ def _over_devices(reduce, tree, axis_name):
 
 def _accumulate(gradient, params, batch, keys, count, by_block):
   """The mean of `gradient` over `count` equal micro-batches: the same as over the whole."""
-  part_gradient = lambda zero, part: gradient(_blocks(params, zero) if by_block else params, *part)
+  params = _blocks(params) if by_block else params
   if count == 1:
-    return _stacked(part_gradient(0, (batch, keys)))
+    return _stacked(gradient(params, batch, keys))
+  # Behind a barrier TPU's compiler cuts and casts a block's parameters in one pass; else it casts the stack, then cuts it.
+  params = jax.lax.optimization_barrier(params)
   cut = lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:])
   parts = jax.tree.map(cut, (batch, keys))
-
-  def add(total, numbered):
-    number, part = numbered
-    # A zero that the compiler cannot see through: else it casts all parameters ahead of the loop, in slow passes.
-    return jax.tree.map(jnp.add, total, part_gradient(jnp.minimum(number, 0), part)), None
-
-  like = jax.eval_shape(part_gradient, 0, jax.tree.map(lambda x: x[0], parts))
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-  total, _ = jax.lax.scan(add, zeros, (jnp.arange(count), parts))
+  add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(params, *part)), None)
+  like = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], parts))
+  total, _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), parts)
   return jax.tree.map(lambda x: x / count, _stacked(total))
 
 
-def _blocks(params, zero):
-  """Stacked parameters, (depth, …), as tuples of those of each block: sums of their gradients are then made in place."""
-  def cut(path, leaf):
-    if 'blocks' not in optim.name_of(path).split('/'):
-      return leaf
-    block = lambda number: jax.lax.dynamic_index_in_dim(leaf, number + zero, keepdims=False)
-    return tuple(jax.lax.optimization_barrier(block(number)) for number in range(leaf.shape[0]))
-
+def _blocks(params):
+  """Stacked parameters, (depth, …), as tuples of each block's: the sums of their gradients are then made in place."""
+  cut = lambda path, leaf: tuple(leaf) if optim.name_of(path).startswith('encoder/blocks/') else leaf
   return jax.tree_util.tree_map_with_path(cut, params)
 
 
