@@ -16,6 +16,7 @@ class BlockOptions:
   """What a block may have besides attention and MLP; see `vit.VisionTransformer` for the meaning of each."""
   dropout: float = 0.0
   attention_dropout: float = 0.0
+  attention: str = 'xla'
   layer_scale: float | None = None
   qk_norm: bool = False
   qkv_bias: bool = True
@@ -30,8 +31,8 @@ class EncoderBlock(nnx.Module):
     norm = lambda: nnx.LayerNorm(width, epsilon=options.norm_epsilon, dtype=dtype, rngs=rngs)
     self.attention_norm = norm()
     self.attention = attention.Attention(
-        width, heads, dropout=options.attention_dropout, qk_norm=options.qk_norm, qkv_bias=options.qkv_bias,
-        norm_epsilon=options.norm_epsilon, dtype=dtype, rngs=rngs)
+        width, heads, dropout=options.attention_dropout, kind=options.attention, qk_norm=options.qk_norm,
+        qkv_bias=options.qkv_bias, norm_epsilon=options.norm_epsilon, dtype=dtype, rngs=rngs)
     self.mlp_norm = norm()
     self.mlp = layers.MlpBlock(width, mlp_dim, dropout=options.dropout, gelu=options.gelu, dtype=dtype, rngs=rngs)
     scale = lambda: None if options.layer_scale is None else nnx.Param(jnp.full((width,), options.layer_scale))

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from vit_jax.choices import choose
 from vit_jax.models import layers
+from vit_jax.models.attention import check as check_attention
 from vit_jax.models.encoder import BlockOptions, Encoder
 from vit_jax.models.pooling import POOLS
 from vit_jax.models.positions import POSITIONS
@@ -35,6 +36,7 @@ class VisionTransformer(nnx.Module):
     head_bias: initial bias of the head; -10 with a sigmoid loss over many classes.
     dropout: rate after every dense layer but q, k, v, and after the positions (appendix B.1).
     attention_dropout: rate on the attention weights.
+    attention: 'xla', or 'cudnn' for its fused kernel on GPUs, in bfloat16 and without attention_dropout.
     stochastic_depth: rate at which the last block's branches are dropped; blocks before it linearly less.
     layer_scale: initial value of a learned scale on each branch (arXiv 2103.17239), or None for no scale.
     qk_norm: LayerNorm on queries and keys.
@@ -59,7 +61,7 @@ class VisionTransformer(nnx.Module):
                pool: str = 'token', position: str = 'learned', class_token: bool | None = None,
                token_position: bool = True, registers: int = 0, representation_size: int | None = None,
                head_bias: float = 0.0, dropout: float = 0.0, attention_dropout: float = 0.0,
-               stochastic_depth: float = 0.0, layer_scale: float | None = None, qk_norm: bool = False,
+               attention: str = 'xla', stochastic_depth: float = 0.0, layer_scale: float | None = None, qk_norm: bool = False,
                qkv_bias: bool = True, norm_after_pool: bool = False, norm_epsilon: float = 1e-6, gelu: str = 'tanh',
                dtype: str = 'float32', unroll: bool = False, remat: str = 'none', rngs: nnx.Rngs):
     given = dict(width=width, depth=depth, heads=heads, mlp_dim=mlp_dim, patch_size=patch_size)
@@ -73,8 +75,9 @@ class VisionTransformer(nnx.Module):
       raise ValueError("pool='token' reads the class token, but class_token=False")
     _check_numbers(dtype, dropout=dropout, attention_dropout=attention_dropout,
                    stochastic_depth=stochastic_depth)
-    options = BlockOptions(dropout=dropout, attention_dropout=attention_dropout, layer_scale=layer_scale,
-                           qk_norm=qk_norm, qkv_bias=qkv_bias, norm_epsilon=norm_epsilon, gelu=gelu)
+    check_attention(attention, dtype, attention_dropout)
+    options = BlockOptions(dropout=dropout, attention_dropout=attention_dropout, attention=attention,
+                           layer_scale=layer_scale, qk_norm=qk_norm, qkv_bias=qkv_bias, norm_epsilon=norm_epsilon, gelu=gelu)
     common = dict(dtype=jnp.dtype(dtype), rngs=rngs)
 
     self.embed = nnx.Conv(channels, width, patch, strides=patch, padding='VALID', **common)
