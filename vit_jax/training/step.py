@@ -1,4 +1,6 @@
 """One optimizer step: a pure function of (state, batch)."""
+import re
+
 from clu import metrics as clu_metrics
 import flax
 from flax import nnx
@@ -58,7 +60,9 @@ def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumula
     if frozen is not None:
       params = jax.tree.map(lambda stop, x: jax.lax.stop_gradient(x) if stop else x, frozen, params)
     losses, values = objective(nnx.merge(graphdef, params), batch, keys)
-    return losses.mean(), {name: value.mean() for name, value in values.items()}
+    # Parts of the batch's means: gradients of micro-batches are then summed, and never scaled in a pass of their own.
+    mean = lambda x: x.mean() / accumulate
+    return mean(losses), {name: mean(value) for name, value in values.items()}
 
   def step(state, batch):
     keys = example_keys(seed, state.step, batch['rng'])
@@ -80,23 +84,22 @@ def _over_devices(reduce, tree, axis_name):
 
 
 def _accumulate(gradient, params, batch, keys, count, by_block):
-  """The mean of `gradient` over `count` equal micro-batches: the same as over the whole."""
-  params = _blocks(params) if by_block else params
+  """The sum of `gradient` over `count` equal micro-batches."""
+  # Behind a barrier TPU's compiler cuts and casts a block's parameters in one pass; else it casts the stack, then cuts it.
+  params = jax.lax.optimization_barrier(_blocks(params)) if by_block else params
   if count == 1:
     return _stacked(gradient(params, batch, keys))
-  # Behind a barrier TPU's compiler cuts and casts a block's parameters in one pass; else it casts the stack, then cuts it.
-  params = jax.lax.optimization_barrier(params)
   cut = lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:])
   parts = jax.tree.map(cut, (batch, keys))
   add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(params, *part)), None)
   like = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], parts))
   total, _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), parts)
-  return jax.tree.map(lambda x: x / count, _stacked(total))
+  return _stacked(total)
 
 
 def _blocks(params):
-  """Stacked parameters, (depth, …), as tuples of each block's: the sums of their gradients are then made in place."""
-  cut = lambda path, leaf: tuple(leaf) if optim.name_of(path).startswith('encoder/blocks/') else leaf
+  """Stacked kernels, (depth, …), as tuples of each block's: the sums of their gradients are then made in place."""
+  cut = lambda path, leaf: tuple(leaf) if re.fullmatch('encoder/blocks/.*/kernel', optim.name_of(path)) else leaf
   return jax.tree_util.tree_map_with_path(cut, params)
 
 
