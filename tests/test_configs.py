@@ -135,7 +135,7 @@ def test_table_3(model, data, epochs, rate, decay, weight_decay, dropout, no_dat
   assert float(parts.schedule(10_000)) == pytest.approx(rate)
   assert float(parts.schedule(5_000)) == pytest.approx(rate / 2)
   assert float(parts.schedule(steps)) == pytest.approx(1e-5 if decay == 'linear' else 0.0, abs=1e-9)
-  assert config.optim.name == 'adamw' and config.optim.options.to_dict() == dict(b1=0.9, b2=0.999)
+  assert config.optim.name == 'adamw' and config.optim.options.to_dict() == dict(b1=0.9, b2=0.999, mu_dtype='bfloat16')
   assert config.optim.clip_norm == 1.0 and config.optim.decay_mask == '.*'
 
 

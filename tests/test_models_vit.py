@@ -240,7 +240,7 @@ def test_sincos2d_equals_its_definition():
 
 def test_unrolled_scan_gives_the_same():
   images, rngs = pictures(2), keys(2)
-  outputs = [forward(randomized(make(depth=3, dropout=0.3, unroll=n)), images, rngs) for n in (1, 3)]
+  outputs = [forward(randomized(make(depth=3, dropout=0.3, unroll=unroll)), images, rngs) for unroll in (False, True)]
   np.testing.assert_allclose(*outputs, atol=1e-5)
 
 

@@ -129,8 +129,8 @@ def build_program(config, strategy, facts) -> Program:
     mix.check_pairs(config.data.batch_size, strategy.shares * accumulate)
   transfer.Transfer(**sections['transfer'])  # a bad one is an error here
   step = make_train_step(graphdef, objective, optimizer, normalize, seed=config.seed, accumulate=accumulate,
-                         ema_decay=train.ema_decay, axis_name=strategy.axis_name, frozen=frozen, mix=mixing,
-                         shards=1 if strategy.axis_name else strategy.shares)
+                         ema_decay=train.ema_decay, axis_name=strategy.axis_name, by_block=config.model.unroll,
+                         frozen=frozen, mix=mixing, shards=1 if strategy.axis_name else strategy.shares)
 
   def create():
     params = nnx.to_pure_dict(nnx.state(make_model(), nnx.Param))

@@ -3,6 +3,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from vit_jax.choices import choose
 from vit_jax.models import layers
 
 
@@ -39,6 +40,21 @@ def attend(query, key, value):
   return _attend(query, key, value)[0]
 
 
+def cudnn_attend(query, key, value):
+  """`attend` by cuDNN's fused kernel, which keeps nothing of Q x K elements: for GPUs, in bfloat16 or float16."""
+  query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+  output = jax.nn.dot_product_attention(query, key, value, scale=1.0, implementation='cudnn')
+  return jnp.swapaxes(output, 1, 2)
+
+
+def check(name, dtype, dropout):
+  """Raises ValueError unless attention `name` of `ATTENTIONS` can run here, in `dtype`, with this dropout on its weights."""
+  choose(ATTENTIONS, name, 'attention')
+  if name == 'cudnn' and (dropout or dtype == 'float32' or jax.default_backend() != 'gpu'):
+    raise ValueError("attention='cudnn' needs a GPU, dtype='bfloat16' or 'float16' and attention_dropout=0.0; got "
+                     f"{jax.default_backend()}, dtype={dtype!r}, attention_dropout={dropout}; attention='xla' takes all")
+
+
 def _attend(query, key, value):
   scores = jnp.einsum('bhqd,bhkd->bhqk', query, key, preferred_element_type=jnp.float32)
   exponentials = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -66,8 +82,8 @@ attend.defvjp(_attend, _attend_gradient)
 class Attention(nnx.Module):
   """Query, key and value projections (width, heads, head_dim), attention, output projection."""
 
-  def __init__(self, width: int, heads: int, *, dropout: float = 0.0, qk_norm: bool = False, qkv_bias: bool = True,
-               norm_epsilon: float = 1e-6, dtype, rngs: nnx.Rngs):
+  def __init__(self, width: int, heads: int, *, dropout: float = 0.0, kind: str = 'xla', qk_norm: bool = False,
+               qkv_bias: bool = True, norm_epsilon: float = 1e-6, dtype, rngs: nnx.Rngs):
     # Xavier uniform over the flattened (width, width) matrix, as in the authors' code.
     init = dict(kernel_init=nnx.initializers.xavier_uniform(), dtype=dtype, rngs=rngs)
     head = (heads, width // heads)
@@ -78,6 +94,7 @@ class Attention(nnx.Module):
     norm = lambda: nnx.LayerNorm(head[1], epsilon=norm_epsilon, dtype=dtype, rngs=rngs) if qk_norm else None
     self.query_norm, self.key_norm = norm(), norm()
     self.dropout = dropout
+    self.attend = ATTENTIONS[kind]
 
   def __call__(self, x, asking=None, rngs=None):
     """Maps tokens (B, N, width), asked by themselves or by `asking` (B, Q, width), to (B, Q, width)."""
@@ -87,7 +104,7 @@ class Attention(nnx.Module):
       weights = layers.dropout(attention_weights(query, key).astype(value.dtype), self.dropout, rngs)
       output = jnp.einsum('bhqk,bhkd->bhqd', weights, value)
     else:
-      output = attend(query * query.shape[-1] ** -0.5, key, value)
+      output = self.attend(query * query.shape[-1] ** -0.5, key, value)
     return layers.dense(self.out, output, 'bhnk,hkd->bnd')
 
   def weights(self, x, asking=None):
@@ -101,3 +118,9 @@ class Attention(nnx.Module):
     if self.query_norm is not None:
       query, key = layers.layer_norm(self.query_norm, query), layers.layer_norm(self.key_norm, key)
     return query, key
+
+
+ATTENTIONS = {
+    'cudnn': cudnn_attend,
+    'xla': attend,
+}

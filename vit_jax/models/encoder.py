@@ -1,11 +1,13 @@
 """The transformer encoder: a stack of pre-norm blocks, their parameters stacked along a leading depth axis."""
 import dataclasses
+import functools
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.sharding import get_abstract_mesh, PartitionSpec
 
+from vit_jax.choices import choose
 from vit_jax.models import attention
 from vit_jax.models import layers
 
@@ -15,6 +17,7 @@ class BlockOptions:
   """What a block may have besides attention and MLP; see `vit.VisionTransformer` for the meaning of each."""
   dropout: float = 0.0
   attention_dropout: float = 0.0
+  attention: str = 'xla'
   layer_scale: float | None = None
   qk_norm: bool = False
   qkv_bias: bool = True
@@ -29,19 +32,20 @@ class EncoderBlock(nnx.Module):
     norm = lambda: nnx.LayerNorm(width, epsilon=options.norm_epsilon, dtype=dtype, rngs=rngs)
     self.attention_norm = norm()
     self.attention = attention.Attention(
-        width, heads, dropout=options.attention_dropout, qk_norm=options.qk_norm, qkv_bias=options.qkv_bias,
-        norm_epsilon=options.norm_epsilon, dtype=dtype, rngs=rngs)
+        width, heads, dropout=options.attention_dropout, kind=options.attention, qk_norm=options.qk_norm,
+        qkv_bias=options.qkv_bias, norm_epsilon=options.norm_epsilon, dtype=dtype, rngs=rngs)
     self.mlp_norm = norm()
     self.mlp = layers.MlpBlock(width, mlp_dim, dropout=options.dropout, gelu=options.gelu, dtype=dtype, rngs=rngs)
     scale = lambda: None if options.layer_scale is None else nnx.Param(jnp.full((width,), options.layer_scale))
     self.attention_scale, self.mlp_scale = scale(), scale()
     self.dropout = options.dropout
 
-  def __call__(self, x, rngs=None, drop_rate=0.0, keep=None):
-    """Maps tokens (B, N, width) to the first `keep` of them (None: all); `drop_rate` is this block's stochastic depth."""
+  def __call__(self, x, rngs=None, drop_rate=0.0, first_only=False):
+    """Maps tokens (B, N, width) to as many, or to the first alone; `drop_rate` is this block's stochastic depth."""
     weights_rngs, output_rngs, mlp_rngs, *path_rngs = layers.split(rngs, 5)
     y = layers.layer_norm(self.attention_norm, x)
-    y, x = self.attention(y, y[:, :keep], weights_rngs), x[:, :keep]
+    x, asking = (_first(x), _first(y)) if first_only else (x, y)
+    y = self.attention(y, asking, weights_rngs)
     y = layers.dropout(y, self.dropout, output_rngs)
     x += layers.drop_path(_scaled(y, self.attention_scale), drop_rate, path_rngs[0])
     y = self.mlp(layers.layer_norm(self.mlp_norm, x), mlp_rngs)
@@ -50,6 +54,14 @@ class EncoderBlock(nnx.Module):
   def attention_weights(self, x):
     """The softmax weights (B, heads, N, N), float32, that the block gives to tokens x."""
     return self.attention.weights(layers.layer_norm(self.attention_norm, x))
+
+
+def _first(x):
+  """The first token of x, (B, N, width), as (B, 1, width).
+
+  A sum, not a slice: the layout that TPU's compiler gives to a slice would bind the tokens of all blocks.
+  """
+  return jnp.where(jnp.arange(x.shape[1])[:, None] == 0, x, jnp.zeros_like(x)).sum(axis=1, keepdims=True)
 
 
 def _scaled(x, scale):
@@ -63,45 +75,68 @@ def by_example(x):
 
 
 class Encoder(nnx.Module):
-  """`depth` blocks, run by a scan.
+  """`depth` blocks.
+
+  Their parameters are arrays (depth, …); where blocks are unrolled, each may also be a tuple of `depth` arrays.
 
   Args:
     depth: number of blocks.
     width: features of a token.
     stochastic_depth: the last block's rate; the first's is 0, those between rise linearly.
-    unroll: blocks in each turn of the scan.
+    unroll: whether each block is compiled by itself; else one is, and a scan repeats it.
+    remat: a name of `REMAT`: what a block computes again for its gradient, for less memory.
   """
 
-  def __init__(self, depth, width, heads, mlp_dim, *, options, stochastic_depth, unroll, dtype, rngs):
+  def __init__(self, depth, width, heads, mlp_dim, *, options, stochastic_depth, unroll, remat, dtype, rngs):
     make = lambda rngs: EncoderBlock(width, heads, mlp_dim, options=options, dtype=dtype, rngs=rngs)
     self.blocks = nnx.vmap(make)(rngs.split(depth))
     self.depth = depth
     self.stochastic_depth = stochastic_depth
     self.unroll = unroll
+    self.remat = choose(REMAT, remat, 'remat')
 
-  def __call__(self, x, rngs=None, layers_run=None, keep=None):
+  def __call__(self, x, rngs=None, layers_run=None, first_only=False):
     """Maps tokens (B, N, width) through the first `layers_run` blocks (None: all) to (B, N, width).
 
-    `keep`: only so many tokens of the last block are wanted, (B, keep, width); it then computes no others.
+    `first_only`: only the first token is wanted, (B, 1, width); the last block then computes no others.
     """
 
-    def body(x, block, number, keep=None):
+    def body(x, block, number, first_only=False):
       rate = self.stochastic_depth * number / max(self.depth - 1, 1) if self.stochastic_depth else 0.0
-      return by_example(block(x, layers.fold_in(rngs, number), rate, keep)), None
+      return by_example(block(x, layers.fold_in(rngs, number), rate, first_only)), None
 
-    if keep is None:
-      return self._scan(body, x, layers_run)[0]
-    x, _ = self._scan(body, x, self.depth - 1)
-    graphdef, stacked = nnx.split(self.blocks)
-    last = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked))
-    return body(x, last, self.depth - 1, keep)[0]
+    if not first_only:
+      return self._run(body, x, layers_run)[0]
+    x, _ = self._run(body, x, self.depth - 1)
+    return self._one(functools.partial(body, first_only=True), x, self.depth - 1)[0]
 
   def attention_weights(self, x):
     """The softmax weights of every block: (depth, B, heads, N, N) float32."""
     return self._scan(lambda x, block, number: (block(x), block.attention_weights(x)), x, None)[1]
 
+  def _run(self, body, x, count):
+    if not self.unroll:
+      return self._scan(body, x, count)
+    for number in range(self.depth if count is None else count):
+      x, _ = self._one(body, x, number)
+    return x, None
+
+  def _one(self, body, x, number):
+    """The block of this number, its parameters cut from the stack or given as a tuple's part."""
+    graphdef, stacked = nnx.split(self.blocks)
+    mine = jax.tree.map(lambda leaf: leaf[number], stacked, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    return self.remat(lambda x, mine: body(x, nnx.merge(graphdef, mine), number))(x, mine)
+
   def _scan(self, body, x, count):
     graphdef, stacked = nnx.split(self.blocks)
     layer = (jnp.arange(self.depth), stacked)
-    run = lambda x, layer: body(x, nnx.merge(graphdef, layer[1]), layer[0])
-    return jax.lax.scan(run, x, jax.tree.map(lambda leaf: leaf[:count], layer), unroll=self.unroll)
+    run = self.remat(lambda x, layer: body(x, nnx.merge(graphdef, layer[1]), layer[0]))
+    return jax.lax.scan(run, x, jax.tree.map(lambda leaf: leaf[:count], layer))
+
+
+# What is kept from the forward pass to the gradient; what is not is computed again.
+REMAT = {
+    'none': lambda block: block,  # all is kept
+    'dots': functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+    'full': jax.checkpoint,  # a block's input alone
+}

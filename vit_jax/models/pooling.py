@@ -1,7 +1,7 @@
 """How the tokens become one vector: (B, N, width) to (B, width).
 
-The first `prefix` tokens are the class token and the registers, the rest are patches.  A pool reads the first `keep`
-tokens of the last block, or all (None).
+The first `prefix` tokens are the class token and the registers, the rest are patches.  A pool that is
+`first_only` gets only the first.
 """
 from flax import nnx
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from vit_jax.models import layers
 class TokenPool(nnx.Module):
   """The class token, which comes first (paper, equation 4)."""
 
-  keep = 1
+  first_only = True
 
   def __init__(self, width, heads, mlp_dim, *, options, dtype, rngs):
     del width, heads, mlp_dim, options, dtype, rngs
@@ -27,7 +27,7 @@ class TokenPool(nnx.Module):
 class AveragePool(nnx.Module):
   """The mean over all patches (paper, appendix D.3)."""
 
-  keep = None
+  first_only = False
 
   def __init__(self, width, heads, mlp_dim, *, options, dtype, rngs):
     del width, heads, mlp_dim, options, dtype, rngs
@@ -40,7 +40,7 @@ class AveragePool(nnx.Module):
 class AttentionPool(nnx.Module):
   """One learned query attends to all tokens, then x + mlp(norm(x)) ("Scaling Vision Transformers", MAP head)."""
 
-  keep = None
+  first_only = False
 
   def __init__(self, width, heads, mlp_dim, *, options, dtype, rngs):
     # The initialiser sees the probe as big_vision keeps it, (1, 1, width).

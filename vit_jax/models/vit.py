@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from vit_jax.choices import choose
 from vit_jax.models import layers
+from vit_jax.models.attention import check as check_attention
 from vit_jax.models.encoder import BlockOptions, Encoder
 from vit_jax.models.pooling import POOLS
 from vit_jax.models.positions import POSITIONS
@@ -35,6 +36,7 @@ class VisionTransformer(nnx.Module):
     head_bias: initial bias of the head; -10 with a sigmoid loss over many classes.
     dropout: rate after every dense layer but q, k, v, and after the positions (appendix B.1).
     attention_dropout: rate on the attention weights.
+    attention: 'xla', or 'cudnn' for its fused kernel on GPUs, in bfloat16 and without attention_dropout.
     stochastic_depth: rate at which the last block's branches are dropped; blocks before it linearly less.
     layer_scale: initial value of a learned scale on each branch (arXiv 2103.17239), or None for no scale.
     qk_norm: LayerNorm on queries and keys.
@@ -43,7 +45,10 @@ class VisionTransformer(nnx.Module):
     norm_epsilon: of every LayerNorm.
     gelu: 'tanh' (official, big_vision) or 'exact' (timm, Hugging Face).
     dtype: type of activations and products; parameters, softmax and LayerNorm statistics stay float32.
-    unroll: how many blocks each turn of the scan holds; more compiles longer.
+    unroll: whether each block is compiled by itself: faster on TPUs, but compiling takes longer the deeper the model;
+      else one is compiled and repeated.
+    remat: what each block computes again for its gradient, to keep less: 'none', 'dots' (all but its products with
+      weights: so nothing of N x N elements is kept) or 'full' (all but its input).
     rngs: parameter stream, `nnx.Rngs(seed)`.
 
   Raises:
@@ -56,9 +61,9 @@ class VisionTransformer(nnx.Module):
                pool: str = 'token', position: str = 'learned', class_token: bool | None = None,
                token_position: bool = True, registers: int = 0, representation_size: int | None = None,
                head_bias: float = 0.0, dropout: float = 0.0, attention_dropout: float = 0.0,
-               stochastic_depth: float = 0.0, layer_scale: float | None = None, qk_norm: bool = False,
+               attention: str = 'xla', stochastic_depth: float = 0.0, layer_scale: float | None = None, qk_norm: bool = False,
                qkv_bias: bool = True, norm_after_pool: bool = False, norm_epsilon: float = 1e-6, gelu: str = 'tanh',
-               dtype: str = 'float32', unroll: int = 1, rngs: nnx.Rngs):
+               dtype: str = 'float32', unroll: bool = False, remat: str = 'none', rngs: nnx.Rngs):
     given = dict(width=width, depth=depth, heads=heads, mlp_dim=mlp_dim, patch_size=patch_size)
     shape = variant_fields(variant) if variant else {}
     shape.update((name, value) for name, value in given.items() if value is not None)
@@ -68,10 +73,11 @@ class VisionTransformer(nnx.Module):
     class_token = pool == 'token' if class_token is None else class_token
     if pool == 'token' and not class_token:
       raise ValueError("pool='token' reads the class token, but class_token=False")
-    _check_numbers(dtype, unroll=unroll, dropout=dropout, attention_dropout=attention_dropout,
+    _check_numbers(dtype, dropout=dropout, attention_dropout=attention_dropout,
                    stochastic_depth=stochastic_depth)
-    options = BlockOptions(dropout=dropout, attention_dropout=attention_dropout, layer_scale=layer_scale,
-                           qk_norm=qk_norm, qkv_bias=qkv_bias, norm_epsilon=norm_epsilon, gelu=gelu)
+    check_attention(attention, dtype, attention_dropout)
+    options = BlockOptions(dropout=dropout, attention_dropout=attention_dropout, attention=attention,
+                           layer_scale=layer_scale, qk_norm=qk_norm, qkv_bias=qkv_bias, norm_epsilon=norm_epsilon, gelu=gelu)
     common = dict(dtype=jnp.dtype(dtype), rngs=rngs)
 
     self.embed = nnx.Conv(channels, width, patch, strides=patch, padding='VALID', **common)
@@ -82,7 +88,7 @@ class VisionTransformer(nnx.Module):
         self.grid, width, class_token=class_token and token_position, rngs=rngs)
     self.dropout, self.prefix = dropout, int(class_token) + registers
     self.encoder = Encoder(shape['depth'], width, heads, mlp_dim, options=options, stochastic_depth=stochastic_depth,
-                           unroll=unroll, **common)
+                           unroll=unroll, remat=remat, **common)
     self.norm, self.norm_after_pool = nnx.LayerNorm(width, epsilon=norm_epsilon, **common), norm_after_pool
     self.pool = choose(POOLS, pool, 'pool')(width, heads, mlp_dim, options=options, **common)
     self.pre_logits = nnx.Linear(width, representation_size, **common) if representation_size else None
@@ -102,7 +108,7 @@ class VisionTransformer(nnx.Module):
     """
     embed_rngs, encoder_rngs = layers.split(rngs, 2)
     tokens = layers.dropout(self.tokens(images), self.dropout, embed_rngs)
-    tokens = self.encoder(tokens, encoder_rngs, keep=self.pool.keep)
+    tokens = self.encoder(tokens, encoder_rngs, first_only=self.pool.first_only)
     if self.norm_after_pool:
       x = layers.layer_norm(self.norm, self.pool(tokens, self.prefix))
     else:
@@ -116,9 +122,9 @@ class VisionTransformer(nnx.Module):
     if images.shape[1:] != (*self.image_size, self.channels):
       raise ValueError(f'expected images of shape (B, {self.image_size[0]}, {self.image_size[1]}, {self.channels}), '
                        f'got {images.shape}')
-    x = self.embed(images)
+    x = layers.embed(self.embed, images)
     grid, token_position = self.position()
-    x = (x + grid.astype(x.dtype)).reshape(x.shape[0], -1, x.shape[-1])
+    x += jnp.broadcast_to(grid, (*self.grid, x.shape[-1])).reshape(x.shape[1:]).astype(x.dtype)
     prefix = [] if self.token is None else [(self.token[...] + token_position)[None]]
     prefix += [] if self.registers is None else [self.registers[...]]
     return jnp.concatenate([*(_repeated(p, x) for p in prefix), x], axis=1)
@@ -158,11 +164,9 @@ def _repeated(tokens, like):
   return jnp.broadcast_to(tokens.astype(like.dtype), (like.shape[0], *tokens.shape))
 
 
-def _check_numbers(dtype, *, unroll, **rates):
+def _check_numbers(dtype, **rates):
   if dtype not in ('float32', 'bfloat16', 'float16'):
     raise ValueError(f"dtype: expected 'float32', 'bfloat16' or 'float16', got {dtype!r}")
-  if unroll < 1:
-    raise ValueError(f'unroll must be at least 1, got {unroll}')
   for name, rate in rates.items():
     if not 0.0 <= rate < 1.0:
       raise ValueError(f'{name} must be in [0, 1), got {rate}')

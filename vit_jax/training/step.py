@@ -1,4 +1,6 @@
 """One optimizer step: a pure function of (state, batch)."""
+import re
+
 from clu import metrics as clu_metrics
 import flax
 from flax import nnx
@@ -33,8 +35,8 @@ def hash_examples(seen, batch, axis_name):
   return (seen ^ _over_devices(jax.lax.psum, mixed, axis_name)) * jnp.uint32(16777619)  # the prime of FNV-1a
 
 
-def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumulate, ema_decay, axis_name, frozen=None,
-                    mix=None, shards=1):
+def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumulate, ema_decay, axis_name, by_block=False,
+                    frozen=None, mix=None, shards=1):
   """Builds the step.
 
   Args:
@@ -46,6 +48,7 @@ def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumula
     accumulate: number of equal micro-batches the device's share of a batch is cut in.
     ema_decay: decay of the average a step, or None.
     axis_name: the device axis to average over, or None.
+    by_block: whether the model takes the blocks' parameters one by one (it is unrolled), and so gives their gradients.
     frozen: tree of booleans, True where a parameter is not trained (its gradient is zero, and costs nothing); or None.
     mix: mixes the examples of a normalised batch, see `mix`; or None.
     shards: on how many devices the examples that the step sees lie, in equal contiguous parts.
@@ -59,14 +62,16 @@ def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumula
     batch = dict(batch, image=normalize(batch['image']))
     batch = batch if mix is None else mix(batch, keys)
     if frozen is not None:
-      params = jax.tree.map(lambda x, stop: jax.lax.stop_gradient(x) if stop else x, params, frozen)
+      params = jax.tree.map(lambda stop, x: jax.lax.stop_gradient(x) if stop else x, frozen, params)
     losses, values = objective(nnx.merge(graphdef, params), batch, keys)
-    return losses.mean(), {name: value.mean() for name, value in values.items()}
+    # Parts of the batch's means: gradients of micro-batches are then summed, and never scaled in a pass of their own.
+    mean = lambda x: x.mean() / accumulate
+    return mean(losses), {name: mean(value) for name, value in values.items()}
 
   def step(state, batch):
     keys = example_keys(seed, state.step, batch['rng'])
     gradient = jax.value_and_grad(loss_and_metrics, has_aux=True)
-    (loss, values), grads = _accumulate(gradient, state.params, batch, keys, accumulate, shards)
+    (loss, values), grads = _accumulate(gradient, state.params, batch, keys, accumulate, by_block, shards)
     loss, values, grads = _over_devices(jax.lax.pmean, (loss, values, grads), axis_name)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -82,25 +87,27 @@ def _over_devices(reduce, tree, axis_name):
   return tree if axis_name is None else reduce(tree, axis_name)
 
 
-def _accumulate(gradient, params, batch, keys, count, shards):
-  """The mean of `gradient` over `count` equal micro-batches: the same as over the whole."""
+def _accumulate(gradient, params, batch, keys, count, by_block, shards):
+  """The sum of `gradient` over `count` equal micro-batches."""
+  # Behind a barrier TPU's compiler cuts and casts a block's parameters in one pass; else it casts the stack, then cuts it.
+  params = jax.lax.optimization_barrier(_blocks(params)) if by_block else params
   if count == 1:
-    return gradient(params, batch, keys)
+    return _stacked(gradient(params, batch, keys))
   parts = shares.cut((batch, keys), count, shards)
-
-  def add(total, part):
-    # Tied to the sum, the parameters are no constants of the loop: else XLA casts all of them ahead, in passes of their own.
-    here, total = jax.lax.optimization_barrier((params, total))
-    return jax.tree.map(jnp.add, total, _by_block(gradient(here, *part))), None
-
-  like = jax.eval_shape(lambda part: _by_block(gradient(params, *part)), jax.tree.map(lambda x: x[0], parts))
+  add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(params, *part)), None)
+  like = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], parts))
   total, _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), parts)
-  join = lambda leaf: (jnp.stack(leaf) if isinstance(leaf, tuple) else leaf) / count
-  values, grads = total
-  return jax.tree.map(lambda x: x / count, values), jax.tree.map(join, grads, is_leaf=lambda x: isinstance(x, tuple))
+  return _stacked(total)
 
 
-def _by_block(gradient):
+def _blocks(params):
+  """Stacked kernels, (depth, …), as tuples of each block's: the sums of their gradients are then made in place."""
+  cut = lambda path, leaf: tuple(leaf) if re.fullmatch('encoder/blocks/.*/kernel', optim.name_of(path)) else leaf
+  return jax.tree_util.tree_map_with_path(cut, params)
+
+
+def _stacked(gradient):
+  """Undoes `_blocks`."""
   values, grads = gradient
-  cut = lambda path, leaf: tuple(leaf) if optim.name_of(path).startswith('encoder/blocks/') else leaf
-  return values, jax.tree_util.tree_map_with_path(cut, grads)
+  is_tuple = lambda x: isinstance(x, tuple)
+  return values, jax.tree.map(lambda x: jnp.stack(x) if is_tuple(x) else x, grads, is_leaf=is_tuple)
