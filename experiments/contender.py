@@ -36,7 +36,8 @@ class VitJax:
     self._jax, device = jax, jax.devices()[0]
     program = _program(recipe(model, batch, dtype, image_size, changes), [device])
     if mode == 'train':
-      self._state, self._data = program.strategy.create(program.create), program.strategy.put(batch_of(batch, image_size))
+      self._state = program.strategy.create(program.create)
+      self._data = program.strategy.put(batch_of(batch, image_size))
       self._step = program.strategy.compile(program.step, donate=True)
     else:
       self._state = jax.jit(lambda: program.create().params)()
@@ -119,9 +120,9 @@ class Timm:
     self._model.to(self._device).train(mode == 'train')
     self._dtype = getattr(torch, dtype)
     self._apply = torch.compile(self._model) if self._device == 'cuda' else self._model
-    data = {name: torch.from_numpy(values) for name, values in batch_of(batch, image_size).items() if name in ('image', 'label')}
-    self._images = data['image'].permute(0, 3, 1, 2).contiguous().to(self._device)
-    self._labels = data['label'].long().to(self._device)
+    data = batch_of(batch, image_size)
+    self._images = torch.from_numpy(data['image']).permute(0, 3, 1, 2).contiguous().to(self._device)
+    self._labels = torch.from_numpy(data['label']).long().to(self._device)
     self._step = self._train if mode == 'train' else self._infer
     if mode == 'train':
       self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
@@ -182,9 +183,10 @@ def serve(who, commands, answers, **arguments):
     return dict(value=value, seconds=time.perf_counter() - start, cpu_seconds=time.process_time() - cpu)
 
   first = timed(1)
-  print(json.dumps(dict(contender.about, first_step_seconds=first['seconds'], value=first['value'])), file=answers, flush=True)
+  answer = lambda values: print(json.dumps(values), file=answers, flush=True)
+  answer(dict(contender.about, first_step_seconds=first['seconds'], value=first['value']))
   for line in commands:
-    print(json.dumps(dict(timed(int(line)), peak_memory=contender.peak_memory())), file=answers, flush=True)
+    answer(dict(timed(int(line)), peak_memory=contender.peak_memory()))
 
 
 CONTENDERS = {'timm': Timm, 'vit_jax': VitJax}

@@ -3,8 +3,8 @@
   python -m experiments.throughput --models=B/16,L/16,H/14 --peers=timm --output=experiments/benchmarks/gpu.md
 
 Every contender is a process of its own with one device, built and warmed; then all run in turn, round after round, so
-that what else the machine does hits them alike. Needs no network; the peers need `pip install timm` and PyTorch, and are
-left out where those are missing. --batch, --mode and --dtype say what is run; --json prints one object a line.
+that what else the machine does hits them alike. Needs no network; a peer whose packages are missing (PyTorch and timm) is
+left out. --batch, --mode and --dtype say what is run; --json prints one object a line.
 """
 import contextlib
 import datetime
@@ -39,8 +39,8 @@ class Contender:
   def __init__(self, python, **arguments):
     self.arguments = arguments
     self._process = subprocess.Popen(
-        [python, '-m', 'experiments.contender', json.dumps(arguments)], cwd=ROOT, env={**SHARED_GPU, **os.environ}, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        [python, '-m', 'experiments.contender', json.dumps(arguments)], cwd=ROOT, env={**SHARED_GPU, **os.environ},
+        text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     self.about = self._answer()
 
   def run(self, steps):
@@ -134,8 +134,8 @@ def _steps_in(seconds, one):
 def table(rows, command):
   """Markdown lines: date, chip, versions, command, and a row for each measurement."""
   versions = {name: version for row in rows for name, version in row['versions'].items()}
-  lines = [f'{datetime.date.today()}, {rows[0]["device"]}, ' + ', '.join(f'{name} {at}' for name, at in versions.items())
-           + f'; {os.cpu_count()} CPU cores. Medians of interleaved rounds.', '', f'    {command}', '',
+  head = [f'{datetime.date.today()}, {rows[0]["device"]}, {os.cpu_count()} CPU cores, medians of interleaved rounds']
+  lines = [', '.join([*head, *(f'{name} {at}' for name, at in versions.items())]), '', f'    {command}', '',
            '| ' + ' | '.join(COLUMNS) + ' |', '|' + '---|' * len(COLUMNS)]
   return lines + ['| ' + ' | '.join(column(row) for column in COLUMNS.values()) + ' |' for row in rows]
 

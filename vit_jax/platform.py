@@ -1,11 +1,10 @@
-"""The machine: which accelerators jax finds, what a command sets before jax starts, and which versions are installed."""
+"""The machine: which accelerators jax finds, what commands set before jax starts, which versions are installed."""
 import ctypes
 import hashlib
 import importlib.metadata
 import os
 import pathlib
 import platform as python_platform
-import sys
 
 from absl import logging
 import jax
@@ -54,13 +53,17 @@ def keep_memory():
   Returns:
     Whether it was done.
   """
-  if sys.platform != 'linux' or any(name.startswith('MALLOC_') for name in os.environ):
-    return False
-  if 'glibc.malloc' in os.environ.get('GLIBC_TUNABLES', '') or not os.confstr('CS_GNU_LIBC_VERSION'):
+  told = any(name.startswith('MALLOC_') for name in os.environ) or 'glibc.malloc' in os.environ.get('GLIBC_TUNABLES', '')
+  if told or not is_glibc():
     return False
   mallopt = ctypes.CDLL(None).mallopt
   # Never trim, never map. One arena: the others cannot hold more than 64 MiB and would map what is larger.
   return all(mallopt(*option) for option in ((_M_TRIM_THRESHOLD, -1), (_M_MMAP_MAX, 0), (_M_ARENA_MAX, 1)))
+
+
+def is_glibc():
+  """Whether the C library is glibc, whose malloc has options."""
+  return 'CS_GNU_LIBC_VERSION' in getattr(os, 'confstr_names', ()) and bool(os.confstr('CS_GNU_LIBC_VERSION'))
 
 
 def cache_folder():
@@ -83,7 +86,7 @@ def keep_programs():
   folder = cache_folder() / 'compilation' / _processor()
   try:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # who can write there can run code here
-    _prune(folder, CACHE_LIMIT)
+    prune(folder, CACHE_LIMIT)
     (folder / '.writable').touch()
   except OSError as error:
     logging.warning('compiled programs are not kept: %s', error)
@@ -104,7 +107,7 @@ def _processor():
   return f'{python_platform.machine()}-{hashlib.sha256(repr(sorted(kinds)).encode()).hexdigest()[:8]}'
 
 
-def _prune(folder, limit):
+def prune(folder, limit):
   """Deletes the files of a folder that were read the longest ago until the rest has at most `limit` bytes."""
   found = []
   for path in folder.iterdir():
