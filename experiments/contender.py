@@ -16,7 +16,7 @@ NUM_CLASSES = 1000
 
 
 class VitJax:
-  """Ours: the training step of the ImageNet recipe without dropout, which the peers do not have either, or inference.
+  """Ours: the training step of the ImageNet recipe, but for what the peers do not have, or inference.
 
   Args:
     model: variant such as 'B/16'.
@@ -58,11 +58,12 @@ class VitJax:
 
 
 def recipe(model, batch, dtype, image_size, changes):
-  """The ImageNet recipe for one device."""
+  """The ImageNet recipe for one device, without dropout and hidden layer and with the usual loss, as the peers are."""
   from configs import vit
   config = vit.get_config('b16,imagenet')
   config.data.update(batch_size=batch, image_size=image_size)
-  config.model.update(variant=model, dtype=dtype, dropout=0.0)
+  config.model.update(variant=model, dtype=dtype, dropout=0.0, representation_size=None, head_bias=0.0)
+  config.objective = dict(loss='softmax')
   for key, value in changes.items():
     section, name = key.split('.')
     config[section] = {**config.get(section, {}), name: value}
