@@ -42,6 +42,13 @@ def _hosts(function, *args):
     getattr(hosts, function)(*args)
 
 
+def prepare():
+  """Readies the process for jax: memory and compiled programs are kept, see `platform`; before jax computes anything."""
+  from vit_jax import platform  # after the flags: --help need not wait for jax
+  platform.keep_memory()
+  platform.keep_programs()
+
+
 def define_host_flags():
   """Defines the flags that `start_hosts` reads."""
   flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where several processes run this command; by '

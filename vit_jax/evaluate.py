@@ -60,6 +60,7 @@ def main(argv):
   """Parses nothing more, evaluates and prints."""
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}; flags look like --workdir=runs/digits')
+  commands.prepare()
   commands.call(commands.start_hosts)
   signal.signal(signal.SIGTERM, signal.SIG_DFL)  # jax takes it to mean: save; there is nothing to save
   step, values, recorded = commands.call(evaluate, flags.FLAGS.workdir, flags.FLAGS.step, flags.FLAGS.data_dir)

@@ -25,6 +25,7 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}; flags look like --workdir=runs/digits')
   from vit_jax import train  # after the flags: --help need not wait for jax
+  commands.prepare()
   commands.call(commands.start_hosts)
   commands.call(train.run, flags.FLAGS.config, flags.FLAGS.workdir)
 

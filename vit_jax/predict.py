@@ -43,7 +43,8 @@ def run(source, arguments, *, form='table', top=5, batch_size=32, loss=None, ave
   images = [image for argument in arguments for image in find_images(argument)]
   if not images:
     raise ValueError('name at least one image or folder: python -m vit_jax.predict --model=MODEL photo.jpg photos/')
-  import vit_jax  # after the cheap checks: jax takes seconds
+  commands.prepare()  # after the cheap checks: jax takes seconds
+  import vit_jax
   from vit_jax import inference
   model = vit_jax.load(source, average=average, step=step)
   names = [str(label) for label in range(model.num_classes or 0)] if model.class_names is None else model.class_names

@@ -12,6 +12,8 @@ from absl import logging
 from etils import epath
 import tqdm
 
+from vit_jax import platform
+
 BASES = {
     'google': 'https://storage.googleapis.com/vit_models',
     'big_vision': 'https://storage.googleapis.com/big_vision',
@@ -81,7 +83,7 @@ def explained(path):
 
 
 def _cache(cache):
-  return pathlib.Path(cache or os.environ.get('VIT_JAX_CACHE') or '~/.cache/vit_jax').expanduser()
+  return pathlib.Path(cache).expanduser() if cache else platform.cache_folder()
 
 
 def _cached(url, target, name, needed=True):
