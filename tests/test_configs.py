@@ -72,8 +72,9 @@ def test_builds_abstractly(name, argument, no_data):
   parts = train.build(config)
   state = jax.eval_shape(parts.create)
   size, channels = parts.data.image_size, parts.data.source.channels
-  batch = dict(image=jax.ShapeDtypeStruct((8, *size, channels), jnp.uint8), label=jax.ShapeDtypeStruct((8,), jnp.int32),
-               id=jax.ShapeDtypeStruct((8,), jnp.int32), rng=jax.ShapeDtypeStruct((8,), jnp.uint32))
+  n = config.data.batch_size
+  batch = dict(image=jax.ShapeDtypeStruct((n, *size, channels), jnp.uint8), label=jax.ShapeDtypeStruct((n,), jnp.int32),
+               id=jax.ShapeDtypeStruct((n,), jnp.int32), rng=jax.ShapeDtypeStruct((n,), jnp.uint32))
   after, _ = jax.eval_shape(jax.vmap(parts.step, axis_name='batch', in_axes=(None, 0), out_axes=None), state,
                             jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), batch))
   assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
