@@ -69,6 +69,8 @@ def no_data(monkeypatch):
 def test_builds_abstractly(name, argument, no_data):
   config = recipe(name, argument)
   config.data.cache = False
+  if 'unroll' in config.model:
+    config.model.unroll = False  # tracing forty blocks one by one takes long, and test_remat has unrolled ones
   parts = train.build(config)
   state = jax.eval_shape(parts.create)
   size, channels = parts.data.image_size, parts.data.source.channels
