@@ -9,7 +9,6 @@ import pytest
 
 from tests.conftest import encode, fake_source
 from vit_jax.data import audit
-from vit_jax.data import contact_sheet
 from vit_jax.data import exclude
 from vit_jax.data import near
 from vit_jax.data import perceptual
@@ -231,12 +230,6 @@ def test_labels_without_a_class_and_empty_classes():
   assert facts['empty_classes'] == {'train': ['class 1', 'class 2', 'class 3']}
   assert facts['splits']['train']['labels_without_class'] == {'9': 1}
   assert 'train: labels without a class' in audit.audit_report.text(facts)
-
-
-def test_sheet_shows_both_images():
-  red, grey = np.full((4, 8, 3), (255, 0, 0), np.uint8), np.full((300, 200, 1), 77, np.uint8)
-  sheet = np.asarray(contact_sheet.draw([(red, grey, ['one', 'two'])]))
-  assert tuple(sheet[84, 88]) == (255, 0, 0) and tuple(sheet[84, 252]) == (77, 77, 77)
 
 
 @pytest.mark.parametrize('options, message', [

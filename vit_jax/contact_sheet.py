@@ -49,15 +49,18 @@ def save(sheet, path):
 
   Raises:
     ValueError: a name that ends otherwise.
+    OSError: it cannot be written there.
   """
   path = pathlib.Path(path).expanduser()
   if path.suffix.lower() not in ('.png', '.jpg', '.jpeg'):
     raise ValueError(f'expected a picture to end with .png, .jpg or .jpeg, got {str(path)!r}')
-  path.parent.mkdir(parents=True, exist_ok=True)
   aside = path.with_name(f'.{os.getpid()}.{path.name}')
   try:
+    path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(aside)
     aside.replace(path)
+  except OSError as error:
+    raise OSError(f'cannot write the picture {path}: {error}; choose another place') from error
   finally:
     aside.unlink(missing_ok=True)
 

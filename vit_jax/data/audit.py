@@ -14,14 +14,17 @@ from absl import app
 from absl import flags
 
 from vit_jax import commands
+from vit_jax import contact_sheet
 from vit_jax.data import audit_report
-from vit_jax.data import contact_sheet
 from vit_jax.data import duplicates
 from vit_jax.data import exclude
 from vit_jax.data import sources
+from vit_jax.data.pillow import from_pillow, to_pillow
 from vit_jax.data.scan import Scan, scan
 
 _PAIRS = 40  # The most pairs on a sheet.
+_PAIRS_ACROSS = 3
+_SHOWN = 160  # Pixels of the longer side.
 
 
 class Audit(NamedTuple):
@@ -78,14 +81,22 @@ def write_sheet(found: Audit, path: str) -> int:
            if duplicates.same_pixels(scanned, group[0], group[1])]
   pairs = [*found.duplicates.near, *exact][:_PAIRS]
   if pairs:
-    contact_sheet.save(contact_sheet.draw([_cell(scanned, *pair) for pair in pairs]), path)
+    cells = [cell for pair in pairs for cell in _cells(scanned, *pair)]
+    rows = [cells[start:start + 2 * _PAIRS_ACROSS] for start in range(0, len(cells), 2 * _PAIRS_ACROSS)]
+    contact_sheet.save(contact_sheet.draw(rows), path)
   return len(pairs)
 
 
-def _cell(scanned, a, b, value):
-  describe = lambda record: f'{scanned.name(record)} ({scanned.class_names(record)})'
+def _cells(scanned, a, b, value):
   same = 'same pixels' if duplicates.same_pixels(scanned, a, b) else f'similarity {value:.3f}'
-  return scanned.image(a), scanned.image(b), [describe(a), describe(b), same]
+  return [(_shown(scanned.image(record)), f'{scanned.name(record)}\n{scanned.class_names(record)}\n{text}')
+          for record, text in ((a, same), (b, ''))]
+
+
+def _shown(image):
+  small = to_pillow(image)
+  small.thumbnail((_SHOWN, _SHOWN))
+  return from_pillow(small)
 
 
 def run(name: str, *, data_dir: str | None = None, train: str | None = None, similarity: float | None = None,

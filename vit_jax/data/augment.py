@@ -21,6 +21,7 @@ from PIL import Image
 from vit_jax.data.color import color_jitter
 from vit_jax.data.decode import Picture
 from vit_jax.data.erase import random_erasing
+from vit_jax.data.pillow import from_pillow, to_pillow
 from vit_jax.data.randaugment import randaugment, trivial_augment
 
 cv2.setNumThreads(0)  # Threads are over images: a second kind within each only costs.
@@ -169,7 +170,7 @@ def affine(size: Size, degrees=0, shift=0, scale=0) -> Transform:
     # Pillow wants the way back, from a point (x, y) of the result to one of the image.
     x, y = columns / 2 + shift * right * columns, rows / 2 + shift * down * rows
     back = (cosine, -sine, columns / 2 - cosine * x + sine * y, sine, cosine, rows / 2 - sine * x - cosine * y)
-    return _from_pillow(_to_pillow(image).transform(
+    return from_pillow(to_pillow(image).transform(
         (columns, rows), Image.Transform.AFFINE, back, Image.Resampling.BILINEAR))
 
   return transform
@@ -225,7 +226,7 @@ def _resized(image: np.ndarray, size: Size, resampling=Image.Resampling.BILINEAR
     return image
   rows, columns = size
   # Pillow counts (width, height).
-  return _from_pillow(_to_pillow(image).resize((columns, rows), resampling))
+  return from_pillow(to_pillow(image).resize((columns, rows), resampling))
 
 
 def _interpolated(pixels: np.ndarray, size: Size) -> np.ndarray:
@@ -234,15 +235,6 @@ def _interpolated(pixels: np.ndarray, size: Size) -> np.ndarray:
     return pixels.copy()  # A part of a Picture does not last.
   # OpenCV counts (width, height), and drops a single channel.
   return cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_LINEAR).reshape(*size, -1)
-
-
-def _to_pillow(image: np.ndarray) -> Image.Image:
-  return Image.fromarray(image[:, :, 0] if image.shape[-1] == 1 else image)
-
-
-def _from_pillow(image: Image.Image) -> np.ndarray:
-  pixels = np.asarray(image)
-  return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
 def _require(valid: bool, name: str, value, expected: str) -> None:
