@@ -68,7 +68,7 @@ def test_builds_abstractly(name, argument, no_data):
   config = recipe(name, argument)
   config.data.cache = False
   if argument is not None and config.model.get('unroll'):
-    config.model.unroll = False  # tracing every block of every size takes minutes; vit.py and vit_b16.py by themselves do it
+    config.model.unroll = False  # tracing every block of every size takes minutes; vit.py alone does it
   parts = train.build(config)
   state = jax.eval_shape(parts.create)
   size, channels = parts.data.image_size, parts.data.source.channels

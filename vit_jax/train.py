@@ -86,7 +86,8 @@ def build(config) -> Parts:
   objective.check(data.source.num_classes)
   transfer.Transfer(**sections['transfer'])  # a bad one is an error here
   step = make_train_step(graphdef, objective, optimizer, normalize, seed=config.seed, accumulate=accumulate,
-                         ema_decay=train.ema_decay, axis_name=strategy.axis_name, by_block=config.model.unroll, frozen=frozen)
+                         ema_decay=train.ema_decay, axis_name=strategy.axis_name,
+                         by_block=config.model.unroll, frozen=frozen)
 
   def create():
     params = nnx.to_pure_dict(nnx.state(make_model(), nnx.Param))

@@ -1,6 +1,6 @@
 """How a step is spread over devices, behind one small contract.
 
-A strategy has `axis_name` (what the step averages over, or None), and: `micro_batches` (how many? do the sizes divide?),
+A strategy has `axis_name` (what the step averages over, or None), and: `micro_batches` (how many? do sizes divide?),
 `place` (a host's state onto the devices), `fetch` (back, as copies), `put` (a host's share of a batch onto its
 devices), `compile` (a function of (state, batch) for all devices).
 """
@@ -22,7 +22,7 @@ class Pmap:
     self._sharded = NamedSharding(mesh, PartitionSpec(self.axis_name))
 
   def micro_batches(self, batch_size, micro_batch):
-    """The number of equal micro-batches that every device cuts its share of the global batch in; see `micro_batches`."""
+    """The number of equal micro-batches that every device cuts its share of the global batch in."""
     return micro_batches(batch_size, jax.device_count(), micro_batch)
 
   def place(self, state):
@@ -53,14 +53,15 @@ def micro_batches(batch_size, shares, micro_batch):
   """
   if batch_size < 1 or batch_size % shares:
     nearest = max(1, round(batch_size / shares)) * shares
-    raise ValueError(f'data.batch_size={batch_size} is not divisible by {shares} devices; the nearest that is: {nearest}')
+    raise ValueError(f'data.batch_size={batch_size} is not divisible by {shares} devices; '
+                     f'the nearest that is: {nearest}')
   share = batch_size // shares
   if micro_batch is None or micro_batch >= share:
     return 1
   if micro_batch < 1 or share % micro_batch:
     nearest = min((n for n in range(1, share + 1) if share % n == 0), key=lambda n: abs(n - micro_batch))
-    raise ValueError(f'train.micro_batch={micro_batch} does not divide the {share} images that each of {shares} devices has '
-                     f'of data.batch_size={batch_size}; the nearest that does: {nearest}')
+    raise ValueError(f'train.micro_batch={micro_batch} does not divide the {share} images that each of {shares} devices '
+                     f'has of data.batch_size={batch_size}; the nearest that does: {nearest}')
   return share // micro_batch
 
 

@@ -34,8 +34,8 @@ def hash_examples(seen, batch, axis_name):
   return (seen ^ _over_devices(jax.lax.psum, mixed, axis_name)) * jnp.uint32(16777619)  # the prime of FNV-1a
 
 
-def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumulate, ema_decay, axis_name, by_block=False,
-                    frozen=None):
+def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumulate, ema_decay, axis_name,
+                    by_block=False, frozen=None):
   """Builds the step.
 
   Args:
@@ -85,7 +85,7 @@ def _over_devices(reduce, tree, axis_name):
 
 def _accumulate(gradient, params, batch, keys, count, by_block):
   """The sum of `gradient` over `count` equal micro-batches."""
-  # Behind a barrier TPU's compiler cuts and casts a block's parameters in one pass; else it casts the stack, then cuts it.
+  # Behind a barrier TPU's compiler cuts and casts a block's parameters in one pass; else it casts, then cuts.
   params = jax.lax.optimization_barrier(_blocks(params)) if by_block else params
   if count == 1:
     return _stacked(gradient(params, batch, keys))
