@@ -6,6 +6,10 @@ import ml_collections
 
 MODELS = {'b16': 'B/16', 'b32': 'B/32', 'l16': 'L/16', 'l32': 'L/32', 'h14': 'H/14'}
 
+# Images that a TPU holds at once: 16 of 197 tokens stay in a v5e's fast memory, and so do 8 of H/14's 257
+# (experiments/benchmarks/tpu_step.md). Patches of 32 pixels make a quarter of the tokens; those were not measured.
+MICRO_BATCH = {'B/16': 16, 'B/32': 64, 'L/16': 16, 'L/32': 64, 'H/14': 8}
+
 # Splits: ImageNet keeps the last percent of the training images apart for choosing (the authors' code); ImageNet-21k
 # its first 102,400 (google/uncertainty-baselines, an early fork of the training code); JFT-300M, which is not public,
 # its first 49,511 test images (the same fork).
@@ -127,9 +131,9 @@ def pretrain(model, dataset):
   config.optim = dict(name='adamw', peak_lr=peak_lr, schedule=schedule, warmup='10_000 steps',
                       end_lr=1e-5 if schedule == 'linear' else 0.0, weight_decay=weight_decay, decay_mask='.*',
                       clip_norm=1.0, options=dict(b1=0.9, b2=0.999, mu_dtype='bfloat16'))
-  # The first moment in bfloat16 is big_vision's choice, not the paper's. 16 images at once stay in a TPU's fast memory: the
-  # TPU compiler's cycles for other numbers are in experiments/benchmarks/tpu_step.md.
-  config.train = dict(duration=f'{epochs} epochs', log_every='50 steps', eval_every='5_000 steps', micro_batch=16)
+  # The first moment in bfloat16 is big_vision's choice, not the paper's.
+  config.train = dict(duration=f'{epochs} epochs', log_every='50 steps', eval_every='5_000 steps',
+                      micro_batch=MICRO_BATCH[variant])
   config.checkpoint = dict(every='10 minutes', keep=1)
   config.evaluators = {name: dict(kind='classification', split=split) for name, split in data['evaluate'].items()}
   return config

@@ -16,8 +16,8 @@ from vit_jax.training.state import TrainState
 
 
 def model(**fields):
-  return VisionTransformer(image_size=8, patch_size=4, width=16, depth=3, heads=2, mlp_dim=32, num_classes=5, dropout=0.1,
-                           rngs=nnx.Rngs(0), **fields)
+  return VisionTransformer(image_size=8, patch_size=4, width=16, depth=3, heads=2, mlp_dim=32, num_classes=5,
+                           dropout=0.1, rngs=nnx.Rngs(0), **fields)
 
 
 @functools.cache
@@ -27,18 +27,20 @@ def stepped(accumulate=1, freeze=None, **fields):
   params = nnx.to_pure_dict(params)
   rng = np.random.default_rng(0)
   params['head']['kernel'] = jnp.asarray(rng.normal(size=(16, 5)), jnp.float32)
-  optimizer, _ = optim.build(10, name='sgd', peak_lr=0.5, schedule='constant', freeze=freeze, options=dict(momentum=0.0))
+  optimizer, _ = optim.build(10, name='sgd', peak_lr=0.5, schedule='constant', freeze=freeze,
+                             options=dict(momentum=0.0))
   step = step_lib.make_train_step(
-      graphdef, Classification(), optimizer, Normalization(), seed=0, accumulate=accumulate, ema_decay=None, axis_name=None,
-      by_block=fields.get('unroll', False), frozen=optim.frozen_tree(params, freeze))
+      graphdef, Classification(), optimizer, Normalization(), seed=0, accumulate=accumulate, ema_decay=None,
+      axis_name=None, by_block=fields.get('unroll', False), frozen=optim.frozen_tree(params, freeze))
   batch = dict(image=rng.integers(0, 256, (8, 8, 8, 3), dtype=np.uint8), label=rng.integers(0, 5, 8).astype(np.int32),
                id=np.arange(8, dtype=np.int32), rng=rng.integers(0, 2**32, 8, dtype=np.uint32))
   state, metrics = jax.jit(step)(TrainState.create(params, optimizer, ema=False), batch)
   return state.params, {name: float(value) for name, value in metrics.compute().items()}
 
 
-@pytest.mark.parametrize('how', [dict(unroll=True), dict(unroll=True, accumulate=4), dict(accumulate=4), dict(remat='dots'),
-                                 dict(remat='full', unroll=True)], ids=str)
+@pytest.mark.parametrize('how', [
+    dict(unroll=True), dict(unroll=True, accumulate=4), dict(accumulate=4), dict(remat='dots'),
+    dict(remat='full', unroll=True)], ids=str)
 def test_the_step_is_the_same(how):
   expected, ours = stepped(), stepped(**how)
   assert ours[1] == pytest.approx(expected[1], rel=1e-5)
@@ -67,7 +69,8 @@ def test_an_unknown_policy_lists_the_choices():
     model(remat='all')
 
 
-@pytest.mark.parametrize('fields', [dict(), dict(dtype='bfloat16'), dict(dtype='bfloat16', attention_dropout=0.1)], ids=str)
+@pytest.mark.parametrize('fields', [
+    dict(), dict(dtype='bfloat16'), dict(dtype='bfloat16', attention_dropout=0.1)], ids=str)
 def test_cudnn_is_an_early_error_where_it_cannot_be(fields):
   with pytest.raises(ValueError, match="attention='cudnn' needs a GPU"):
     model(attention='cudnn', **fields)

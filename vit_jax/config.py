@@ -55,8 +55,8 @@ class Train:
     duration: length of the run.
     log_every: between two lines of training metrics.
     eval_every: between two evaluations; the last step is always evaluated.
-    micro_batch: images that one device holds at once, a divisor of its share of the batch; the gradients of the parts are
-      summed. None, or more than the share: the whole share. The loss and the update stay those of the whole batch.
+    micro_batch: images that one device holds at once, a divisor of its share of the batch; the gradients of the parts
+      are summed. None, or more than the share: the whole share. The loss and the update stay those of the whole batch.
     ema_decay: of the exponential moving average of the parameters, a step; None keeps none.
   """
   duration: Steps

@@ -25,9 +25,9 @@ def attention_weights(query, key):
 def attend(query, key, value):
   """Softmax of scores, times values: `attention_weights` without the scale, and their product.
 
-  The weights are never normalised: the output is, which has fewer elements, and the gradient starts from what it says of
-  the output (Dao et al., arXiv 2205.14135, appendix B.2).  Exponentials and their sums are float32; the exponentials are
-  rounded to the type of the values for the product, and kept so for the gradient.
+  The weights are never normalised: the output is, which has fewer elements, and the gradient starts from the output
+  (Dao et al., arXiv 2205.14135, appendix B.2).  Exponentials and their sums are float32; the exponentials are rounded
+  to the type of the values for the product, and kept so for the gradient.
 
   Args:
     query: (B, heads, Q, head_dim), already scaled.
@@ -48,11 +48,11 @@ def cudnn_attend(query, key, value):
 
 
 def check(name, dtype, dropout):
-  """Raises ValueError unless attention `name` of `ATTENTIONS` can run here, in `dtype`, with this dropout on its weights."""
+  """Raises ValueError unless attention `name` of `ATTENTIONS` can run here, with this dtype and dropout on its weights."""
   choose(ATTENTIONS, name, 'attention')
   if name == 'cudnn' and (dropout or dtype == 'float32' or jax.default_backend() != 'gpu'):
     raise ValueError("attention='cudnn' needs a GPU, dtype='bfloat16' or 'float16' and attention_dropout=0.0; got "
-                     f"{jax.default_backend()}, dtype={dtype!r}, attention_dropout={dropout}; attention='xla' takes all")
+                     f"{jax.default_backend()}, dtype={dtype!r}, attention_dropout={dropout}; 'xla' takes all")
 
 
 def _attend(query, key, value):

@@ -49,7 +49,8 @@ def dense(linear, x, product='bnd,df->bnf'):
   if linear.bias is None:
     return y
   bias = linear.bias[...]
-  return (y + (bias[:, None] if bias.ndim == 2 else bias)).astype(linear.dtype)  # (heads, head_dim): heads come before tokens
+  bias = bias[:, None] if bias.ndim == 2 else bias  # (heads, head_dim): heads come before tokens
+  return (y + bias).astype(linear.dtype)
 
 
 def embed(convolution, images):

@@ -61,7 +61,8 @@ class VisionTransformer(nnx.Module):
                pool: str = 'token', position: str = 'learned', class_token: bool | None = None,
                token_position: bool = True, registers: int = 0, representation_size: int | None = None,
                head_bias: float = 0.0, dropout: float = 0.0, attention_dropout: float = 0.0,
-               attention: str = 'xla', stochastic_depth: float = 0.0, layer_scale: float | None = None, qk_norm: bool = False,
+               attention: str = 'xla', stochastic_depth: float = 0.0, layer_scale: float | None = None,
+               qk_norm: bool = False,
                qkv_bias: bool = True, norm_after_pool: bool = False, norm_epsilon: float = 1e-6, gelu: str = 'tanh',
                dtype: str = 'float32', unroll: bool = False, remat: str = 'none', rngs: nnx.Rngs):
     given = dict(width=width, depth=depth, heads=heads, mlp_dim=mlp_dim, patch_size=patch_size)
@@ -77,7 +78,8 @@ class VisionTransformer(nnx.Module):
                    stochastic_depth=stochastic_depth)
     check_attention(attention, dtype, attention_dropout)
     options = BlockOptions(dropout=dropout, attention_dropout=attention_dropout, attention=attention,
-                           layer_scale=layer_scale, qk_norm=qk_norm, qkv_bias=qkv_bias, norm_epsilon=norm_epsilon, gelu=gelu)
+                           layer_scale=layer_scale, qk_norm=qk_norm, qkv_bias=qkv_bias, norm_epsilon=norm_epsilon,
+                           gelu=gelu)
     common = dict(dtype=jnp.dtype(dtype), rngs=rngs)
 
     self.embed = nnx.Conv(channels, width, patch, strides=patch, padding='VALID', **common)

@@ -89,7 +89,7 @@ def _over_devices(reduce, tree, axis_name):
 
 def _accumulate(gradient, params, batch, keys, count, by_block, shards):
   """The sum of `gradient` over `count` equal micro-batches."""
-  # Behind a barrier TPU's compiler cuts and casts a block's parameters in one pass; else it casts the stack, then cuts it.
+  # Behind a barrier TPU's compiler cuts and casts a block's parameters in one pass; else it casts, then cuts.
   params = jax.lax.optimization_barrier(_blocks(params)) if by_block else params
   if count == 1:
     return _stacked(gradient(params, batch, keys))
