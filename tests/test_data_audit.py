@@ -82,8 +82,8 @@ def test_report_and_files(planted, tmp_path, capsys):
   lines = output.read_text().splitlines()
   assert lines[0].endswith('written by the command') and lines[2].startswith('# split train ') and len(lines) == 3 + 7
   with Image.open(sheet) as image:
-    assert image.size[0] == 4 * 344 and image.format == 'PNG'
-  assert not list(tmp_path.glob('*.tmp'))
+    assert image.size[0] == 6 + 6 * (160 + 6) and image.format == 'PNG'  # three pairs in a row, 160 pixels each
+  assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ['exclude.txt', 'pairs.png']
 
   audit.run(f'folder:{planted}', as_json=True)
   facts = json.loads(capsys.readouterr().out)
