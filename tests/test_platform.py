@@ -23,10 +23,10 @@ print(json.dumps(dict(folder=folder and str(folder), hits=seen['cache_hits'], mi
 '''
 
 
-def train(data_dir, workdir, cache, **variables):
-  """Trains in a process of its own; returns what COUNT prints."""
+def train(data_dir, workdir, cache):
+  """Trains in a process of its own, on two devices; returns what COUNT prints."""
   env = dict(os.environ, VIT_JAX_CACHE=str(cache), JAX_ENABLE_COMPILATION_CACHE='true', JAX_PLATFORMS='cpu',
-             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0', **variables)
+             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0', XLA_FLAGS='--xla_force_host_platform_device_count=2')
   output = subprocess.run([sys.executable, '-c', COUNT, str(data_dir), str(workdir)], cwd=tiny.ROOT, env=env, check=True,
                           capture_output=True, text=True).stdout
   return json.loads(output.splitlines()[-1])
@@ -69,6 +69,20 @@ def test_what_the_user_told_jax_holds(option, value, tmp_path, monkeypatch):
   finally:
     for name, old in before.items():
       jax.config.update(name, old)
+
+
+@pytest.mark.parametrize('backend, kept', [('cpu', False), ('tpu', True)])
+def test_several_processes_keep_none_on_cpus(backend, kept, monkeypatch):
+  import jax
+  before = jax.config.jax_enable_compilation_cache
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+  try:
+    jax.config.update('jax_enable_compilation_cache', True)
+    platform.require(None)
+    assert jax.config.jax_enable_compilation_cache == kept
+  finally:
+    jax.config.update('jax_enable_compilation_cache', before)
 
 
 def test_a_folder_that_cannot_be_made_is_no_error(tmp_path, monkeypatch):

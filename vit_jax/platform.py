@@ -22,8 +22,14 @@ def require(name):
   Raises:
     ValueError: an unknown name, or a platform that is not there; never a silent fall-back.
   """
-  if name is None:
-    return
+  if name is not None:
+    _choose(name)
+  if jax.process_count() > 1 and jax.default_backend() == 'cpu':
+    # What one process compiled for several CPUs hangs in another: Gloo waits for the wrong one (jax 0.10.2).
+    jax.config.update('jax_enable_compilation_cache', False)
+
+
+def _choose(name):
   if name not in PLATFORMS:
     raise ValueError(f'unknown platform {name!r}; choose from {list(PLATFORMS)}')
   before = jax.config.jax_platforms
@@ -76,7 +82,7 @@ def keep_programs():
 
   What the user told jax (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE=false) holds. The least recently used
   programs go when there are more than CACHE_LIMIT bytes. A folder a processor: programs for a CPU use instructions that
-  another may not have, and home folders are shared.
+  another may not have, and home folders are shared. Several processes on CPUs keep none, see `require`.
 
   Returns:
     The folder; None where the user told otherwise or it cannot be written.
