@@ -38,6 +38,7 @@ setuptools.setup(
         'pillow>=11,<14',
         'safetensors>=0.5,<1',
         'scikit-learn>=1.5,<2',  # ships the digits
+        'scipy>=1.13,<2',
         'simplejpeg>=1.9,<2',  # JPEG by libjpeg-turbo 3, which the wheel brings along
         'tensorboardX>=2.6.2,<3',  # event files without TensorFlow
         'tensorflow-datasets>=4.9.10,<5',
@@ -46,8 +47,8 @@ setuptools.setup(
     extras_require={
         'tpu': ['jax[tpu]', 'gcsfs'],
         'cuda': ['jax[cuda13]'],
-        # Only to build TFDS data sets from raw archives.
-        'prepare': ['tensorflow-cpu>=2.18,<3'],
+        # Only to build TFDS data sets from raw archives; TFDS 4.9.10's command does not start without the last two.
+        'prepare': ['tensorflow-cpu>=2.18,<3', 'apache-beam>=2.60,<3', 'mlcroissant>=1.0,<2'],
         'plot': PLOT,
         'test': TEST,
         'dev': TEST + ['ruff>=0.8,<1'],

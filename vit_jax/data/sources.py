@@ -201,7 +201,7 @@ def _prepared_paths(root: epath.Path) -> list[epath.Path]:
 
 
 # The `tfds` command of 4.9.10 does not start without the last two.
-_INSTALL = "pip install 'vit_jax[prepare]' apache-beam mlcroissant"
+_INSTALL = "pip install 'vit_jax[prepare]'"
 
 
 class _Own(NamedTuple):
