@@ -60,8 +60,8 @@ def keep_memory():
   Returns:
     Whether it was done.
   """
-  told = any(name.startswith('MALLOC_') for name in os.environ) or 'glibc.malloc' in os.environ.get('GLIBC_TUNABLES', '')
-  if told or not is_glibc():
+  tunables = os.environ.get('GLIBC_TUNABLES', '')
+  if any(name.startswith('MALLOC_') for name in os.environ) or 'glibc.malloc' in tunables or not is_glibc():
     return False
   mallopt = ctypes.CDLL(None).mallopt
   # Never trim, never map. One arena: the others cannot hold more than 64 MiB and would map what is larger.
