@@ -32,7 +32,7 @@ class VitJax:
   def __init__(self, *, model, mode, batch, dtype, image_size, changes):
     import jax
     from vit_jax import platform
-    platform.keep_memory()  # as the commands do; they also keep programs, but here compiling is measured
+    platform.keep_memory()  # quicker on a CPU; programs are not kept, what compiling costs is measured
     self._jax, device = jax, jax.devices()[0]
     program = _program(recipe(model, batch, dtype, image_size, changes), [device])
     if mode == 'train':

@@ -3,8 +3,8 @@
   python -m experiments.throughput --models=B/16,L/16,H/14 --peers=timm --output=experiments/benchmarks/gpu.md
 
 Every contender is a process of its own with one device, built and warmed; then all run in turn, round after round, so
-that what else the machine does hits them alike. Needs no network; a peer whose packages are missing (PyTorch and timm) is
-left out. --batch, --mode and --dtype say what is run; --json prints one object a line.
+that what else the machine does hits them alike. Needs no network; a peer whose packages are missing (PyTorch, timm)
+is left out. --batch, --mode and --dtype say what is run; --json prints one object a line.
 """
 import contextlib
 import datetime

@@ -13,13 +13,13 @@ COUNT = '''
 import collections, json, sys
 import jax
 from vit_jax import platform
-folder = platform.keep_programs()
+platform.keep_programs()
 seen = collections.Counter()
 jax.monitoring.register_event_listener(lambda name, **_: seen.update([name.rpartition('/')[2]]))
 from tests import tiny
 from vit_jax import train
 values = train.run(tiny.config(sys.argv[1]), sys.argv[2])
-print(json.dumps(dict(folder=folder and str(folder), hits=seen['cache_hits'], misses=seen['cache_misses'], values=values)))
+print(json.dumps(dict(hits=seen['cache_hits'], misses=seen['cache_misses'], values=values)))
 '''
 
 
@@ -27,8 +27,8 @@ def train(data_dir, workdir, cache):
   """Trains in a process of its own, on two devices; returns what COUNT prints."""
   env = dict(os.environ, VIT_JAX_CACHE=str(cache), JAX_ENABLE_COMPILATION_CACHE='true', JAX_PLATFORMS='cpu',
              JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0', XLA_FLAGS='--xla_force_host_platform_device_count=2')
-  output = subprocess.run([sys.executable, '-c', COUNT, str(data_dir), str(workdir)], cwd=tiny.ROOT, env=env, check=True,
-                          capture_output=True, text=True).stdout
+  output = subprocess.run([sys.executable, '-c', COUNT, str(data_dir), str(workdir)], cwd=tiny.ROOT, env=env,
+                          check=True, capture_output=True, text=True).stdout
   return json.loads(output.splitlines()[-1])
 
 

@@ -43,9 +43,8 @@ def _hosts(function, *args):
 
 
 def prepare():
-  """Readies the process for jax: memory and compiled programs are kept, see `platform`; before jax computes anything."""
+  """Readies the process for jax: compiled programs are kept, see `platform`; before jax computes anything."""
   from vit_jax import platform  # after the flags: --help need not wait for jax
-  platform.keep_memory()
   platform.keep_programs()
 
 

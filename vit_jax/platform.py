@@ -54,13 +54,14 @@ def keep_memory():
   """Makes malloc keep what is freed for the next step, where malloc is glibc's and MALLOC_* variables do not say more.
 
   XLA:CPU takes a step's temporaries with one malloc and frees them after it. Left alone, glibc gives them back to the
-  kernel, which then zeroes the same pages for every step.
+  kernel, which then zeroes the same pages for every step. Steps on a CPU are 1.1 to 1.2 times as quick with it, but the
+  process grows to two or three times its size (the heap breaks up), so no command does it of its own accord.
 
   Returns:
     Whether it was done.
   """
-  told = any(name.startswith('MALLOC_') for name in os.environ) or 'glibc.malloc' in os.environ.get('GLIBC_TUNABLES', '')
-  if told or not is_glibc():
+  tunables = os.environ.get('GLIBC_TUNABLES', '')
+  if any(name.startswith('MALLOC_') for name in os.environ) or 'glibc.malloc' in tunables or not is_glibc():
     return False
   mallopt = ctypes.CDLL(None).mallopt
   # Never trim, never map. One arena: the others cannot hold more than 64 MiB and would map what is larger.
