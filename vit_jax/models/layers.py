@@ -35,10 +35,11 @@ def dropout(x, rate, rngs):
 def uniform(rngs, shape):
   """Numbers whose high bits are uniform: (B, *shape) uint32, each example's from its own of the (B,) keys `rngs`.
 
-  Threefry, which hashes in 20 rounds, gives a word to each row and to each column (the last axis) of an example, and
-  each element mixes its two in two. Any three elements are then exactly independent of each other; the mixing parts
-  the corners of rectangles, whose words cancel. It is lowbias32 without its last step, which leaves the high bits as
-  they are (Chris Wellons, "Prospecting for Hash Functions", 2018, https://nullprogram.com/blog/2018/07/31).
+  Threefry gives a word to each row and to each column (the last axis) of an example, and an element mixes its two: its
+  own 20 rounds of threefry would make B/16's step cost 1.7 times as much as without dropout on a TPU v5e, this makes it
+  1.065 times (experiments/benchmarks/tpu_step.md). Any three elements are exactly independent of each other; the mixing
+  parts the corners of rectangles, whose words cancel. It is lowbias32 without its last step, which leaves the upper
+  half of the bits as they are (Chris Wellons, https://nullprogram.com/blog/2018/07/31).
   """
   *lead, columns = shape
   rows = math.prod(lead)
