@@ -3,6 +3,8 @@
 A random stream is an array `rngs` of B typed PRNG keys, one for each example of the batch, or None in
 evaluation.  A mask drawn from an example's own key is the same on one device and on many.
 """
+import math
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -23,11 +25,29 @@ def fold_in(rngs, number):
 
 
 def dropout(x, rate, rngs):
-  """Zeroes a fraction `rate` of x, (B, …), and scales the rest by 1 / (1 - rate); None in `rngs` keeps all."""
+  """Zeroes a fraction `rate` of x, (B, …, features), and scales the rest by 1 / (1 - rate); None in `rngs` keeps all."""
   if rngs is None or rate == 0.0:
     return x
-  keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(rngs)
+  keep = uniform(rngs, x.shape[1:]) >= jnp.uint32(round(rate * 2 ** 32))
   return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def uniform(rngs, shape):
+  """Numbers whose high bits are uniform: (B, *shape) uint32, each example's from its own of the (B,) keys `rngs`.
+
+  Threefry gives a word to each row and to each column (the last axis) of an example, and an element mixes its two: its
+  own 20 rounds of threefry would make B/16's step cost 1.7 times as much as without dropout on a TPU v5e, this makes it
+  1.065 times (experiments/benchmarks/tpu_step.md). Any three elements are exactly independent of each other; the mixing
+  parts the corners of rectangles, whose words cancel. It is lowbias32 without its last step, which leaves the upper
+  half of the bits as they are (Chris Wellons, https://nullprogram.com/blog/2018/07/31).
+  """
+  *lead, columns = shape
+  rows = math.prod(lead)
+  words = jax.vmap(lambda key: jax.random.bits(key, (rows + columns,), jnp.uint32))(rngs)
+  words = jax.lax.optimization_barrier(words)  # never drawn anew for each element
+  bits = words[:, :rows].reshape(-1, *lead, 1) ^ words[:, rows:].reshape(-1, *[1] * len(lead), columns)
+  bits = (bits ^ bits >> 16) * jnp.uint32(0x7feb352d)
+  return (bits ^ bits >> 15) * jnp.uint32(0x846ca68b)
 
 
 def drop_path(x, rate, rngs):
