@@ -27,7 +27,7 @@ class Dataset:
     workers: processes that do it instead; 0 leaves it to the threads. Threads take turns for Python's own 40 microseconds
       of each image, so beyond some 20 cores a host needs workers; below, threads are a little faster. A worker takes
       about 120 MiB, the pixels of 16 examples and the source's list of files; the batches made ahead come on top, once
-      (see `describe_feeding`).
+      (see `describe_feeding`). Arrays of npz:PATH lie in this process and are left to the threads.
     repeats: how often each example drawn is in its batch, each time augmented anew; divides batch_size.
     channels: 1 (greyscale) or 3 (colour); None is what the data set stores, and 3 for a folder.
     corrupt: what an image that cannot be decoded does: 'error' stops the run at it, 'skip' decodes every split once
@@ -52,6 +52,9 @@ class Dataset:
       raise ValueError(f'data.batch_size must be a multiple of data.repeats, {repeats}; got {batch_size}')
     if cache and workers:
       raise ValueError('data.cache keeps decoded images in this process, where workers cannot see them: set '
+                       'data.workers=0, and data.threads makes the batches')
+    if workers and name.startswith('npz:'):
+      raise ValueError('npz: arrays are in the memory of this process, and every worker would get a copy of all: set '
                        'data.workers=0, and data.threads makes the batches')
     for transform in (train_transform, eval_transform):
       spec.parse(transform, size)  # a bad one is an error here, not at the first batch
