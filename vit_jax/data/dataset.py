@@ -99,9 +99,24 @@ class Dataset:
     return f'{count} {kind}{plural}, {batches.ahead} batches ahead ({batches.bytes_ahead / 2 ** 20:,.1f} MiB)'
 
   def eval_batches(self, split, batch_size):
-    """One pass over a split; see `pipeline.eval_batches`."""
-    return pipeline.eval_batches(self._open(split), batch_size=batch_size, transform=self._eval_transform,
-                                 **self._common)
+    """One pass over a split; see `pipeline.eval_batches`.
+
+    Raises:
+      ValueError: also where the split has other channels, or another number or kind of labels, than the one trained on.
+    """
+    source = self._open(split)
+    expected, got = _fits_model(self.source.facts), _fits_model(source.facts)
+    if got != expected:
+      raise ValueError(f'the split to evaluate, {split} of {source.name}, must fit the model, which is built for '
+                       f'{self.source.split} with {expected}; got {got}. --config.data.channels=1 or 3 decodes all '
+                       'splits alike; classes are as the data set stores them')
+    return pipeline.eval_batches(source, batch_size=batch_size, transform=self._eval_transform, **self._common)
+
+
+def _fits_model(facts):
+  """What an evaluation split has to share with the training split, in words."""
+  kind = 'any number of classes an image' if facts.many_labels else 'one class an image'
+  return f'channels={facts.channels} and {facts.num_classes} classes, {kind}'
 
 
 def _require_at_least(key, value, least):
