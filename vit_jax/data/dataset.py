@@ -26,7 +26,7 @@ class Dataset:
     threads: threads that decode and augment.
     workers: processes that do it instead; 0 leaves it to the threads. Threads take turns for Python's own 40 microseconds
       of each image, so beyond some 20 cores a host needs workers; below, threads are a little faster. A worker is
-      resident with 60 MiB over files, 85 MiB over a TFDS data set (measured on Linux, x86-64), and takes the pixels of 16
+      resident with 65 MiB over files, 85 MiB over a TFDS data set (measured on Linux, x86-64), and takes the pixels of 16
       examples and the source's list of files; the batches made ahead come on top, once (see `describe_feeding`). Arrays
       of npz:PATH lie in this process and are left to the threads.
     repeats: how often each example drawn is in its batch, each time augmented anew; divides batch_size.
