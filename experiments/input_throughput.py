@@ -23,6 +23,7 @@ import time
 import numpy as np
 
 from vit_jax.data import decode
+from vit_jax.data import feeding
 from vit_jax.data import pipeline
 from vit_jax.data import sources
 from vit_jax.data.source import Source
@@ -51,7 +52,8 @@ def measure(folder, *, rounds=5, images=1024, batch=96, threads=(1, 2), workers=
   Args:
     folder: holds JPEGs, at any depth.
     rounds: turns of each contender; one more warms up.
-    images: that a contender makes in a turn, after half as many that are not counted.
+    images: that a contender makes in a turn, after half as many that are not counted: these are at least all that are
+      made ahead, which would come at no cost.
     batch: images in a batch, a multiple of 3.
     threads, workers: numbers of them to try.
     report: called with what is being done.
@@ -59,7 +61,14 @@ def measure(folder, *, rounds=5, images=1024, batch=96, threads=(1, 2), workers=
   Returns:
     A list of dicts: stage, contender, cpu (images per CPU second, median), cpu_low, cpu_high, wall, wall_low, wall_high,
     and of_tf, of_tf_low, of_tf_high, the ratio of cpu to TensorFlow's in the same round, where that is measured.
+
+  Raises:
+    ValueError: no JPEGs there, or too few images.
   """
+  least = _least_images(batch, (*threads, *workers))
+  if images < least:
+    raise ValueError(f'Expected --images to be at least {least}, twice what is made ahead in batches of {batch}, got '
+                     f'{images}.')
   paths = sorted(str(path) for path in pathlib.Path(folder).expanduser().rglob('*')
                  if path.suffix.lower() in ('.jpg', '.jpeg') and path.is_file())
   if not paths:
@@ -79,6 +88,11 @@ def measure(folder, *, rounds=5, images=1024, batch=96, threads=(1, 2), workers=
       for server in servers.values():
         server.close()
   return [_row(key, turns[key][1:], turns.get((key[0], TF), ())[1:]) for key in turns]
+
+
+def _least_images(batch, sizes):
+  """Twice what any contender makes ahead: pools of these sizes, or TensorFlow two batches and one in the making."""
+  return 2 * batch * max([3, *(feeding.Pool(size, 0).batches_ahead(batch) for size in sizes)])
 
 
 def copy_to_array_record(paths, folder):

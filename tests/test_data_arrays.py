@@ -77,6 +77,19 @@ def test_a_run_reads_them(cats):
     ({'train_images': images(2, 4), 'train_labels': [0, 1]}, 'train', ValueError, r'got uint8 of shape \(2, 7, 5, 4\)'),
     ({'train_images': images(2), 'train_labels': [0.5, 1]}, 'train', ValueError, 'to be integers .* got float64'),
     ({'train_images': images(0), 'train_labels': np.zeros(0, int)}, 'train', ValueError, 'at least one, got 0 images'),
+    ({'train_images': images(2), 'train_labels': [0, -1]}, 'train', ValueError, r"a.npz, split 'train' .* got -1\.\.0"),
+    ({'train_images': images(2), 'train_labels': [0, 10**6]}, 'train', ValueError, r'lie in 0\.\.999999, got 0\.\.1000000'),
+    ({'train_images': images(2), 'train_labels': [0, 2], 'class_names': ['a', 'b']}, 'train', ValueError,
+     r'lie in 0\.\.1, the number of class names less one, got 0\.\.2'),
+    ({'train_images': images(2), 'train_labels': [[0, 2], [1, 0]]}, 'train', ValueError, r'to be 0 and 1 .* got 0\.\.2'),
+    ({'train_images': images(2), 'train_labels': [[0, 1], [1, 0]], 'class_names': ['a']}, 'train', ValueError,
+     r'each of the 1 class names, got shape \(2, 2\)'),
+    ({'train_images': images(2), 'train_labels': [0, 1], 'test_images': images(2), 'test_labels': [[0, 1], [1, 0]]},
+     'train', ValueError, r'test_labels of shape \(2, 2\) and train_labels of shape \(2,\)'),
+    ({'train_images': images(2), 'train_labels': [0, 1], 'class_names': np.array(['a', 'b'], object)}, 'train', ValueError,
+     'a.npz is damaged, or holds objects, in class_names'),
+    ({'train_images': images(2), 'train_labels': [0, 1], 'class_names': 'ab'}, 'train', ValueError,
+     'class_names of .*a.npz to be a list of text, .* got <U2 of shape'),
 ])
 def test_bad_files(tmp_path, content, split, error, message):
   np.savez(tmp_path / 'other.npz', a=1)

@@ -118,6 +118,13 @@ def test_training_leaves_out_what_is_listed(planted, tmp_path, caplog):
   assert sum(batch['mask'].sum() for batch in skipping.eval_batches('train', 4)) == 45
 
 
+def test_a_list_saved_with_other_line_ends_is_the_same(planted, tmp_path):
+  output = tmp_path / 'exclude.txt'
+  audit.write_list(audit.audit(f'folder:{planted}'), str(output), '')
+  output.write_bytes(output.read_bytes().replace(b'\n', b'\r\n'))
+  assert len(dataset(planted, output).source) == 39
+
+
 def test_slices_leave_out_their_part(planted, tmp_path):
   output = tmp_path / 'exclude.txt'
   found = audit.audit(f'folder:{planted}')

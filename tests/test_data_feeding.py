@@ -82,8 +82,35 @@ def test_a_worker_that_was_killed_is_an_error():
   pool.start(job, ids, keys)()
   worker, = set(workers_of(os.getpid())) - before
   os.kill(worker, signal.SIGKILL)
-  with pytest.raises(OSError, match='worker ended with exit code -9 .*data.workers'):
+  with pytest.raises(OSError, match='worker ended with exit code -9: killed.*data.workers'):
     pool.start(job, ids, keys)()
+
+
+class EndsItsProcess(list):
+  """Records that nothing can be read of: the process that asks ends."""
+
+  def __getitem__(self, index):
+    os._exit(3)
+
+
+class Unforeseen(list):
+  def __getitem__(self, index):
+    raise MemoryError('no room for record 7')
+
+
+@pytest.mark.parametrize('records, error, message', [
+    (EndsItsProcess, OSError, 'worker ended with exit code 3: see what it wrote to standard error$'),
+    (Unforeseen, RuntimeError, '^MemoryError in a data worker: no room for record 7$')])
+def test_other_ends_of_a_worker_say_what_they_are(records, error, message):
+  job = feeding.Job(Examples(fake_source(records=records(fake_source(4).read(range(4)))), (6, 5), 'resize', False))
+  with pytest.raises(error, match=message):
+    feeding.Pool(0, 1).start(job, np.arange(4), np.arange(4, dtype=np.uint64))()
+
+
+def test_arrays_are_not_copied_to_workers(tmp_path):
+  np.savez(tmp_path / 'a.npz', images=np.zeros((4, 8, 8), np.uint8), labels=np.arange(4))
+  with pytest.raises(ValueError, match='npz: arrays are in the memory of this process.*data.threads'):
+    Dataset(0, 0, 1, name=f'npz:{tmp_path}/a.npz', train_split='all', batch_size=4, image_size=8, workers=2)
 
 
 @LINUX

@@ -117,7 +117,7 @@ def test_tfrecord_copy_gives_the_command_to_convert_it(data_dir, tmp_path):
   folder = tfrecord_only(data_dir, tmp_path)
   with pytest.raises(ValueError) as error:
     sources.open_source('tiny_shapes', 'train', str(tmp_path))
-  assert "pip install 'vit_jax[prepare]' && " in str(error.value)
+  assert "pip install -e '.[prepare]' && " in str(error.value)
   assert (f'tfds convert_format --dataset_version_dir={folder} --out_file_format=array_record'
           in str(error.value))
 

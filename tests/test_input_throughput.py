@@ -28,7 +28,7 @@ def photos(tmp_path_factory):
 @pytest.mark.skipif(importlib.util.find_spec('tensorflow') is not None, reason='would measure TensorFlow too')
 def test_one_json_object_a_line(photos):
   done = subprocess.run([sys.executable, '-m', 'experiments.input_throughput', '--data', str(photos), '--rounds=1',
-                         '--images=6', '--batch=3', '--threads=1', '--workers=1', '--json'],
+                         '--images=42', '--batch=3', '--threads=1', '--workers=1', '--json'],
                         cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   rows = [json.loads(line) for line in done.stdout.splitlines()]
@@ -62,3 +62,9 @@ def test_the_others_crop_what_we_crop(photos):
 def test_a_folder_without_photographs(tmp_path):
   with pytest.raises(ValueError, match=f'no files .jpg or .jpeg in {tmp_path}'):
     input_throughput.measure(tmp_path)
+
+
+def test_images_made_ahead_are_not_measured(photos):
+  """A pool of 1 has ceil(16 / 3) batches of 3 begun, and one more ready: 21 images."""
+  with pytest.raises(ValueError, match='--images to be at least 42, twice what is made ahead in batches of 3, got 41'):
+    input_throughput.measure(photos, images=41, batch=3, threads=(1,), workers=())

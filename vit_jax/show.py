@@ -19,7 +19,7 @@ def examples(config, count, draws):
 
   Args:
     config: ConfigDict or dict, see `configs/`.
-    count: examples, even where the config mixes.
+    count: examples.
     draws: of each, in training.
 
   Returns:
@@ -32,17 +32,18 @@ def examples(config, count, draws):
   from vit_jax.data.dataset import Dataset
   from vit_jax.data import pipeline
   config = config_lib.resolve(config)
-  keys = dict(config.data.to_dict(), batch_size=count, cache=False)
+  # An even batch, as mixing pairs its images: it may reach into the next epoch.
+  keys = dict(config.data.to_dict(), batch_size=count + count % 2, repeats=1, cache=False)
   data = Dataset(config.seed, 0, 1, **keys)
   if not 1 <= count <= len(data.source) or draws < 1:
-    raise ValueError(f'expected 1..{len(data.source)} examples and at least 1 draw, got {count} and {draws}')
+    raise ValueError(f'expected --count to be 1..{len(data.source)} and --draws at least 1, got {count} and {draws}')
   data.source = data.source.keep(np.linspace(0, len(data.source) - 1, count).astype(int).tolist())
   evaluation = next(iter(pipeline.eval_batches(data.source, batch_size=count, image_size=data.image_size,
                                                transform=keys['eval_transform'])))
   rows = [[(image, _named(label, data.source.class_names))] for image, label in
           zip(evaluation['image'], evaluation['label'])]
   by_id = dict(zip(evaluation['id'].tolist(), rows))
-  stream = _mixed(data, config, count)
+  stream = _mixed(data, config)
   while min(map(len, rows)) <= draws:
     batch = next(stream)
     for image, label, example in zip(batch['image'], batch['label'], batch['id'].tolist()):
@@ -50,13 +51,11 @@ def examples(config, count, draws):
   return [row[:draws + 1] for row in rows], ['evaluation', *(f'training {draw}' for draw in range(1, draws + 1))]
 
 
-def _mixed(data, config, count):
+def _mixed(data, config):
   """The training batches, mixed as the step mixes them, images uint8 still."""
   from vit_jax.training import mix
   from vit_jax.training.step import example_keys
   mixing = mix.build(data.source.num_classes, **config.mix)
-  if mixing:
-    mix.check_pairs(count, 1)
   for step, batch in enumerate(data.train_batches()):
     if mixing:
       batch = dict(batch, image=batch['image'].astype(np.float32))
@@ -81,7 +80,7 @@ def operations(photos, size=224):
     size: rows and columns that operations see, pixels (some count in pixels); half as many are shown.
 
   Returns:
-    (rows, titles) for `contact_sheet.draw`: RandAugment on the left, TrivialAugment on the right; then the other
+    Rows for `contact_sheet.draw`: RandAugment's operations on the left, TrivialAugment's on the right; then the other
     transforms, two a row, and mixtures.
   """
   from vit_jax.data import randaugment
@@ -89,24 +88,22 @@ def operations(photos, size=224):
   square = parse(f'resize_small({size})|central_crop', (size, size))
   images = [square(photo, None) for photo in photos]
   left, right = randaugment.RANDAUGMENT, randaugment.TRIVIAL_WIDE
-  rows = [_at_strengths(name, left, _MAGNITUDES, images) + _at_strengths(name, right, _STRENGTHS, images)
-          for name in {**left, **right}]
+  rows = [_at_strengths('RandAugment', name, left, _MAGNITUDES, images)
+          + _at_strengths('TrivialAugment', name, right, _STRENGTHS, images) for name in {**left, **right}]
   drawn = [_drawn(spec, photos if spec.startswith(('inception', 'resize_small')) else images, size) for spec in _SPECS]
   drawn += [_mixtures(images, **strength) for strength in _MIXTURES]
   rows += [first + second for first, second in zip(drawn[::2], drawn[1::2])]
-  titles = [f'{name}: {strength}' for name, strengths in (('RandAugment', _MAGNITUDES), ('TrivialAugment', _STRENGTHS))
-            for _ in images for strength in strengths]
   shrink = parse('resize', (size // 2, size // 2))
-  return [[cell and (shrink(cell[0], None), cell[1]) for cell in row] for row in rows], titles
+  return [[cell and (shrink(cell[0], None), cell[1]) for cell in row] for row in rows]
 
 
-def _at_strengths(name, table, strengths, images):
+def _at_strengths(policy, name, table, strengths, images):
   """Cells of one operation; empty ones where a table has none of this name."""
   from vit_jax.data.pillow import from_pillow, to_pillow
   if name not in table:
     return [None] * len(strengths) * len(images)
   applied = lambda image, strength: table[name](to_pillow(image), strength, np.random.default_rng(0))
-  return [(from_pillow(applied(image, strength)), f'{name} {strength}') for image in images for strength in strengths]
+  return [(from_pillow(applied(image, strength)), f'{policy}\n{name} {strength}') for image in images for strength in strengths]
 
 
 def _drawn(spec, images, size):
@@ -136,7 +133,7 @@ def main(argv):
   def write():
     from vit_jax import contact_sheet
     if values.operations:
-      sheet = contact_sheet.draw(*operations(_photos(argv[1:])))
+      sheet = contact_sheet.draw(operations(_photos(argv[1:])))
     elif values.config is None or len(argv) > 1:
       raise app.UsageError('expected --config=RECIPE, or --operations and two photographs')
     else:

@@ -5,7 +5,7 @@
 """
 
 import io
-from typing import Any, Mapping, Sequence
+from typing import Any, Iterable, Mapping, Sequence
 import zipfile
 import zlib
 
@@ -30,17 +30,23 @@ def open_npz(path: str, split: str) -> Source:
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: no .npz file, no such split, or arrays that are no images with labels, see `from_arrays`.
+    ValueError: no .npz file, no such split, arrays that are no images with labels, see `from_arrays`, or splits whose
+      labels differ in form.
   """
   names, parts = split_names(path), splits_lib.parse(split)
   if unknown := sorted({part.name for part in parts} - set(names)):
     raise ValueError(f'Expected a split of {path}, got {unknown[0]!r} in {split!r}. Splits there: {", ".join(names)}. '
                      f'Parts and sums work too: {names[0]}[:90%], {names[0]}[100:].')
   with _open(path) as archive:
-    pairs = {part.name: _pair(archive, part.name, path) for part in parts}
-    # Several splits must share a numbering that one split's labels may not show.
-    known = archive['class_names'].tolist() if 'class_names' in archive else None
-    classes = known or _numbers([archive[_key(name, 'labels')] for name in names])
+    known = _class_names(archive, path)
+    # All splits' labels: they share a numbering that one split's may not show.
+    labels_of = {name: _labels(_read(archive, _key(name, 'labels'), path), known, f'{path}, split {name!r}')
+                 for name in names}
+    _check_alike(labels_of, path)
+    pairs = {part.name: (_read(archive, _key(part.name, 'images'), path), labels_of[part.name]) for part in parts}
+    for name, pair in pairs.items():
+      _check_images(*pair, f'{path}, split {name!r}')
+    classes = known or _numbers(labels_of.values())
     sums = {info.filename: info.CRC for info in archive.zip.infolist()}
   sizes = {name: len(images) for name, (images, _) in pairs.items()}
   chosen = [(part.name, splits_lib.bounds(part, sizes, split)) for part in parts]
@@ -48,7 +54,7 @@ def open_npz(path: str, split: str) -> Source:
   labels = [label for name, indices in chosen for label in pairs[name][1][indices.start:indices.stop]]
   many = any(np.ndim(label) for label in labels[:1])
   return Source(
-      _Arrays(images, labels, many), name=f'npz:{path}', split=split, class_names=[str(name) for name in classes],
+      _Arrays(images, labels, many), name=f'npz:{path}', split=split, class_names=classes,
       channels=_channels(images), many_labels=many, names=[f'{name}/{i}' for name, indices in chosen for i in indices],
       fingerprints={name: fingerprint([sums[f'{_key(name, "images")}.npy'], sums[f'{_key(name, "labels")}.npy']])
                     for name in pairs})
@@ -62,13 +68,14 @@ def from_arrays(images: np.ndarray, labels: np.ndarray, class_names: Sequence[st
     images: (N, H, W) or (N, H, W, 1) greyscale, or (N, H, W, 3) colour, uint8, 0..255; N > 0. Not copied.
     labels: (N,) or (N, 1) integers, 0 <= label < number of classes; or (N, number of classes > 1) of 0 and 1, where
       an image may have any number of classes.
-    class_names: a name for each label; None numbers them up to the largest.
+    class_names: a name for each label; None numbers them up to the largest, a million at most.
     name, split: what messages call the data set.
 
   Raises:
     ValueError: anything else.
   """
-  images, labels = _checked(images, labels, f'{name} {split}')
+  labels = _labels(labels, class_names, f'{name} {split}')
+  _check_images(images, labels, f'{name} {split}')
   many = labels.ndim == 2
   return Source(_Arrays(images, labels, many), name=name, split=split, class_names=class_names or _numbers([labels]),
                 channels=_channels(images), many_labels=many)
@@ -122,31 +129,67 @@ def _open(path: str) -> np.lib.npyio.NpzFile:
     raise ValueError(f'Cannot read {path} as an .npz file: {error}. Write it with np.savez.') from error
 
 
-def _pair(archive: Mapping[str, np.ndarray], name: str, path: str) -> tuple[np.ndarray, np.ndarray]:
+def _read(archive: Mapping[str, np.ndarray], key: str, path: str) -> np.ndarray:
   try:
-    images, labels = archive[_key(name, 'images')], archive[_key(name, 'labels')]
+    return archive[key]
   except (zipfile.BadZipFile, zlib.error, ValueError) as error:  # The last is a pickle.
-    raise ValueError(f'{path} is damaged, or holds objects: {error}. Write or copy it again.') from error
-  return _checked(images, labels, f'{path}, split {name!r}')
+    raise ValueError(f'{path} is damaged, or holds objects, in {key}: {error}. Write or copy it again.') from error
 
 
-def _checked(images: np.ndarray, labels: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
-  if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
-    raise ValueError(f'Expected images of {where} to be uint8, 0..255, of shape (N, H, W), (N, H, W, 1) or '
-                     f'(N, H, W, 3), got {images.dtype} of shape {images.shape}.')
+def _class_names(archive: Mapping[str, np.ndarray], path: str) -> list[str] | None:
+  if 'class_names' not in archive:
+    return None
+  names = _read(archive, 'class_names', path)
+  if names.dtype.kind not in 'Uiu' or names.ndim != 1 or not names.size:
+    raise ValueError(f'Expected class_names of {path} to be a list of text, a name for each class, got {names.dtype} '
+                     f'of shape {names.shape}.')
+  return [str(name) for name in names.tolist()]
+
+
+def _labels(labels: np.ndarray, class_names: Sequence[str] | None, where: str) -> np.ndarray:
+  """Labels of shape (N,) or (N, classes > 1); raises where form or values are none."""
   if labels.dtype.kind not in 'iu' + 'b' * (labels.ndim == 2) or labels.ndim not in (1, 2):
     raise ValueError(f'Expected labels of {where} to be integers of shape (N,), or 0 and 1 of shape (N, classes), '
                      f'got {labels.dtype} of shape {labels.shape}.')
+  labels = labels[:, 0] if labels.shape[1:] == (1,) else labels
+  low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
+  if labels.ndim == 2:
+    if low < 0 or high > 1:
+      raise ValueError(f'Expected labels of {where}, of shape {labels.shape}, to be 0 and 1 for each image and class, '
+                       f'got {low}..{high}.')
+    if class_names is not None and labels.shape[1] != len(class_names):
+      raise ValueError(f'Expected labels of {where} to have a column for each of the {len(class_names)} class names, '
+                       f'got shape {labels.shape}.')
+    return labels
+  classes = _MOST_CLASSES if class_names is None else len(class_names)
+  if low < 0 or high >= classes:
+    given = ', the number of class names less one' if class_names is not None else ''
+    raise ValueError(f'Expected labels of {where} to lie in 0..{classes - 1}{given}, got {low}..{high}.')
+  return labels
+
+
+def _check_alike(labels_of: Mapping[str, np.ndarray], path: str) -> None:
+  first, *others = labels_of
+  for other in others:
+    if labels_of[other].shape[1:] != labels_of[first].shape[1:]:
+      raise ValueError(f'Expected labels of one form in all splits of {path}, integers or as many columns of 0 and 1, '
+                       f'got {_key(first, "labels")} of shape {labels_of[first].shape} and {_key(other, "labels")} of '
+                       f'shape {labels_of[other].shape}.')
+
+
+def _check_images(images: np.ndarray, labels: np.ndarray, where: str) -> None:
+  if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
+    raise ValueError(f'Expected images of {where} to be uint8, 0..255, of shape (N, H, W), (N, H, W, 1) or '
+                     f'(N, H, W, 3), got {images.dtype} of shape {images.shape}.')
   if len(images) != len(labels) or not images.size:
     raise ValueError(f'Expected a label for each image of {where}, and at least one, got {len(images)} images '
                      f'of shape {images.shape[1:]} and {len(labels)} labels.')
-  return images, labels[:, 0] if labels.shape[1:] == (1,) else labels
 
 
-def _numbers(labels: Sequence[np.ndarray]) -> list[str]:
+def _numbers(labels: Iterable[np.ndarray]) -> list[str]:
   """Classes without names: as many as columns, or up to the largest label."""
-  columns = max(array.shape[1] if array.ndim == 2 else 1 for array in labels)
-  return [str(label) for label in range(columns if columns > 1 else 1 + max(int(array.max()) for array in labels))]
+  counts = [array.shape[1] if array.ndim == 2 else 1 + int(array.max(initial=0)) for array in labels]
+  return [str(label) for label in range(max(counts))]
 
 
 def _channels(images: Sequence[np.ndarray]) -> int:
@@ -155,3 +198,7 @@ def _channels(images: Sequence[np.ndarray]) -> int:
 
 def _key(split: str, kind: str) -> str:
   return kind if split == 'all' else f'{split}_{kind}'
+
+
+# Labels without names are taken for something else, such as identifiers, from here on.
+_MOST_CLASSES = 1_000_000

@@ -5,7 +5,8 @@
   # split train 0f3a…
   train/rose/7.jpg	duplicate: same pixels as train/rose/3.jpg (rose, rose)
 
-One record a line: its name, see `Source.record_name`, a tab, the reason. Lines may be removed by hand.
+One record a line: its name, see `Source.record_name`, a tab, the reason. Lines may be removed by hand, and line ends be
+those of any system.
 """
 
 import os
@@ -90,7 +91,7 @@ def _read(path):
     raise FileNotFoundError(
         f'Cannot read the exclusion list {path}: {error}. Relative paths start in {os.getcwd()}; {folder} '
         f'{"is there" if folder.is_dir() else "does not exist"}. python -m vit_jax.data.audit writes one.') from error
-  lines = [line for line in text.split('\n') if line]
+  lines = [line for line in text.replace('\r\n', '\n').split('\n') if line]
   listed = dict(match.groups() for line in lines if (match := re.fullmatch(r'# split (.+) ([0-9a-f]{16})', line)))
   records = [line for line in lines if not line.startswith('# ')]
   if bad := [line for line in records if '\t' not in line]:

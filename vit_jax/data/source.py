@@ -4,13 +4,13 @@ import copy
 import hashlib
 from typing import Any, Iterable, Mapping, Sequence
 
+from vit_jax.data.facts import Facts
+
 
 def fingerprint(facts: Iterable[Any]) -> str:
   """16 hexadecimal digits that change with any of the facts, taken as text."""
   text = '\0'.join(map(str, facts)).encode(errors='surrogateescape')
   return hashlib.sha256(text).hexdigest()[:16]
-
-from vit_jax.data.facts import Facts
 
 
 class Source:

@@ -200,8 +200,8 @@ def _prepared_paths(root: epath.Path) -> list[epath.Path]:
   return [file.parent for file in files if not file.parent.name.startswith('incomplete.')]
 
 
-# The `tfds` command of 4.9.10 does not start without the last two.
-_INSTALL = "pip install 'vit_jax[prepare]'"
+# From a clone, as the README says: a package index may know another project by this name. The extra is in setup.py.
+_INSTALL = "pip install -e '.[prepare]'"
 
 
 class _Own(NamedTuple):

@@ -35,6 +35,7 @@ class Worker:
     Raises:
       ValueError: as from `Examples`.
       OSError: as from reading, or the process has died.
+      RuntimeError: anything else that went wrong there, by its type's name and text.
     """
     step = max(1, _SIZE // images[0].nbytes)
     for start in range(0, len(ids), step):
@@ -51,8 +52,10 @@ class Worker:
       self._known.add(job.number)
       error, result = pickle.load(self._process.stdout)
     except (BrokenPipeError, EOFError) as ended:
-      raise OSError(f'A data worker ended with exit code {self._process.wait()} (-9: killed, as a machine without free '
-                    'memory does). Take fewer: --config.data.workers') from ended
+      code = self._process.wait()
+      advice = ('killed, as a machine without free memory does. Take fewer: --config.data.workers' if code == -9
+                else 'see what it wrote to standard error')
+      raise OSError(f'A data worker ended with exit code {code}: {advice}') from ended
     if error is not None:
       raise error(result)
     return result
@@ -81,6 +84,8 @@ def main(shared: int, requests, replies) -> None:
       reply = None, labels
     except (ValueError, OSError) as error:
       reply = (ValueError if isinstance(error, ValueError) else OSError), str(error)
+    except Exception as error:  # as it is it may not pickle, and a dead worker would not say it
+      reply = RuntimeError, f'{type(error).__name__} in a data worker: {error}'
     pickle.dump(reply, replies)
     replies.flush()
 
