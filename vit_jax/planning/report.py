@@ -21,11 +21,11 @@ def text(plan):
 
 def _head(plan):
   where = f'{plan["devices"]} × {plan["device"]}' + (f', {plan["topology"]}' if plan['topology'] else '')
-  return [f'{plan["model"] or "model"} on {where}, {plan["strategy"]}: {plan["parameters"]:,} parameters; batch '
-          f'{plan["batch_size"]:,}, {plan["batch_per_device"]} a device, in {plan["accumulate"]} micro-batch(es); '
-          f'{plan["dtype"]}, remat {plan["remat"]}, {"unrolled" if plan["unroll"] else "scanned"}; '
+  return [f'{plan["model"] or "model"} on {where}, {plan["strategy"]}: {plan["parameters"]:,} parameters; '
           f'{"the compiler gave up after" if plan["temp_gb"] is None else "compiled in"} '
-          f'{plan["compile_seconds"]:.0f} s']
+          f'{plan["compile_seconds"]:.0f} s',
+          f'batch {plan["batch_size"]:,}, {plan["batch_per_device"]} a device, in {plan["accumulate"]} micro-batch(es); '
+          f'{plan["dtype"]}, remat {plan["remat"]}, {"unrolled" if plan["unroll"] else "scanned"}']
 
 
 def _memory(plan):
