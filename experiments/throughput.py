@@ -206,7 +206,7 @@ if __name__ == '__main__':
   flags.DEFINE_integer('image_size', 224, 'Pixels of a side.')
   flags.DEFINE_integer('rounds', 7, 'How often each has its turn.')
   flags.DEFINE_float('seconds', 5.0, 'How long a turn takes, about.')
-  flags.DEFINE_string('changes', '{}', "To our recipe, such as '{\"model.unroll\": 12}'.")
+  flags.DEFINE_string('changes', '{}', "To our recipe, such as '{\"model.unroll\": true}'.")
   flags.DEFINE_string('output', None, 'Markdown file for the table.')
   flags.DEFINE_bool('json', False, 'Print one JSON object a measurement.')
   app.run(main)

@@ -160,6 +160,18 @@ def test_evaluate_command(finished, tmp_path):
   assert 'is no workdir of a run' in process.communicate()[1] and process.returncode == 1
 
 
+def test_evaluate_on_devices_that_divide_neither_batch_nor_model(finished, tmp_path):
+  _, workdir, last = finished
+  shutil.copytree(workdir, tmp_path / 'run')
+  config = json.loads((workdir / 'config.json').read_text())
+  config['parallel'] = dict(strategy='mesh', data=-1, fsdp=2, tensor=1)  # 3 do not divide the width of 16 either
+  config['train']['micro_batch'] = 16
+  config['mix'] = dict(mixup=0.2, cutmix=0.0)
+  (tmp_path / 'run' / 'config.json').write_text(json.dumps(config))
+  output, error = tiny.command('evaluate', f'--workdir={tmp_path / "run"}', devices=3).communicate()
+  assert json.loads(output or '{}') == pytest.approx(dict(step=12, **last), rel=2e-5), error
+
+
 def test_epochs_and_examples_become_steps(data_dir):
   parts = train.build(tiny.config(data_dir, **{'train.duration': '10 epochs', 'train.eval_every': '640 examples'}))
   assert parts.train.duration == 47  # 300 · 10 / 64 = 46.9

@@ -51,18 +51,22 @@ def test_they_train_a_recipe_that_exists_on_the_platform_that_was_asked_for(path
   assert re.search(r'--config\.platform=(tpu|gpu)', text) and '--workdir=' in text
 
 
-# Each line of `states` is what gcloud says of the queued resource once; an empty one is an error: there is none.
+# Each line of `states` is what gcloud says of the queued resource once; an empty one: there is none; ERROR: it cannot say.
 GCLOUD = '''
 case "$*" in
   *describe*)
     state=$(head -1 "$FAKE/states"); sed -i 1d "$FAKE/states"
-    [[ -n $state ]] || exit 1
+    [[ -n $state ]] || { echo 'ERROR: (gcloud) NOT_FOUND: no such resource' >&2; exit 1; }
+    [[ $state != ERROR ]] || { echo 'ERROR: (gcloud) UNAUTHENTICATED: log in again' >&2; exit 1; }
     echo "$state" ;;
   *vit_jax.main*)
     status=$(head -1 "$FAKE/statuses"); sed -i 1d "$FAKE/statuses"
     exit "$status" ;;
 esac
 '''
+
+
+COSTS = 'The slice may still be there (and costs money): vit-b16'
 
 
 def pod(fake, tmp_path, states, statuses):
@@ -77,7 +81,7 @@ def pod(fake, tmp_path, states, statuses):
 
 def test_a_slice_is_asked_for_used_and_given_back(fake, tmp_path):
   status, error, verbs = pod(fake, tmp_path, ['', 'WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE'], [0])
-  assert status == 0, error
+  assert status == 0 and COSTS not in error, error
   assert verbs == ['create', 'scp', 'ssh', 'train', 'delete']
   create, = [line for line in (tmp_path / 'log').read_text().splitlines() if 'create' in line]
   assert '--spot' in create and '--node-id=vit-b16' in create and '--zone=' in create and '--project=' in create
@@ -92,8 +96,24 @@ def test_a_slice_that_is_taken_away_is_asked_for_again(fake, tmp_path):
 
 def test_training_that_fails_on_a_healthy_slice_is_not_tried_for_ever(fake, tmp_path):
   status, error, verbs = pod(fake, tmp_path, ['ACTIVE'] * 20, [1] * 20)
-  assert status == 1 and 'failed 4 times on a healthy slice' in error
+  assert status == 1 and 'failed 4 times on a healthy slice' in error and COSTS in error
   assert verbs.count('train') == 4 and 'delete' not in verbs
+
+
+@pytest.mark.parametrize('trained', [0, 1])
+def test_an_error_of_the_cloud_is_no_missing_slice(trained, fake, tmp_path):
+  """Nothing is asked for twice, and the looks go on."""
+  first = ['ERROR', 'ACTIVE'] if trained == 0 else ['ACTIVE', 'ERROR', 'ERROR', 'ACTIVE', 'ACTIVE']
+  status, error, verbs = pod(fake, tmp_path, first, [trained, 0])
+  assert status == 0 and 'UNAUTHENTICATED' in error and 'create' not in verbs, error
+  assert verbs[-1] == 'delete' and COSTS not in error
+
+
+@pytest.mark.parametrize('states', [['ERROR'] * 9, ['ACTIVE'] + ['ERROR'] * 9])
+def test_a_script_that_ends_says_that_the_slice_may_cost_money(states, fake, tmp_path):
+  status, error, verbs = pod(fake, tmp_path, states, [1])
+  assert status == 1 and error.count('UNAUTHENTICATED') == 5 and COSTS in error
+  assert not {'create', 'delete'} & set(verbs)
 
 
 def test_a_dry_run_touches_nothing(fake, tmp_path, monkeypatch):
@@ -101,7 +121,8 @@ def test_a_dry_run_touches_nothing(fake, tmp_path, monkeypatch):
   monkeypatch.setenv('DRY_RUN', '1')
   status, error, log = run('tpu_pod.sh', tmp_path)
   assert status == 0 and not log
-  assert '+ gcloud compute tpus tpu-vm ssh vit-b16 --worker=all' in error
+  assert '+ gcloud compute tpus tpu-vm ssh vit-b16 --worker=all' in error and COSTS not in error
+  assert '+ gcloud compute tpus queued-resources create vit-b16' in error
 
 
 @pytest.mark.parametrize('ended, restarts, requeued', [

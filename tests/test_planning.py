@@ -1,4 +1,5 @@
 """What the planner computes beside the compiler: chips, arithmetic, sizes, advice, search; and plans for real."""
+import collections
 import dataclasses
 import importlib.util
 import json
@@ -15,6 +16,7 @@ from experiments import plan_table
 from tests import tiny
 from vit_jax import config as config_lib
 from vit_jax import memory
+from vit_jax import parts
 from vit_jax import plan
 from vit_jax import train
 from vit_jax.data import pipeline
@@ -22,6 +24,7 @@ from vit_jax.data import sources
 from vit_jax.data.facts import Facts, FACTS
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.planning import chips
+from vit_jax.planning import cost
 from vit_jax.planning import estimate
 from vit_jax.planning import flops
 from vit_jax.planning import report
@@ -190,6 +193,14 @@ def test_search_ends_where_memory_does_not(machine, data_dir, monkeypatch):
   assert search.search(tiny.config(data_dir), Facts(1000, 10, 1))['batch_per_device'] == 4096
 
 
+def test_search_survives_a_program_smaller_than_its_parts(machine, data_dir, monkeypatch):
+  fake, said = search.estimate, []
+  monkeypatch.setattr(search, 'estimate', lambda *args: dict(fake(*args), needed_gb=0.5))
+  assert search.search(tiny.config(data_dir), Facts(1000, 10, 1), say=said.append)['batch_per_device'] == 64
+  assert [line for line in said if 'combination' in line] == [
+      "combination 1 of 2: {'model.dtype': 'float32'}", "combination 2 of 2: {'model.dtype': 'bfloat16'}"]
+
+
 def test_search_needs_a_limit_of_memory(data_dir):
   with pytest.raises(ValueError, match='give a --topology'):
     search.search(tiny.config(data_dir), Facts(1000, 10, 1))
@@ -202,9 +213,9 @@ def here(data_dir):
 
 
 def test_sizes_are_those_of_the_parts(here, data_dir):
-  parts = train.build(tiny.config(data_dir))
-  size = 4e-9 * parts.num_params
-  assert here['parameters'] == parts.num_params and here['parameters_gb'] == pytest.approx(size)
+  program = train.build(tiny.config(data_dir))
+  size = 4e-9 * program.num_params
+  assert here['parameters'] == program.num_params and here['parameters_gb'] == pytest.approx(size)
   assert here['average_gb'] == pytest.approx(size)
   assert here['optimizer_gb'] == pytest.approx(2 * size, abs=1e-7)  # two moments, and counters
   assert here['batch_gb'] == pytest.approx(64e-9 * (8 * 8 * 1 + 4 + 4 + 4))
@@ -218,6 +229,22 @@ def test_a_plan_is_json_and_text(here):
   assert json.loads(json.dumps(here)) == here
   text = report.text(here)
   assert f'{here["parameters"]:,} parameters' in text and 'no limit known' in text
+  assert 'pmap:' in text and '64 a device, in 1 micro-batch(es); float32, remat none, scanned' in text
+  assert here['collectives'] == {} and 'collectives a step' not in text  # there is nobody to talk to
+
+
+def test_devices_that_share_images_are_counted_once(data_dir):
+  """Two of tensor: each holds all images of its share, and does half of the work."""
+  parallel = dict(strategy='mesh', data=1, fsdp=1, tensor=2)
+  config = config_lib.resolve(tiny.config(data_dir, **{'parallel': parallel, 'train.micro_batch': 16}))
+  strategy = parts.make_strategy(config, [jax.devices()[0]] * 2)
+  program = parts.build_program(config, strategy, Facts(300, 10, 1))
+  found = estimate._described(program, None, 2)
+  assert (found['batch_size'], found['batch_per_device'], found['accumulate']) == (64, 64, 4)
+  assert found['strategy'] == 'mesh of data 1 × fsdp 1 × tensor 2'
+  chip = chips.CHIPS['v5e']
+  spent = cost.Cost(operations=collections.Counter({('here', 'matmul'): int(chip.clock)}))  # one second
+  assert estimate._speed(spent, found, chip, 2)['images_per_second'] == 32
 
 
 def test_a_table_of_plans(here, tmp_path):

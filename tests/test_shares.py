@@ -14,11 +14,11 @@ def test_micro_batches(batch_size, shares, micro_batch, count):
 
 
 @pytest.mark.parametrize('batch_size, shares, micro_batch, message', [
-    (63, 2, None, 'data.batch_size=63 is not divisible by 2 devices; the nearest that is: 64'),
-    (0, 2, None, 'nearest that is: 2'),
+    (63, 2, None, 'data.batch_size=63 does not divide into 2 shares, .* the nearest that does: 64'),
+    (0, 2, None, 'nearest that does: 2'),
     (96, 2, 15, 'train.micro_batch=15 does not divide the 48 images .* the nearest that does: 16'),
-    (96, 2, 0, 'nearest that does: 1'),
-    (96, 2, -3, 'nearest that does: 1'),
+    (96, 2, 0, 'train.micro_batch must be at least 1, or None .* got 0'),
+    (96, 2, -3, 'must be at least 1'),
 ])
 def test_a_batch_that_does_not_divide(batch_size, shares, micro_batch, message):
   with pytest.raises(ValueError, match=message):

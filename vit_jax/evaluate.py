@@ -29,7 +29,6 @@ def evaluate(workdir, step, data_dir):
   """
   from vit_jax import train
   from vit_jax import workdir as workdir_lib
-  from vit_jax.training import parallel
   from vit_jax.training.checkpoint import Checkpoints
   workdir = epath.Path(workdir).expanduser()
   path = workdir / 'config.json'
@@ -37,8 +36,7 @@ def evaluate(workdir, step, data_dir):
     raise FileNotFoundError(f'{workdir} is no workdir of a run: there is no {path}')
   config = workdir_lib.read_config(workdir)
   config['data']['data_dir'] = data_dir or config['data']['data_dir']
-  config['parallel'] = parallel.for_evaluation(config.get('parallel', {}))
-  parts = train.build(config)
+  parts = _build(config)
   checkpoints = Checkpoints(workdir.absolute() / 'checkpoints', read_only=True, **parts.checkpoint)
   try:
     steps = checkpoints.steps()
@@ -48,6 +46,31 @@ def evaluate(workdir, step, data_dir):
   finally:
     checkpoints.close()
   return step, train.evaluate(parts, state), _recorded(workdir / 'metrics.jsonl', step)
+
+
+def _build(config):
+  """The parts of a run; where what was trained does not fit the devices that are there, of one that measures the same."""
+  from vit_jax import train
+  from vit_jax.training import parallel
+  try:
+    return train.build(config)
+  except ValueError as error:
+    reason = error
+  for section in (config.get('parallel', {}), *parallel.FOR_EVALUATION):
+    try:
+      return train.build(_fitted(config, section, parallel.build(**section).shares))
+    except ValueError as error:  # the last stands: any number of devices can do with whole models
+      reason = error
+  raise reason
+
+
+def _fitted(config, section, shares):
+  """The config without what asks for some number of devices. A device holds as many images as before, or fewer."""
+  data, micro_batch = config['data'], config['train'].get('micro_batch')
+  images = -(-data['batch_size'] // shares)
+  images = images if micro_batch is None else min(images, micro_batch)
+  return dict(config, data=dict(data, batch_size=images * shares, repeats=1),
+              train=dict(config['train'], micro_batch=None), mix={}, parallel=section)
 
 
 def _recorded(path, step):

@@ -21,7 +21,7 @@ LOST = 75
 _ECHO = 1.0  # seconds; a collective fails at once where another process died, and so does the line to it
 
 _AGAIN = ('This process ends too; nothing is half-written. Start all processes again: they go on from the last '
-          'checkpoint.')
+          'checkpoint, if there is one.')
 
 
 class NotAlike(ValueError):
@@ -162,7 +162,10 @@ def _find_place(coordinator, processes, process, timeout):
 
 
 def _detect(coordinator, processes, process, timeout):
-  """What is given, completed by jax's detection of clusters; None where there is nothing to find."""
+  """What is given, completed by jax's detection of clusters: (coordinator, processes, process, local device ids).
+
+  Each is None where it is neither given nor found. Open MPI 5's own numbers stand before what is given.
+  """
   environ = os.environ
   if 'OMPI_COMM_WORLD_SIZE' in environ and 'OMPI_MCA_orte_hnp_uri' not in environ:
     # Open MPI 5 no longer tells where process 0 is.

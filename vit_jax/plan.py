@@ -83,7 +83,9 @@ if __name__ == '__main__':  # flags are the process's: not on import, as from a 
   flags.FLAGS['config'].parser = RecipeParser('config', lock_config=False)
   flags.DEFINE_string('topology', None, 'TPU slice, such as v5e:16x16, v4:2x2x1 or v5litepod-256; else what is here.')
   flags.DEFINE_integer('num_classes', None, 'Classes of the data, if the data set is neither known nor here.')
-  flags.DEFINE_bool('search', False, 'Find the largest batch and the cheapest rematerialisation that fit.')
+  flags.DEFINE_bool('search', False,
+                    'Find the largest batch that devices hold at once, train.micro_batch unset, and its cheapest '
+                    'rematerialisation.')
   flags.DEFINE_bool('json', False, 'Print one JSON object.')
   flags.mark_flag_as_required('config')
   app.run(main)

@@ -27,21 +27,34 @@ run() {  # shows a command; runs it unless this is a dry run
 
 gcloud_tpu() { run gcloud compute tpus "$@" --project="$project" --zone="$zone"; }
 
-state() {  # of the queued resource; MISSING if there is none
-  if [[ -n ${DRY_RUN:-} ]]; then echo ACTIVE; return; fi
-  gcloud compute tpus queued-resources describe "$name" --project="$project" --zone="$zone" \
-    --format='value(state.state)' 2>/dev/null || echo MISSING
+look() {  # sets `state` to that of the queued resource; MISSING only if Cloud says that there is none
+  local tries=5
+  if [[ -n ${DRY_RUN:-} ]]; then
+    state=${maybe_there:+ACTIVE}
+    state=${state:-MISSING}
+    return
+  fi
+  until state=$(gcloud compute tpus queued-resources describe "$name" --project="$project" --zone="$zone" \
+                  --format='value(state.state)' 2>"$errors"); do
+    if grep -q NOT_FOUND "$errors"; then state=MISSING; break; fi
+    cat "$errors" >&2  # no network, no permission, an expired login
+    ((--tries)) || { maybe_there=yes; echo "error: cannot tell whether there is a slice" >&2; exit 1; }
+    sleep "$poll"
+  done
+  if [[ $state == MISSING ]]; then maybe_there=''; else maybe_there=yes; fi
 }
 
-give_back() { gcloud_tpu queued-resources delete "$name" --force --quiet; }
+give_back() { gcloud_tpu queued-resources delete "$name" --force --quiet && maybe_there=''; }
 
 get_slice() {  # returns once the slice is there
   while true; do
-    case $(state) in
+    look
+    case $state in
       ACTIVE) return ;;
       # These never become active again, and hold the name.
       FAILED | SUSPENDED) give_back; sleep "$poll" ;;
       MISSING)
+        maybe_there=yes  # also where the command fails half-way
         gcloud_tpu queued-resources create "$name" --node-id="$name" --accelerator-type="$accelerator" \
           --runtime-version="$runtime" ${provisioning:+"$provisioning"} ;;
       *) sleep "$poll" ;;  # waiting for resources, provisioning, suspending, deleting
@@ -62,7 +75,17 @@ install() {
 
 cd "$(dirname "$0")/../.."
 archive=$(mktemp --suffix=.tar.gz)
-trap 'rm -f "$archive"' EXIT
+errors=$(mktemp)
+maybe_there=''  # not empty while there may be a slice, which costs money
+
+finish() {
+  rm -f "$archive" "$errors"
+  [[ -z $maybe_there ]] || echo "The slice may still be there (and costs money): $name in $zone of $project. To give it
+back: gcloud compute tpus queued-resources delete $name --force --project=$project --zone=$zone" >&2
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 
 failures=0
 while true; do
@@ -73,10 +96,11 @@ while true; do
     exit
   fi
   sleep "$poll"  # a slice that is being taken away says so a little later
-  if [[ $(state) == ACTIVE ]]; then
+  look
+  if [[ $state == ACTIVE ]]; then
     failures=$((failures + 1))
     if ((failures > failures_allowed)); then
-      echo "error: it failed $failures times on a healthy slice, which is still there (and costs money): $name" >&2
+      echo "error: it failed $failures times on a healthy slice" >&2
       exit 1
     fi
   fi

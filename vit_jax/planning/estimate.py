@@ -33,9 +33,12 @@ def estimate(config, facts, tpu=None, say=lambda text: None):
 
   Returns:
     A dict for JSON, per device; sizes in GB (1e9 bytes), None where the compiler does not say: `fits`, `needed_gb` of
-    `hbm_gb`, `spare_gb`; `parameters_gb`, `optimizer_gb`, `average_gb`, `batch_gb`, `temp_gb`, `code_gb`, `other_gb`
-    (outputs that are not donated, and padding); `cycles` without collectives, `milliseconds`, `images_per_second`,
-    `utilisation` (0..1); `collectives` {kind: {count, gb}} and `collective_milliseconds`, which they take at least;
+    `hbm_gb`, `spare_gb`; what is planned: `device`, `topology`, `devices`, `strategy` in words, `model`, `dtype`, `remat`, `unroll`,
+    `parameters`, `batch_size`, `batch_per_device` (images that a device holds of it: with parallel.tensor=n, n devices
+    hold the same), `accumulate` (micro-batches that these are cut into), `multiply_adds` an image, `versions`;
+    `parameters_gb`, `optimizer_gb`, `average_gb`, `batch_gb`, `temp_gb`, `code_gb`, `other_gb`
+    (outputs that are not donated, and padding); `cycles` without collectives, `milliseconds`, `images_per_second`
+    (of the whole step, by the number of devices), `utilisation` (0..1); `collectives` {kind: {count, gb}}, empty on one device, and `collective_milliseconds`, which they take at least;
     `kinds` {kind: cycles}, `operations` [{cycles, kind, where}], `kernels` that are not estimated, `notes`, `advice`;
     `compile_seconds`, tracing included.
 
@@ -82,9 +85,11 @@ def _described(program, tpu, count):
   per_image = flops.multiply_adds(params, pair(config['data']['image_size']))
   return dict(
       device=f'TPU {tpu.chip.name}' if tpu else jax.devices()[0].device_kind, topology=tpu.name if tpu else None,
-      devices=count, strategy=config['parallel']['strategy'], model=config['model']['variant'],
+      devices=count, strategy=str(program.strategy), model=config['model']['variant'],
+      **{key: config['model'][key] for key in ('dtype', 'remat', 'unroll')},
       parameters=program.num_params, batch_size=config['data']['batch_size'],
-      batch_per_device=config['data']['batch_size'] // count, multiply_adds=per_image, versions=versions)
+      batch_per_device=config['data']['batch_size'] // program.strategy.shares, accumulate=program.accumulate,
+      multiply_adds=per_image, versions=versions)
 
 
 def _state_sizes(state, batch, count):
@@ -151,17 +156,18 @@ def _speed(cost, sizes, chip, count):
   kinds = collections.Counter()
   for (_, kind), value in cost.operations.items():
     kinds[kind] += value
-  work = 6 * sizes['multiply_adds'] * sizes['batch_per_device']
+  images = sizes['batch_size'] / count  # a chip's part of the work: with tensor=2 two chips hold the same images
+  work = 6 * sizes['multiply_adds'] * images
   notes = [f'{cost.kernels} hand-written kernel(s) are not estimated: the cycles are too few'] if cost.kernels else []
   notes += [f'{cost.unread} loop(s) of unknown length are counted once: the cycles are too few'] if cost.unread else []
   # Sum and share again: a ring's reduce-scatter and all-gather each move nearly all bytes once.
   moved = sum(value * (2 if kind == 'all-reduce' else 1) for kind, value in cost.collective_bytes.items())
   return dict(
       cycles=cycles, milliseconds=seconds and 1e3 * seconds,
-      images_per_second=seconds and sizes['batch_per_device'] / seconds,
+      images_per_second=seconds and images / seconds,
       utilisation=seconds and work / (seconds * chip.peak),
       collectives={kind: dict(count=number, gb=_gb(cost.collective_bytes[kind])) for kind, number in
-                   sorted(cost.collectives.items())},
+                   sorted(cost.collectives.items()) if count > 1},
       collective_milliseconds=1e3 * moved * (count - 1) / count / chip.link if chip else None,
       kinds=dict(kinds.most_common()), kernels=cost.kernels, notes=notes,
       operations=[dict(cycles=value, kind=kind, where=where)

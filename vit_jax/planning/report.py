@@ -21,10 +21,11 @@ def text(plan):
 
 def _head(plan):
   where = f'{plan["devices"]} × {plan["device"]}' + (f', {plan["topology"]}' if plan['topology'] else '')
-  return [f'{plan["model"] or "model"} on {where}, {plan["strategy"]}: {plan["parameters"]:,} parameters; batch '
-          f'{plan["batch_size"]:,}, {plan["batch_per_device"]} a device; '
+  return [f'{plan["model"] or "model"} on {where}, {plan["strategy"]}: {plan["parameters"]:,} parameters; '
           f'{"the compiler gave up after" if plan["temp_gb"] is None else "compiled in"} '
-          f'{plan["compile_seconds"]:.0f} s']
+          f'{plan["compile_seconds"]:.0f} s',
+          f'batch {plan["batch_size"]:,}, {plan["batch_per_device"]} a device, in {plan["accumulate"]} micro-batch(es); '
+          f'{plan["dtype"]}, remat {plan["remat"]}, {"unrolled" if plan["unroll"] else "scanned"}']
 
 
 def _memory(plan):
@@ -61,7 +62,7 @@ def _collectives(plan):
 
 
 def _search(plan):
-  lines = ['largest power of two of images that a device holds at once (4,096 at most):']
+  lines = ['largest power of two of images that a device holds at once, not cut into micro-batches (4,096 at most):']
   for row in plan['search']:
     settings = ', '.join(f'{knob}={value}' for knob, value in row['settings'].items()) or 'as configured'
     lines += [f'  {settings:40} ' + ('none' if row['batch_per_device'] is None else

@@ -2,10 +2,9 @@
 import itertools
 import math
 
-import jax
-
 from vit_jax.config import as_dict, resolve
 from vit_jax.planning.estimate import device_memory, estimate
+from vit_jax.training import parallel
 
 _FIRST = 8  # images a device in the first trial
 _MOST = 4096  # and in the last: beyond it nobody trains, and compiling takes minutes
@@ -29,7 +28,9 @@ def search(config, facts, tpu=None, say=lambda text: None):
   if device_memory(tpu) is None:
     raise ValueError('--search needs devices with memory of their own: give a --topology, such as v5e:2x4')
   best, rows = None, []
-  for settings in combinations(resolve(config).to_dict()):
+  tried = combinations(resolve(config).to_dict())
+  for number, settings in enumerate(tried, 1):
+    say(f'combination {number} of {len(tried)}: {settings or "as configured"}')
     found = _largest(config, settings, facts, tpu, say)
     row = {key: found and found[key] for key in ('batch_per_device', 'temp_gb', 'spare_gb', 'images_per_second')}
     rows.append(dict(settings=settings, **row))
@@ -57,13 +58,13 @@ def changed(config, settings):
 
 def _largest(config, settings, facts, tpu, say):
   """The estimate of the largest power of two of images a device that fits, or None."""
-  devices = len(tpu.devices) if tpu else jax.device_count()
+  strategy = parallel.build(list(tpu.devices) if tpu else None, **changed(config, settings).parallel.to_dict())
   tried = {}
 
   def fits(images):
     if images not in tried:
-      say(f'{settings or "as configured"}: {images} images a device')
-      tried[images] = estimate(changed(config, {**settings, 'data.batch_size': images * devices}), facts, tpu, say)
+      say(f'{images} images a device')
+      tried[images] = estimate(changed(config, {**settings, 'data.batch_size': images * strategy.shares}), facts, tpu, say)
     return tried[images]['fits']
 
   images = _FIRST
@@ -81,7 +82,8 @@ def _predicted(report):
   """The power of two of images that would fill the memory, were all but parameters and optimizer the images'."""
   fixed = sum(report[name] for name in ('parameters_gb', 'optimizer_gb', 'average_gb', 'code_gb'))
   each = (report['needed_gb'] - fixed) / report['batch_per_device']
-  return 1 << int(math.log2(max((report['hbm_gb'] - fixed) / each, 1)))
+  # The compiler may need less than the sum of the parts: an image then takes a byte.
+  return 1 << int(math.log2(max((report['hbm_gb'] - fixed) / max(each, 1e-9), 1)))
 
 
 # Settings that cost time and save memory, cheapest first; a config without the key is searched without it.

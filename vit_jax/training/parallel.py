@@ -43,19 +43,11 @@ def build(devices=None, *, strategy: str = 'pmap', data: int = -1, fsdp: int = 1
   return kind(devices)
 
 
-def for_evaluation(section):
-  """The section `parallel` of a run's config where it fits the devices that are there, else one that does.
-
-  A run of many devices is evaluated on few: the state is cut over all of them, and takes as little of each as it can.
-  """
-  try:
-    build(**section)
-  except ValueError:
-    return dict(strategy='mesh', data=1, fsdp=-1, tensor=1)
-  return section
-
-
 STRATEGIES = {
     'mesh': Mesh,
     'pmap': Pmap,
 }
+
+# For a run of many devices that is evaluated on few. Cut over all of them, the state takes as little of each as it can;
+# a model that they do not divide lies whole on each.
+FOR_EVALUATION = (dict(strategy='mesh', data=1, fsdp=-1, tensor=1), dict(strategy='pmap'))

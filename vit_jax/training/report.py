@@ -27,7 +27,7 @@ class Report:
     self._lines = self._keep_until(start_step)
     self._board = tensorboardX.SummaryWriter(str(epath.Path(workdir) / 'tensorboard'), purge_step=start_step + 1)
     self._total = total_steps
-    self._start = (start_step, time.monotonic())
+    self._start = None  # (step, time) when the first is done: the pace leaves out start-up and compilation
     self._bar = None
     if sys.stderr.isatty():
       self._bar = tqdm.tqdm(total=total_steps, initial=start_step, unit='step', dynamic_ncols=True)
@@ -52,8 +52,11 @@ class Report:
     self._board.flush()
 
   def tick(self, step):
-    """Moves the bar."""
-    if self._active and self._bar is not None:
+    """Says that a step is done; moves the bar."""
+    if not self._active:
+      return
+    self._start = self._start or (step, time.monotonic())
+    if self._bar is not None:
       self._bar.update(step - self._bar.n)
 
   def progress(self, step, values):
@@ -66,10 +69,8 @@ class Report:
       short = dict(learning_rate='lr', images_per_second='img/s', input_wait='wait')
       self._bar.set_postfix({short.get(name, name): value for name, value in shown.items()}, refresh=False)
       return
-    (start, since), now = self._start, time.monotonic()
-    eta = (now - since) / max(step - start, 1) * (self._total - step)
     pairs = '  '.join(f'{name} {value}' for name, value in shown.items())
-    self.say(f'step {step}/{self._total}  {pairs}  eta {tqdm.tqdm.format_interval(eta)}')
+    self.say(f'step {step}/{self._total}  {pairs}  eta {self._eta(step)}')
 
   def close(self):
     """Ends the bar and the files."""
@@ -77,6 +78,13 @@ class Report:
       self._board.close()
       if self._bar is not None:
         self._bar.close()
+
+  def _eta(self, step):
+    """The remaining time at the pace since the first step, or '?' before there is one."""
+    start, since = self._start or (step, 0.0)
+    if step == start:
+      return '?'
+    return tqdm.tqdm.format_interval((time.monotonic() - since) / (step - start) * (self._total - step))
 
   def _keep_until(self, step):
     """Drops the lines after `step`; a half-written last line too."""

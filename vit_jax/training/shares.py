@@ -11,13 +11,16 @@ def count_micro_batches(batch_size, shares, micro_batch):
   """
   if batch_size < 1 or batch_size % shares:
     nearest = max(1, round(batch_size / shares)) * shares
-    raise ValueError(f'data.batch_size={batch_size} is not divisible by {shares} devices; the nearest that is: {nearest}')
+    raise ValueError(f'data.batch_size={batch_size} does not divide into {shares} shares, one for each device or, '
+                     f'on a mesh, for each parallel.tensor devices; the nearest that does: {nearest}')
   share = batch_size // shares
   if micro_batch is None or micro_batch >= share:
     return 1
-  if micro_batch < 1 or share % micro_batch:
+  if micro_batch < 1:
+    raise ValueError(f'train.micro_batch must be at least 1, or None for a share as a whole; got {micro_batch}')
+  if share % micro_batch:
     nearest = min((n for n in range(1, share + 1) if share % n == 0), key=lambda n: abs(n - micro_batch))
-    raise ValueError(f'train.micro_batch={micro_batch} does not divide the {share} images that each of {shares} devices has '
+    raise ValueError(f'train.micro_batch={micro_batch} does not divide the {share} images of each of the {shares} shares '
                      f'of data.batch_size={batch_size}; the nearest that does: {nearest}')
   return share // micro_batch
 
