@@ -20,7 +20,8 @@ def main(argv):
   values = flags.FLAGS
   topologies = [(TOPOLOGIES[int(chips)], int(chips)) for chips in values.chips]
   changes = {'parallel.strategy': values.strategy, **json.loads(values.changes)}
-  command = f'python -m experiments.weak_scaling --strategy={values.strategy} --chips={",".join(values.chips)}'
+  command = (f'python -m experiments.weak_scaling --strategy={values.strategy} --models={",".join(values.models)} '
+             f'--chips={",".join(values.chips)}')
   command += '' if values.changes == '{}' else f" --changes='{values.changes}'"
   plan_table.make(values.models, topologies, plan_table.FOLDER / f'weak_scaling_{values.strategy}.md',
                   f'Weak scaling on v5e, {values.strategy}', command, **changes)
