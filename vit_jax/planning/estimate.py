@@ -32,15 +32,16 @@ def estimate(config, facts, tpu=None, say=lambda text: None):
     say: called with lines of progress.
 
   Returns:
-    A dict for JSON, per device; sizes in GB (1e9 bytes), None where the compiler does not say: `fits`, `needed_gb` of
-    `hbm_gb`, `spare_gb`; what is planned: `device`, `topology`, `devices`, `strategy` in words, `model`, `dtype`, `remat`, `unroll`,
-    `parameters`, `batch_size`, `batch_per_device` (images that a device holds of it: with parallel.tensor=n, n devices
-    hold the same), `accumulate` (micro-batches that these are cut into), `multiply_adds` an image, `versions`;
-    `parameters_gb`, `optimizer_gb`, `average_gb`, `batch_gb`, `temp_gb`, `code_gb`, `other_gb`
-    (outputs that are not donated, and padding); `cycles` without collectives, `milliseconds`, `images_per_second`
-    (of the whole step, by the number of devices), `utilisation` (0..1); `collectives` {kind: {count, gb}}, empty on one device, and `collective_milliseconds`, which they take at least;
-    `kinds` {kind: cycles}, `operations` [{cycles, kind, where}], `kernels` that are not estimated, `notes`, `advice`;
-    `compile_seconds`, tracing included.
+    A dict for JSON, per device; sizes in GB (1e9 bytes), None where the compiler does not say.
+      What is planned: `device`, `topology`, `devices`, `strategy` in words, `model`, `dtype`, `remat`, `unroll`, `parameters`,
+        `batch_size`, `batch_per_device` (images that a device holds of it: with parallel.tensor=n, n devices hold the
+        same), `accumulate` (micro-batches that these are cut into), `multiply_adds` an image, `versions`.
+      Memory: `fits`, `needed_gb` of `hbm_gb`, `spare_gb`; `parameters_gb`, `optimizer_gb`, `average_gb`, `batch_gb`, `temp_gb`,
+        `code_gb`, `other_gb` (outputs that are not donated, and padding), `argument_gb` (what goes in); `advice`.
+      Time: `cycles` without collectives, `milliseconds`, `images_per_second` (of the whole step, by the number of devices),
+        `utilisation` (0..1); `kinds` {kind: cycles}, `operations` [{cycles, kind, where}], `kernels` that are not estimated.
+      Communication: `collectives` {kind: {count, gb}}, empty on one device; `collective_milliseconds`, which they take at least.
+      `notes`; `compile_seconds`, tracing included.
 
   Raises:
     ValueError: a bad config.
