@@ -12,16 +12,15 @@ import argparse
 import contextlib
 import io
 import json
-import multiprocessing
 import os
 import pathlib
 import statistics
 import sys
 import tempfile
-import time
 
 import numpy as np
 
+from experiments.turns import Server
 from vit_jax.data import decode
 from vit_jax.data import feeding
 from vit_jax.data import pipeline
@@ -77,7 +76,7 @@ def measure(folder, *, rounds=5, images=1024, batch=96, threads=(1, 2), workers=
     copy_to_array_record(paths, scratch)
     settings = dict(paths=paths, scratch=scratch, batch=batch)
     contenders = _contenders(threads, workers)
-    servers = {key: _Server(build, {**settings, **options}) for key, (build, options) in contenders.items()}
+    servers = {key: Server(build, {**settings, **options}) for key, (build, options) in contenders.items()}
     try:
       turns = {key: [] for key in servers}
       for turn in range(rounds + 1):
@@ -108,11 +107,11 @@ def copy_to_array_record(paths, folder):
       return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager):
-      return {'train': ((index, {'image': io.BytesIO(pathlib.Path(path).read_bytes()), 'label': 0})
-                        for index, path in enumerate(paths))}
+      return {'train': self._generate_examples()}
 
     def _generate_examples(self):
-      raise NotImplementedError
+      for index, path in enumerate(paths):
+        yield index, {'image': io.BytesIO(pathlib.Path(path).read_bytes()), 'label': 0}
 
   with contextlib.redirect_stdout(sys.stderr):
     Photos(data_dir=folder, file_format='array_record').download_and_prepare(
@@ -259,59 +258,6 @@ def _tensorflow():
   os.environ.update(TF_CPP_MIN_LOG_LEVEL='3', CUDA_VISIBLE_DEVICES='')
   import tensorflow
   return tensorflow
-
-
-class _Server:
-  """A process that makes images when told to."""
-
-  def __init__(self, build, options):
-    context = multiprocessing.get_context('spawn')
-    self._connection, theirs = context.Pipe()
-    self._process = context.Process(target=_serve, args=(theirs, build, options), daemon=False)
-    self._process.start()
-    theirs.close()
-
-  def __call__(self, images):
-    """Makes so many images; returns (images per CPU second, images per second)."""
-    self._connection.send(images)
-    return self._connection.recv()
-
-  def close(self):
-    """Ends the process."""
-    self._connection.close()
-    self._process.join()
-
-
-def _serve(connection, build, options):
-  stream = iter(build(**options))
-  next(stream)
-  while True:
-    try:
-      images = connection.recv()
-    except EOFError:
-      return
-    # First what was made ahead while others had their turn.
-    _draw(stream, images // 2)
-    cpu, wall = _cpu_seconds(), time.perf_counter()
-    made = _draw(stream, images)
-    connection.send((made / (_cpu_seconds() - cpu), made / (time.perf_counter() - wall)))
-
-
-def _draw(stream, images):
-  made = 0
-  while made < images:
-    made += next(stream)
-  return made
-
-
-def _cpu_seconds():
-  """Of this process and its children that run, where the system tells of them (Linux)."""
-  seconds = time.process_time()
-  for task in pathlib.Path('/proc/self/task').glob('*/children'):
-    for child in task.read_text().split():
-      fields = pathlib.Path(f'/proc/{child}/stat').read_text().rpartition(')')[2].split()
-      seconds += (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
-  return seconds
 
 
 def _row(key, turns, tf_turns):

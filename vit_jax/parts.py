@@ -96,7 +96,7 @@ def build(config) -> Parts:
 def make_strategy(config, devices=None):
   """The strategy of a resolved config for `devices`, or for those that jax finds; checks that the batch divides."""
   strategy = parallel.build(**config.parallel.to_dict(), devices=devices)
-  strategy.micro_batches(config.data.batch_size, config.train.micro_batch)
+  strategy.micro_batches(config.data.batch_size, config.train.micro_batch)  # an error here, before data is opened
   return strategy
 
 
