@@ -300,5 +300,8 @@ if __name__ == '__main__':
   parser.add_argument('--json', action='store_true')
   arguments = vars(parser.parse_args())
   folder, as_json = arguments.pop('data'), arguments.pop('json')
-  results = input_throughput.measure(folder, **arguments, report=lambda text: print(text, file=sys.stderr))
+  try:
+    results = input_throughput.measure(folder, **arguments, report=lambda text: print(text, file=sys.stderr))
+  except (ValueError, OSError) as error:
+    sys.exit(f'error: {error}')
   print('\n'.join(map(json.dumps, results)) if as_json else table(results))
