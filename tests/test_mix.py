@@ -16,6 +16,7 @@ from vit_jax.models import layers
 from vit_jax.training import mix as mix_lib
 from vit_jax.training import step as step_lib
 from vit_jax.training.objectives import Classification
+from vit_jax.training.shares import count_micro_batches
 
 SIZE, CLASSES = (12, 10), 3
 
@@ -187,10 +188,23 @@ def test_eight_devices_train_like_one(data_dir, tmp_path):
     ({'mix.mixup': -0.1}, 'mix.mixup is a concentration, at least 0'),
     ({'mix.cutmix': float('inf')}, 'mix.cutmix is a concentration'),
     ({'mix.alpha': 0.1}, 'unknown config key mix.alpha; valid keys are .*mix.cutmix'),
-    ({'mix.mixup': 0.2, 'data.batch_size': 60, 'train.micro_batch': 15}, 'even number of images.*=60 gives 15.*: 64'),
+    ({'mix.mixup': 0.2, 'data.batch_size': 60, 'train.micro_batch': 15},
+     'each of the 1 shares of data.batch_size=60.*even number.*has 15 of 60.*: --config.train.micro_batch=30'),
+    ({'mix.mixup': 0.2, 'data.batch_size': 63}, 'has 63 of 63.*: --config.data.batch_size=64'),
     ({'mix.mixup': 0.2, 'data.name': 'tiny_scenes', 'data.train_split': 'train', 'evaluators': {}},
      "use objective.loss='sigmoid'"),
 ])
 def test_bad_input_is_an_error_before_anything_compiles(changes, message, data_dir):
   with pytest.raises(ValueError, match=message):
     train.build(tiny.config(data_dir, **changes))
+
+
+@pytest.mark.parametrize('batch_size, shares, accumulate', [(60, 1, 4), (60, 4, 3), (60, 4, 1), (14, 2, 1), (12, 2, 2)])
+def test_what_a_refused_batch_is_told_to_be_fits(batch_size, shares, accumulate):
+  with pytest.raises(ValueError, match=f'each of the {shares} shares') as error:
+    mix_lib.check_pairs(batch_size, shares, accumulate)
+  key, value = str(error.value).rpartition('--config.')[2].split('=')
+  if key == 'data.batch_size':
+    mix_lib.check_pairs(int(value), shares, 1)
+  else:
+    mix_lib.check_pairs(batch_size, shares, count_micro_batches(batch_size, shares, int(value)))

@@ -126,7 +126,7 @@ def build_program(config, strategy, facts) -> Program:
   objective.check(facts.num_classes, facts.many_labels)
   mixing = mix.build(facts.num_classes, **sections['mix'])
   if mixing:
-    mix.check_pairs(config.data.batch_size, strategy.shares * accumulate)
+    mix.check_pairs(config.data.batch_size, strategy.shares, accumulate)
   transfer.Transfer(**sections['transfer'])  # a bad one is an error here
   step = make_train_step(graphdef, objective, optimizer, normalize, seed=config.seed, accumulate=accumulate,
                          ema_decay=train.ema_decay, axis_name=strategy.axis_name, by_block=config.model.unroll,

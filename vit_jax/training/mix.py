@@ -52,11 +52,16 @@ def build(num_classes, *, mixup: float = 0.0, cutmix: float = 0.0):
   return mix
 
 
-def check_pairs(batch_size, parts):
-  """Raises ValueError unless each of `parts` equal parts of a batch holds pairs only."""
-  if batch_size // parts % 2:
-    raise ValueError(f'mix pairs neighbours, so each device needs an even number of images in a micro-batch; data.batch_size='
-                     f'{batch_size} gives {batch_size // parts}. The nearest that fits: {batch_size + parts}')
+def check_pairs(batch_size, shares, accumulate):
+  """Raises ValueError unless each of `accumulate` equal micro-batches of each of `shares` equal shares holds pairs only."""
+  share = batch_size // shares
+  held = share // accumulate
+  if held % 2 == 0:
+    return
+  fix = (f'train.micro_batch={2 * held}' if share % 2 == 0 else f'data.batch_size={batch_size + shares}')
+  raise ValueError(f'mix pairs neighbours, so each of the {shares} shares of data.batch_size={batch_size} (one for each device '
+                   'or, on a mesh, for each parallel.tensor devices) needs an even number of images in a micro-batch; it has '
+                   f'{held} of {share}. The nearest that fits: --config.{fix}')
 
 
 def _beta(key, alpha):
