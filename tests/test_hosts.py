@@ -14,7 +14,10 @@ from vit_jax import hosts
 from vit_jax import train
 
 DEVICES = 2  # of each process
-STRATEGIES = ['pmap']
+STRATEGIES = {
+    'pmap': (),
+    'mesh': ('--config.parallel.strategy=mesh', '--config.parallel.fsdp=4'),  # neither process holds a whole state
+}
 
 
 def start(module, arguments, count=2):
@@ -57,24 +60,25 @@ def assert_trained_alike(config, workdir, other, rtol=2e-5):
 @pytest.mark.parametrize('strategy', STRATEGIES)
 def test_one_process_killed_then_two_go_on_and_match_it(strategy, data_dir, tmp_path, monkeypatch):
   """The same examples in the same order, the same losses, one checkpoint; evaluated by two, the same numbers."""
-  config = tiny.config(data_dir, **{'parallel.strategy': strategy})
+  config = tiny.config(data_dir)
   whole, cut = tmp_path / 'whole', tmp_path / 'cut'
   last = train.run(config, whole)
   with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
     patch.setattr(train, 'evaluate', lambda parts, state: 1 / 0)  # at step 6, when step 4 is saved
     train.run(config, cut)
-  results = end(start('main', (f'--config={tiny.write(config, tmp_path)}', f'--workdir={cut}')))
+  results = end(start('main', (f'--config={tiny.write(config, tmp_path)}', f'--workdir={cut}', *STRATEGIES[strategy])))
   assert [status for status, _, _ in results] == [0, 0], results
   outputs = [output for _, output, _ in results]
   for index, output in enumerate(outputs):
     assert f'process {index} of 2 on {socket.gethostname()}: {DEVICES} × cpu (cpu)' in output
-  assert f'devices     {2 * DEVICES} × cpu' in outputs[0] and 'going on after step 4' in outputs[0]
+  for line in (f'strategy    {strategy}', f'devices     {2 * DEVICES} × cpu', 'going on after step 4'):
+    assert line in outputs[0]
   assert 'step 12/12' not in outputs[1]  # process 0 tells
   steps = [step for step, _ in tiny.metrics(cut, ('step',))]
   assert steps == [1, 2, 3, 4, 5, 6, 6, 7, 8, 9, 10, 11, 12, 12]  # evaluated at 6 and 12
   assert_trained_alike(config, cut, whole)
   assert saved(cut) == ('12',)
-  (status, output, _), (other_status, other_output, _) = end(start('evaluate', (f'--workdir={whole}',)))
+  (status, output, _), (other_status, other_output, _) = end(start('evaluate', (f'--workdir={cut}',)))
   evaluated = json.loads(output.splitlines()[-1])  # after what gloo prints
   assert (status, other_status, evaluated['step']) == (0, 0, 12)
   assert 'accuracy' not in other_output
@@ -93,12 +97,11 @@ def kill(index, arguments, workdir, after):
   return status, error
 
 
-@pytest.mark.parametrize('strategy', STRATEGIES)
-def test_a_killed_process_ends_the_other_and_the_restarted_job_goes_on(strategy, data_dir, tmp_path):
+def test_a_killed_process_ends_the_other_and_the_restarted_job_goes_on(data_dir, tmp_path):
   """First process 1, then, of the restarted two, process 0; one process alone takes it to the end."""
   config = tiny.config(data_dir, **{
       'train.duration': '150 steps', 'train.log_every': '10 steps', 'train.eval_every': '150 steps',
-      'checkpoint.every': '20 steps', 'parallel.strategy': strategy})
+      'checkpoint.every': '20 steps'})
   workdir = tmp_path / 'run'
   arguments = f'--config={tiny.write(config, tmp_path)}', f'--workdir={workdir}'
   status, error = kill(1, arguments, workdir, after=30)
