@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
@@ -232,3 +233,24 @@ def test_fake_source_behaves_as_one_from_disk():
   source = conftest.fake_source(count=5)
   assert len(source) == 5 and source[4]['label'] == 0
   assert source.read(range(2)) == [source[0], source[1]]
+
+
+def test_numbering_tells_what_numbers_mean(data_dir):
+  opened = lambda split: sources.open_source('tiny_shapes', split, data_dir)
+  train = opened('train')
+  assert train.numbering == opened('train').numbering == train.decoded_to(1).numbering == train.keep(range(7)).numbering
+  others = [train.keep([0, 1, 2]), train.keep([0, 1, 3]), train.keep([1, 0, 2]), opened('train[:3]'), opened('test')]
+  assert len({source.numbering for source in (train, *others)}) == 6
+  assert train.keep([0, 2, 4]).keep([0, 2]).numbering == train.keep([0, 4]).numbering
+
+
+def test_numbering_changes_with_the_files_not_their_place(tmp_path):
+  def numbering(place, *names):
+    for name in ('a/0', *names):
+      path = tmp_path / place / f'{name}.png'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(conftest.encode(np.zeros((2, 2), np.uint8)))
+    return sources.open_source(f'folder:{tmp_path / place}', 'all', None).numbering
+
+  assert numbering('here', 'b/1') == numbering('there', 'b/1')
+  assert len({numbering('here', 'b/1'), numbering('two', 'b/2'), numbering('three', 'b/1', 'b/2')}) == 3

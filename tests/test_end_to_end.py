@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import time
+import types
 
 import jax
 import ml_collections
@@ -15,6 +16,8 @@ from tests import tiny
 from vit_jax import evaluate
 from vit_jax import parts
 from vit_jax import train
+from vit_jax.data import exclude
+from vit_jax.data import sources
 from vit_jax.training.checkpoint import Checkpoints
 
 KILLS = int(os.environ.get('VIT_JAX_TEST_KILLS', 2))
@@ -318,6 +321,36 @@ def test_a_run_that_failed_at_its_start_does_not_hold_the_workdir(data_dir, tmp_
     train.run(tiny.config(data_dir), tmp_path)
   train.run(tiny.config(data_dir, **{'optim.peak_lr': 0.5}), tmp_path)
   assert json.loads((tmp_path / 'config.json').read_text())['optim']['peak_lr'] == 0.5
+
+
+def test_other_training_records_than_before_are_refused(data_dir, tmp_path, monkeypatch):
+  """The position counts examples of the numbering that it was saved with."""
+  path = tmp_path / 'list.txt'
+  source = sources.open_source('digits', 'train[:300]', data_dir)
+  write = lambda *numbers: exclude.write(str(path), {f'train/{n}': 'by hand' for n in numbers}, source.fingerprints, '', '')
+  run = lambda: train.run(tiny.config(data_dir, **{'data.exclude': str(path)}), tmp_path / 'run')
+  write(3, 5)
+  with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+    patch.setattr(train, 'evaluate', _fail)  # at step 6, when step 4 is saved
+    run()
+  for numbers, changed in (((3,), 'there were 298, there are 299'), ((3, 6), 'there are 298 still, but others')):
+    write(*numbers)
+    with pytest.raises(ValueError, match=rf'records of digits train\[:300\] have changed since step 4: {changed}.*list.txt'):
+      run()
+  write(5, 3)
+  run()
+  write(3)
+  assert run()['test/accuracy'] >= 0.0  # finished: no example is drawn any more
+  assert evaluate.evaluate(tmp_path / 'run', 12, None)[0] == 12
+
+
+def test_a_checkpoint_that_does_not_say_its_records_goes_on(finished):
+  """As version 0.1.0 saved them."""
+  config, workdir, _ = finished
+  step, state, record = final_state(config, workdir)
+  old = {key: value for key, value in record.items() if key not in ('examples', 'numbering')}
+  checkpoints = types.SimpleNamespace(restore=lambda step, abstract: (state, old))
+  assert len(old) == len(record) - 2 and train.restore(train.build(config), checkpoints, step)[2] == record
 
 
 def _fail(*arguments):

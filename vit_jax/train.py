@@ -45,6 +45,7 @@ def run(config, workdir):
   report = Report(workdir, parts.train.duration, start, active=jax.process_index() == 0)
   try:
     if start < parts.train.duration:
+      _check_records(parts, start, record)
       report.say(_greeting(parts, workdir, start))
     if start == 0 and parts.config.init:
       state = _from_weights(parts, state, weights or load.read(parts.config.init), report)
@@ -77,8 +78,21 @@ def restore(parts, checkpoints, step=None):
   if tuple(record['class_names']) != parts.data.source.class_names:
     raise ValueError(f"the classes of {parts.config.data.name} have changed since step {step}: they were "
                      f"{record['class_names']}, they are {list(parts.data.source.class_names)}; labels would be mixed up")
-  # How often to log, evaluate and save may have changed since.
-  return step, parts.strategy.place(state), dict(record, config=parts.config.to_dict())
+  # How often to log, evaluate and save may have changed since; of what older versions did not record we know but the present.
+  return step, parts.strategy.place(state), {**_record(parts), **record, 'config': parts.config.to_dict()}
+
+
+def _check_records(parts, step, record):
+  """Raises ValueError where the data position of a record would mean other examples than when it was saved."""
+  source, exclude = parts.data.source, parts.config.data.exclude
+  if record['numbering'] == source.numbering:
+    return
+  before, now = record['examples'], len(source)
+  changed = f'there were {before:,}, there are {now:,}' if before != now else f'there are {now:,} still, but others'
+  kept = 'the files' + (f' and the exclusion list {exclude}' if exclude else '')
+  raise ValueError(f'the training records of {source.name} {source.split} have changed since step {step}: {changed}. Going on '
+                   f'would leave out some of an epoch and repeat others. Bring back {kept} as they were, or train on what is '
+                   'there now in another --workdir; --config.init=WORKDIR starts it from the weights of this one')
 
 
 def _from_weights(parts, state, weights, report):
@@ -160,7 +174,7 @@ def _facts(parts):
   """What must be the same on all hosts."""
   source = parts.data.source
   return dict(config=parts.config.to_dict(), versions=dict(platform.versions(), python=sys.version.split()[0]),
-              examples=len(source), class_names=source.class_names)
+              examples=len(source), numbering=source.numbering, class_names=source.class_names)
 
 
 def _differences(theirs, ours):
@@ -172,6 +186,7 @@ def _record(parts):
   """What a checkpoint holds beside the state, for those who load the model later."""
   source = parts.data.source
   return dict(config=parts.config.to_dict(), class_names=source.class_names, channels=source.channels,
+              examples=len(source), numbering=source.numbering,
               image_size=parts.data.image_size, versions=platform.versions())
 
 

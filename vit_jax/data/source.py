@@ -4,6 +4,8 @@ import copy
 import hashlib
 from typing import Any, Iterable, Mapping, Sequence
 
+import numpy as np
+
 from vit_jax.data.facts import Facts
 
 
@@ -56,6 +58,12 @@ class Source:
   def facts(self) -> Facts:
     """What a model and a step need to know of the split."""
     return Facts(len(self), self.num_classes, self.channels, self.many_labels)
+
+  @property
+  def numbering(self) -> str:
+    """16 digits that change where the numbers 0..len - 1 no longer mean the same records: stored anew, or others left out."""
+    kept = hashlib.sha256(np.asarray(self._indices, np.int64).tobytes()).hexdigest()
+    return fingerprint([self.split, sorted(self.fingerprints.items()), kept])
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     return self._strip(self._records[self._indices[index]])
