@@ -137,6 +137,12 @@ def test_advice_names_only_knobs_that_help(data_dir):
   assert any('data.batch_size' in line for line in turned)
 
 
+@pytest.mark.parametrize('remat, next_step', [('none', ['full']), ('dots', ['full']), ('full', ['offload']), ('offload', [])])
+def test_advice_on_rematerialisation_is_a_ladder(remat, next_step, data_dir):
+  lines = memory.advice(config_lib.resolve(tiny.config(data_dir, **{'model.remat': remat})).to_dict())
+  assert [line.split()[0].partition('remat=')[2] for line in lines if 'model.remat' in line] == next_step
+
+
 def test_out_of_memory_in_a_run_says_what_helps(data_dir, tmp_path, monkeypatch):
   def exhausted(*args):
     raise jax.errors.JaxRuntimeError(RESOURCE_EXHAUSTED)

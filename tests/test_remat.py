@@ -1,5 +1,6 @@
 """Unrolled blocks, micro-batches and rematerialisation: other programs for the same step."""
 import functools
+import re
 
 from flax import nnx
 import jax
@@ -40,7 +41,7 @@ def stepped(accumulate=1, freeze=None, **fields):
 
 @pytest.mark.parametrize('how', [
     dict(unroll=True), dict(unroll=True, accumulate=4), dict(accumulate=4), dict(remat='dots'),
-    dict(remat='full', unroll=True)], ids=str)
+    dict(remat='full', unroll=True), dict(remat='offload', accumulate=2), dict(remat='offload', unroll=True)], ids=str)
 def test_the_step_is_the_same(how):
   expected, ours = stepped(), stepped(**how)
   assert ours[1] == pytest.approx(expected[1], rel=1e-5)
@@ -64,8 +65,18 @@ def test_rematerialisation_keeps_less():
   assert kept('full') < kept('dots') < kept('none')
 
 
+@pytest.mark.parametrize('remat, unroll, moved', [
+    ('full', False, set()), ('offload', True, {(2, 5, 16)}), ('offload', False, {(2, 5, 16), (2, 2, 5, 16)})])
+def test_what_waits_in_the_hosts_memory_is_the_blocks_inputs(remat, unroll, moved):
+  """Of two images five tokens each; scanned, those of the two blocks before the last, which only the first token leaves."""
+  graphdef, params = nnx.split(model(remat=remat, unroll=unroll), nnx.Param)
+  loss = lambda params: nnx.merge(graphdef, params)(jnp.ones((2, 8, 8, 3))).sum()
+  found = re.findall(r'f32<host>\[([\d,]+)\]', str(jax.make_jaxpr(jax.grad(loss))(params)))
+  assert {tuple(map(int, shape.split(','))) for shape in found} == moved
+
+
 def test_an_unknown_policy_lists_the_choices():
-  with pytest.raises(ValueError, match=r"unknown remat 'all'; choose from \['dots', 'full', 'none'\]"):
+  with pytest.raises(ValueError, match=r"unknown remat 'all'; choose from \['dots', 'full', 'none', 'offload'\]"):
     model(remat='all')
 
 

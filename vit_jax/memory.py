@@ -60,7 +60,9 @@ KNOBS = (
     ('model.dtype', 'bfloat16', 'activations of half the size', lambda config: config['model']['dtype'] == 'float32'),
     ('train.micro_batch', 'N', 'a device holds N of its images at once', lambda config: True),
     ('model.remat', 'full', 'activations are computed again for the gradient: a third more arithmetic',
-     lambda config: config['model']['remat'] != 'full'),
+     lambda config: config['model']['remat'] in ('none', 'dots')),
+    ('model.remat', 'offload', "blocks' inputs wait in the host's memory: they must be moved there and back",
+     lambda config: config['model']['remat'] == 'full'),
     ('optim.options.mu_dtype', 'bfloat16', 'the first moment at half the size',
      lambda config: (config['optim']['name'] in ('adam', 'adamw', 'lion')
                      and 'mu_dtype' not in config['optim']['options'])),

@@ -4,6 +4,7 @@ import functools
 
 from flax import nnx
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jax.sharding import get_abstract_mesh, PartitionSpec
 
@@ -102,6 +103,7 @@ class Encoder(nnx.Module):
     """
 
     def body(x, block, number, first_only=False):
+      x = checkpoint_name(x, _INPUT)
       rate = self.stochastic_depth * number / max(self.depth - 1, 1) if self.stochastic_depth else 0.0
       return by_example(block(x, layers.fold_in(rngs, number), rate, first_only)), None
 
@@ -134,9 +136,15 @@ class Encoder(nnx.Module):
     return jax.lax.scan(run, x, jax.tree.map(lambda leaf: leaf[:count], layer))
 
 
+# A block's input, where it may be moved to the host's memory.
+_INPUT = 'block input'
+
 # What is kept from the forward pass to the gradient; what is not is computed again.
 REMAT = {
     'none': lambda block: block,  # all is kept
     'dots': functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
     'full': jax.checkpoint,  # a block's input alone
+    'offload': functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=[_INPUT], offload_src='device',
+        offload_dst='pinned_host')),  # and that in the host's memory
 }

@@ -48,7 +48,8 @@ class VisionTransformer(nnx.Module):
     unroll: whether each block is compiled by itself: faster on TPUs, but compiling takes longer the deeper the model;
       else one is compiled and repeated.
     remat: what each block computes again for its gradient, to keep less: 'none', 'dots' (all but its products with
-      weights: so nothing of N x N elements is kept) or 'full' (all but its input).
+      weights: so nothing of N x N elements is kept), 'full' (all but its input) or 'offload' (likewise, and the input
+      waits in the host's memory, to which it must be moved and back; a CPU gains nothing by it).
     rngs: parameter stream, `nnx.Rngs(seed)`.
 
   Raises:

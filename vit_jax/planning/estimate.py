@@ -161,6 +161,7 @@ def _speed(cost, sizes, chip, count):
   work = 6 * sizes['multiply_adds'] * images
   notes = [f'{cost.kernels} hand-written kernel(s) are not estimated: the cycles are too few'] if cost.kernels else []
   notes += [f'{cost.unread} loop(s) of unknown length are counted once: the cycles are too few'] if cost.unread else []
+  notes += ['moving to the host and back what is offloaded is not in the cycles'] if sizes['remat'] == 'offload' else []
   # Sum and share again: a ring's reduce-scatter and all-gather each move nearly all bytes once.
   moved = sum(value * (2 if kind == 'all-reduce' else 1) for kind, value in cost.collective_bytes.items())
   return dict(

@@ -89,5 +89,5 @@ def _predicted(report):
 # Settings that cost time and save memory, cheapest first; a config without the key is searched without it.
 SETTINGS = {
     'train.micro_batch': (None,),
-    'model.remat': ('none', 'dots', 'full'),
+    'model.remat': ('none', 'dots', 'full', 'offload'),
 }
