@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
 import types
 
@@ -19,6 +20,7 @@ from vit_jax import train
 from vit_jax.data import exclude
 from vit_jax.data import sources
 from vit_jax.training.checkpoint import Checkpoints
+from vit_jax.training.stop import StopRequest
 
 KILLS = int(os.environ.get('VIT_JAX_TEST_KILLS', 2))
 
@@ -294,6 +296,42 @@ def test_asked_to_stop_it_saves_first(number, data_dir, tmp_path):
   assert process.returncode == 128 + number and 'Traceback' not in error
   step = int(saved(tmp_path / 'run')[0])
   assert f'Stopped after step {step}, which is saved' in output and step == tiny.metrics(tmp_path / 'run')[-1][0]
+
+
+def wait_for_compilation(process):
+  """Until a run has said all that it says before its first step."""
+  while 'Total' not in (line := process.stdout.readline()):
+    assert line, process.communicate()
+  time.sleep(1.0)
+
+
+DEEP = {'model.depth': 48, 'model.unroll': True}  # compiling takes long beside starting
+
+
+def test_asked_to_stop_while_compiling_it_ends_at_once(data_dir, tmp_path):
+  arguments = f'--config={tiny.write(tiny.config(data_dir, **DEEP), tmp_path)}', f'--workdir={tmp_path / "run"}'
+  process = tiny.command('main', *arguments)
+  wait_for_compilation(process)
+  process.send_signal(signal.SIGTERM)
+  start = time.monotonic()
+  output, error = process.communicate()
+  assert process.returncode == 128 + signal.SIGTERM and 'Traceback' not in error
+  assert 'Stopped before the first step was done' in output and 'First step took' not in output
+  assert time.monotonic() - start < 2.0 and not saved(tmp_path / 'run')
+
+
+def test_signals_are_given_back():
+  handlers = lambda: (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
+  before, threads = handlers(), threading.active_count()
+  with StopRequest() as stop:
+    assert handlers()[0] is not before[0] and handlers()[1] is before[1] and not stop.asked(1)
+    stop.begin()
+    assert stop._note in handlers()
+    signal.raise_signal(signal.SIGTERM)
+    assert stop.asked(1) and stop.signal == signal.SIGTERM
+  assert handlers() == before and signal.set_wakeup_fd(-1) == -1
+  while threading.active_count() > threads:  # the pipe is closed
+    time.sleep(0.01)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(data_dir, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from tests.test_end_to_end import final_state, saved
+from tests.test_end_to_end import DEEP, final_state, saved, wait_for_compilation
 from tests.test_roll_call import free_address
 from vit_jax import hosts
 from vit_jax import train
@@ -130,6 +130,19 @@ def test_a_signal_to_one_stops_all_at_one_step_saved_once(data_dir, tmp_path):
   step, = saved(tmp_path / 'run')
   assert f'Stopped after step {step}, which is saved' in results[0][1]
   assert not any('Traceback' in error for _, _, error in results)
+
+
+def test_a_signal_to_one_that_compiles_ends_all_at_once(data_dir, tmp_path):
+  recipe = tiny.write(tiny.config(data_dir, **DEEP), tmp_path)
+  processes = start('main', (f'--config={recipe}', f'--workdir={tmp_path / "run"}'))
+  wait_for_compilation(processes[0])
+  processes[1].send_signal(signal.SIGTERM)
+  begin = time.monotonic()
+  (status, output, error), (stopped, other_output, _) = end(processes)
+  assert time.monotonic() - begin < 10 and (status, stopped) == (hosts.LOST, 128 + signal.SIGTERM)
+  assert f'process 1 on {socket.gethostname()} is gone' in error and 'go on from the last checkpoint, if there is' in error
+  assert 'Stopped before the first step was done' in other_output and 'First step took' not in output
+  assert not saved(tmp_path / 'run')
 
 
 def test_processes_of_different_configs_are_refused_before_anything_compiles(data_dir, tmp_path):

@@ -3,7 +3,6 @@
 Prints one JSON object with the step and every metric, and says whether the run recorded the same numbers.
 """
 import json
-import signal
 import sys
 
 from absl import app
@@ -85,7 +84,6 @@ def main(argv):
     raise app.UsageError(f'unexpected arguments {argv[1:]}; flags look like --workdir=runs/digits')
   commands.prepare()
   commands.call(commands.start_hosts)
-  signal.signal(signal.SIGTERM, signal.SIG_DFL)  # jax takes it to mean: save; there is nothing to save
   step, values, recorded = commands.call(evaluate, flags.FLAGS.workdir, flags.FLAGS.step, flags.FLAGS.data_dir)
   import jax  # after the flags: --help need not wait for it
   if jax.process_index() != 0:

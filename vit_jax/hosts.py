@@ -56,6 +56,7 @@ def start(coordinator=None, processes=None, process=None, *, timeout=300.0):
   port = gather(_free_port() if process == 0 else None)[0]
   if _roll.hosts.count(_roll.hosts[process]) == 1:
     local_devices = None  # alone on its host: all of its devices, also under SLURM, where jax would take the first
+  jax.config.update('jax_enable_preemption_service', False)  # not before there is something to save, see `training.stop`
   jax.distributed.initialize(
       f'{coordinator.rpartition(":")[0]}:{port}', processes, process, local_devices,
       cluster_detection_method='deactivate', coordinator_bind_address=f'[::]:{port}',

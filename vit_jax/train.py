@@ -141,6 +141,7 @@ def _loop(parts, checkpoints, report, stop, start, state, record):
       jax.block_until_ready(metrics)
       report.say(f'First step took {window.elapsed():.1f} s, compilation included.')
       window.restart_clock()
+      stop.begin()
 
     last, stopping = step == train.duration, stop.asked(step)
     logged = step % train.log_every == 0 or last

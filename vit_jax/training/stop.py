@@ -1,16 +1,21 @@
 """Being asked to stop: Ctrl-C, or the signal that comes before a machine is taken away."""
+import os
 import signal
 import threading
 
 import jax
+from jax._src import distributed  # jax offers its handling of SIGTERM only together with connecting
 from jax.experimental import multihost_utils
 
 
 class StopRequest:
   """Notes SIGINT and SIGTERM, so that the loop can save before it ends; a second SIGINT acts at once.
 
+  Before `begin` nothing is done that could be saved: SIGTERM ends the process at once, also where the main thread is inside
+  the compiler, which may take minutes and lets no Python handler run. Others of several processes then end as where one dies.
+
   Among several processes the signal of one is for all, and they stop at the same step, a second or two later. jax does
-  that: it has handled SIGTERM since it connected them, also before this object was made.
+  that: it handles SIGTERM from the first `begin` of a process on.
 
   Attributes:
     signal: the number of the signal that came to this process, or None.
@@ -19,8 +24,28 @@ class StopRequest:
   def __init__(self):
     self.signal = None
     self._before = {}
+    self._pipe = None
     self._several = jax.process_count() > 1
-    if threading.current_thread() is threading.main_thread():  # Python lets no other thread handle signals
+    # Python lets no other thread handle signals.
+    self._handles = threading.current_thread() is threading.main_thread()
+    if self._handles and distributed.global_state.preemption_sync_manager is None:
+      self._end_at_once()
+
+  def _end_at_once(self):
+    """Has SIGTERM end the process, by a thread: Python tells it of signals through a pipe, whatever the main thread does."""
+    read, self._pipe = os.pipe()
+    os.set_blocking(self._pipe, False)
+    self._before_pipe = signal.set_wakeup_fd(self._pipe)
+    self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda *_: None)  # the pipe gets only what has a handler
+    threading.Thread(target=_wait_for_end, args=(read,), daemon=True).start()
+
+  def begin(self):
+    """The first step is done: from here on signals are noted."""
+    self._give_back()
+    if self._several and distributed.global_state.preemption_sync_manager is None:
+      jax.config.update('jax_enable_preemption_service', True)
+      distributed.global_state.initialize_preemption_sync_manager()
+    if self._handles:
       for number in (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM):
         self._before[number] = signal.signal(number, self._note)
 
@@ -45,6 +70,10 @@ class StopRequest:
     self._give_back()
 
   def _give_back(self):
+    if self._pipe is not None:
+      signal.set_wakeup_fd(self._before_pipe)
+      os.close(self._pipe)  # its thread ends
+      self._pipe = None
     for number, handler in self._before.items():
       signal.signal(number, handler)
     self._before = {}
@@ -54,3 +83,11 @@ class StopRequest:
     if self.signal == signal.SIGINT and not self._several:  # which ends others, who save and end by themselves
       raise KeyboardInterrupt
     raise SystemExit(128 + self.signal)
+
+
+def _wait_for_end(read):
+  with os.fdopen(read, 'rb', buffering=0) as pipe:
+    while number := pipe.read(1):
+      if number[0] == signal.SIGTERM:
+        print('Stopped before the first step was done: there is nothing to save, the same command goes on.', flush=True)
+        os._exit(128 + signal.SIGTERM)  # an ordinary end would wait for the compiler
