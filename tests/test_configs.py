@@ -16,6 +16,8 @@ from vit_jax import evaluators
 from vit_jax import train
 from vit_jax.data import dataset
 from vit_jax.data import sources
+from vit_jax.training import mix
+from vit_jax.training import shares
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 RECIPES = sorted(path.stem for path in CONFIGS.glob('*.py') if path.stem not in ('__init__', 'common'))
@@ -80,6 +82,17 @@ def test_builds_abstractly(name, argument, no_data):
   after, _ = jax.eval_shape(jax.vmap(parts.step, axis_name='batch', in_axes=(None, 0), out_axes=None), state,
                             jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), batch))
   assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+
+
+@pytest.mark.parametrize('name, argument', [case for case in CASES if case[0] in ('augreg', 'vit', 'vit_s16_i1k')])
+def test_pretraining_is_unrolled_in_micro_batches_that_fit(name, argument):
+  """On 8 to 256 devices; in pairs, as mixup takes them."""
+  config = recipe(name, argument)
+  assert config.model.unroll and config.train.micro_batch == common.MICRO_BATCH[config.model.variant]
+  for devices in (8, 32, 256):
+    count = shares.count_micro_batches(config.data.batch_size, devices, config.train.micro_batch)
+    mix.check_pairs(config.data.batch_size, devices, count)
+    assert config.data.batch_size // devices // count <= config.train.micro_batch
 
 
 def test_nothing_is_left_to_be_filled_in():
