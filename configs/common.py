@@ -8,7 +8,7 @@ MODELS = {'b16': 'B/16', 'b32': 'B/32', 'l16': 'L/16', 'l32': 'L/32', 'h14': 'H/
 
 # Images that a TPU holds at once: 16 of B/16's and L/16's 197 tokens stay in a v5e's fast memory, and so do 8 of H/14's 257
 # (experiments/benchmarks/tpu_step.md), 32 of S/16's and 128 of Ti/16's (micro_batch.md). Patches of 32 pixels make a quarter of
-# the tokens; of those S/32 was measured.
+# the tokens; of those S/32 and B/32 were measured.
 MICRO_BATCH = {'Ti/16': 128, 'S/32': 128, 'S/16': 32, 'B/32': 64, 'B/16': 16, 'L/32': 64, 'L/16': 16, 'H/14': 8}
 
 # Splits: ImageNet keeps the last percent of the training images apart for choosing (the authors' code); ImageNet-21k

@@ -62,7 +62,7 @@ KNOBS = (
     ('model.remat', 'full', 'activations are computed again for the gradient: a third more arithmetic',
      lambda config: config['model']['remat'] in ('none', 'dots')),
     ('model.remat', 'offload', "blocks' inputs wait in the host's memory: they must be moved there and back",
-     lambda config: config['model']['remat'] == 'full'),
+     lambda config: config['model']['remat'] == 'full' and not config['model']['unroll']),
     ('optim.options.mu_dtype', 'bfloat16', 'the first moment at half the size',
      lambda config: (config['optim']['name'] in ('adam', 'adamw', 'lion')
                      and 'mu_dtype' not in config['optim']['options'])),

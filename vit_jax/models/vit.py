@@ -49,7 +49,8 @@ class VisionTransformer(nnx.Module):
       else one is compiled and repeated.
     remat: what each block computes again for its gradient, to keep less: 'none', 'dots' (all but its products with
       weights: so nothing of N x N elements is kept), 'full' (all but its input) or 'offload' (likewise, and the input
-      waits in the host's memory, to which it must be moved and back; a CPU gains nothing by it).
+      waits in the host's memory, to which it must be moved and back; it saves where deep models are scanned, not unrolled,
+      and nothing on a CPU).
     rngs: parameter stream, `nnx.Rngs(seed)`.
 
   Raises:
