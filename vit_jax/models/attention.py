@@ -70,8 +70,8 @@ def _attend_gradient(saved, gradient):
   query, key, value, exponentials, total, output = saved
   gradient = (gradient / total).astype(gradient.dtype)
   shared = (gradient.astype(jnp.float32) * output.astype(jnp.float32)).sum(axis=-1, keepdims=True)
-  by_weight = jnp.einsum('bhqd,bhkd->bhqk', gradient, value)
-  by_score = (exponentials.astype(jnp.float32) * (by_weight.astype(jnp.float32) - shared)).astype(gradient.dtype)
+  by_weight = jnp.einsum('bhqd,bhkd->bhqk', gradient, value, preferred_element_type=jnp.float32)
+  by_score = (exponentials.astype(jnp.float32) * (by_weight - shared)).astype(gradient.dtype)
   return (jnp.einsum('bhqk,bhkd->bhqd', by_score, key), jnp.einsum('bhqk,bhqd->bhkd', by_score, query),
           jnp.einsum('bhqk,bhqd->bhkd', exponentials, gradient))
 
