@@ -9,6 +9,7 @@ import re
 
 from flax import nnx
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from vit_jax.choices import choose
@@ -62,7 +63,11 @@ def drop_path(x, rate, rngs):
   return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x)).astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def einsum(product, a, b):
+  """`jnp.einsum` of two arrays, its sums and result float32 whatever they are."""
+  return jnp.einsum(product, a, b, preferred_element_type=jnp.float32)
+
+
 def affine(product, x, kernel, bias):
   """An einsum of x and a kernel, plus a bias: products of x's type, sums of float32, rounded once to x's type.
 
@@ -70,17 +75,22 @@ def affine(product, x, kernel, bias):
   is asked for in float32 is also one that XLA has a quick kernel for on CPUs (experiments/benchmarks/cpu.md).
 
   Args:
-    product: einsum such as 'bnd,df->bnf', without an axis that only one of the two has and the output lacks.
+    product: an einsum such as 'bnd,df->bnf', without an axis that only one of the two has and the output lacks.
     x: tokens.
     kernel: float32, rounded to x's type for the product.
     bias: float32, broadcast to the output; or None.
   """
+  return checkpoint_name(_affine(product, x, kernel, bias), DENSE)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _affine(product, x, kernel, bias):
   y = einsum(product, x, kernel.astype(x.dtype))
   return (y if bias is None else y + bias).astype(x.dtype)
 
 
-def _affine(product, x, kernel, bias):
-  return affine(product, x, kernel, bias), (x, kernel, bias)
+def _affine_forward(product, x, kernel, bias):
+  return _affine(product, x, kernel, bias), (x, kernel, bias)
 
 
 def _affine_gradient(product, saved, gradient):
@@ -98,16 +108,14 @@ def _summed(x, shape):
   return x.sum(axis=axes).reshape(shape)
 
 
-affine.defvjp(_affine, _affine_gradient)
-einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+_affine.defvjp(_affine_forward, _affine_gradient)
 
 
-def dense(linear, x, product='bnd,df->bnf'):
-  """What `linear`, an nnx.Linear or nnx.LinearGeneral, makes of tokens, by the einsum `product` of them and its kernel."""
-  bias = None if linear.bias is None else linear.bias[...]
-  if bias is not None and bias.ndim == 2:
-    bias = bias[:, None]  # (heads, head_dim): heads come before tokens
-  return affine(product, x.astype(linear.dtype), linear.kernel[...], bias)
+def dense(linear, x):
+  """What `linear`, an nnx.Linear or nnx.LinearGeneral, makes of tokens x, (B, N, features): (B, N, outputs)."""
+  kernel = linear.kernel[...].reshape(x.shape[-1], -1)
+  bias = None if linear.bias is None else linear.bias[...].reshape(-1)
+  return affine('bnd,df->bnf', x.astype(linear.dtype), kernel, bias)
 
 
 def embed(convolution, images):
@@ -152,13 +160,22 @@ class MlpBlock(nnx.Module):
 
 def gelu_tanh(x):
   """The tanh form of GELU: the official and big_vision weights."""
-  return jax.nn.gelu(x, approximate=True)
+  return _gelu(x, True)
 
 
 def gelu_exact(x):
   """GELU by the error function: timm and Hugging Face weights."""
-  return jax.nn.gelu(x, approximate=False)
+  return _gelu(x, False)
 
+
+# Of its own gradient it keeps x alone, nothing of float32; without the barriers of `prevent_cse`, which cost TPUs 6 %.
+@functools.partial(jax.checkpoint, static_argnums=1, prevent_cse=False)
+def _gelu(x, approximate):
+  return jax.nn.gelu(x.astype(jnp.float32), approximate=approximate).astype(x.dtype)
+
+
+# What `affine` gives bears this name, for policies of rematerialisation.
+DENSE = 'dense'
 
 GELUS = {
     'exact': gelu_exact,
