@@ -337,7 +337,7 @@ def test_attention_scores_stay_float32_in_bfloat16():
   # Scores around 300, where bfloat16 has steps of 2: in bfloat16 the softmax would be far off.
   q, k = jnp.asarray(30 + q, jnp.bfloat16), jnp.asarray(3.5 + k / 8, jnp.bfloat16)
   q64, k64 = np.asarray(q * q.shape[-1] ** -0.5, np.float64), np.asarray(k, np.float64)
-  weights = attention.attention_weights(q, k)
+  weights = attention.attention_weights(q * q.shape[-1] ** -0.5, k)
   assert weights.dtype == jnp.float32
   np.testing.assert_allclose(weights, numpy_softmax(np.einsum('bhqd,bhkd->bhqk', q64, k64)), atol=1e-3)
 

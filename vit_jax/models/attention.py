@@ -8,22 +8,21 @@ from vit_jax.models import layers
 
 
 def attention_weights(query, key):
-  """Softmax of scaled scores, float32 whatever the inputs are.
+  """Softmax of scores, float32 whatever the inputs are.
 
   Args:
-    query: (B, heads, Q, head_dim).
+    query: (B, heads, Q, head_dim), already scaled.
     key: (B, heads, K, head_dim).
 
   Returns:
     (B, heads, Q, K) float32; rows sum to 1.
   """
-  scores = jnp.einsum('bhqd,bhkd->bhqk', query * query.shape[-1] ** -0.5, key, preferred_element_type=jnp.float32)
-  return jax.nn.softmax(scores, axis=-1)
+  return jax.nn.softmax(layers.einsum('bhqd,bhkd->bhqk', query, key), axis=-1)
 
 
 @jax.custom_vjp
 def attend(query, key, value):
-  """Softmax of scores, times values: `attention_weights` without the scale, and their product.
+  """The product of `attention_weights` and values.
 
   The weights are never normalised: the output is, which has fewer elements, and the gradient starts from the output
   (Dao et al., arXiv 2205.14135, appendix B.2).  Exponentials and their sums are float32; the exponentials are rounded
@@ -56,12 +55,12 @@ def check(name, dtype, dropout):
 
 
 def _attend(query, key, value):
-  scores = jnp.einsum('bhqd,bhkd->bhqk', query, key, preferred_element_type=jnp.float32)
+  scores = layers.einsum('bhqd,bhkd->bhqk', query, key)
   exponentials = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
   total = exponentials.sum(axis=-1, keepdims=True)
   # Written once, beside their sum: without this TPU's compiler computes them anew in every product.
   exponentials, total = jax.lax.optimization_barrier((exponentials.astype(value.dtype), total))
-  output = jnp.einsum('bhqk,bhkd->bhqd', exponentials, value, preferred_element_type=jnp.float32) / total
+  output = layers.einsum('bhqk,bhkd->bhqd', exponentials, value) / total
   output = output.astype(value.dtype)
   return output, (query, key, value, exponentials, total, output)
 
@@ -70,8 +69,8 @@ def _attend_gradient(saved, gradient):
   query, key, value, exponentials, total, output = saved
   gradient = (gradient / total).astype(gradient.dtype)
   shared = (gradient.astype(jnp.float32) * output.astype(jnp.float32)).sum(axis=-1, keepdims=True)
-  by_weight = jnp.einsum('bhqd,bhkd->bhqk', gradient, value)
-  by_score = (exponentials.astype(jnp.float32) * (by_weight.astype(jnp.float32) - shared)).astype(gradient.dtype)
+  by_weight = layers.einsum('bhqd,bhkd->bhqk', gradient, value)
+  by_score = (exponentials.astype(jnp.float32) * (by_weight - shared)).astype(gradient.dtype)
   return (jnp.einsum('bhqk,bhkd->bhqd', by_score, key), jnp.einsum('bhqk,bhqd->bhkd', by_score, query),
           jnp.einsum('bhqk,bhqd->bhkd', exponentials, gradient))
 
@@ -97,27 +96,61 @@ class Attention(nnx.Module):
     self.attend = ATTENTIONS[kind]
 
   def __call__(self, x, asking=None, rngs=None):
-    """Maps tokens (B, N, width), asked by themselves or by `asking` (B, Q, width), to (B, Q, width)."""
-    query, key = self._asked(x, asking)
-    value = layers.dense(self.value, x, 'bnd,dhk->bhnk')
-    if self.dropout and rngs is not None:
-      weights = layers.dropout(attention_weights(query, key).astype(value.dtype), self.dropout, rngs)
-      output = jnp.einsum('bhqk,bhkd->bhqd', weights, value)
+    """Maps tokens (B, N, width), asked by themselves or by a few others, (B, Q, width), to (B, N or Q, width)."""
+    if asking is not None and self.key_norm is None:
+      output = self._ask(x, asking, rngs)
     else:
-      output = self.attend(query * query.shape[-1] ** -0.5, key, value)
-    return layers.dense(self.out, output, 'bhnk,hkd->bnd')
+      query, key = self._asked(x, asking)
+      output = self._mix(self.attend, query * query.shape[-1] ** -0.5, key, _heads(self.value, x), rngs)
+    return layers.affine('bhnk,hkd->bnd', output, self.out.kernel[...], self.out.bias[...])
 
   def weights(self, x, asking=None):
     """The softmax weights (B, heads, Q, N), float32."""
-    return attention_weights(*self._asked(x, asking))
+    query, key = self._asked(x, asking)
+    return attention_weights(query * query.shape[-1] ** -0.5, key)
+
+  def _ask(self, x, asking, rngs):
+    """What few queries get, (B, heads, Q, head_dim), without keys and values: q · (W x) = (q W) · x.
+
+    To a key's bias a softmax is blind; the value's is added once, as weights sum to 1.
+    """
+    query = _heads(self.query, asking)
+    query = layers.affine('bhqk,dhk->bhqd', query * query.shape[-1] ** -0.5, self.key.kernel[...], None)
+    batch, heads, asked, width = query.shape
+    tokens = x.astype(query.dtype)[:, None]
+    # With tokens for keys and values, every head is but another query.
+    output = self._mix(attend, query.reshape(batch, 1, heads * asked, width), tokens, tokens, rngs)
+    bias = None if self.value.bias is None else self.value.bias[...][:, None]
+    return layers.affine('bhqd,dhk->bhqk', output.reshape(query.shape), self.value.kernel[...], bias)
+
+  def _mix(self, attend, query, key, value, rngs):
+    """`attend`, in training with dropout of its weights."""
+    if not self.dropout or rngs is None:
+      return attend(query, key, value)
+    weights = layers.dropout(attention_weights(query, key).astype(value.dtype), self.dropout, rngs)
+    return jnp.einsum('bhqk,bhkd->bhqd', weights, value)
 
   def _asked(self, x, asking):
     """Queries and keys, (B, heads, Q or N, head_dim)."""
-    query = layers.dense(self.query, x if asking is None else asking, 'bnd,dhk->bhnk')
-    key = layers.dense(self.key, x, 'bnd,dhk->bhnk')
+    query = _heads(self.query, x if asking is None else asking)
+    key = _heads(self.key, x)
     if self.query_norm is not None:
       query, key = layers.layer_norm(self.query_norm, query), layers.layer_norm(self.key_norm, key)
     return query, key
+
+
+def _heads(linear, x):
+  """What a projection makes of tokens x, (B, N, width): (B, heads, N, head_dim)."""
+  width, heads, head_dim = linear.kernel.shape
+  x = x.astype(linear.dtype)
+  kernel, bias = linear.kernel[...], None if linear.bias is None else linear.bias[...]
+  if head_dim % 64 == 0:
+    return layers.affine('bnd,dhk->bhnk', x, kernel, None if bias is None else bias[:, None])
+  # Other heads, H/14's of 80 features, would each be padded to a TPU's 128 lanes, so these are projected as one; the
+  # barrier keeps the compiler from taking them apart again.
+  kernel = jax.lax.optimization_barrier(kernel.reshape(width, heads * head_dim))
+  y = layers.affine('bnd,df->bnf', x, kernel, None if bias is None else bias.reshape(-1))
+  return y.swapaxes(1, 2).reshape(-1, heads, head_dim, x.shape[1]).swapaxes(2, 3)
 
 
 ATTENTIONS = {

@@ -45,7 +45,7 @@ class EncoderBlock(nnx.Module):
     """Maps tokens (B, N, width) to as many, or to the first alone; `drop_rate` is this block's stochastic depth."""
     weights_rngs, output_rngs, mlp_rngs, *path_rngs = layers.split(rngs, 5)
     y = layers.layer_norm(self.attention_norm, x)
-    x, asking = (_first(x), _first(y)) if first_only else (x, y)
+    x, asking = (_first(x), _first(y)) if first_only else (x, None)
     y = self.attention(y, asking, weights_rngs)
     y = layers.dropout(y, self.dropout, output_rngs)
     x += layers.drop_path(_scaled(y, self.attention_scale), drop_rate, path_rngs[0])
@@ -142,7 +142,7 @@ _INPUT = 'block input'
 # What is kept from the forward pass to the gradient; what is not is computed again.
 REMAT = {
     'none': lambda block: block,  # all is kept
-    'dots': functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+    'dots': functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(layers.DENSE)),
     'full': jax.checkpoint,  # a block's input alone
     'offload': functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[], names_which_can_be_offloaded=[_INPUT], offload_src='device',

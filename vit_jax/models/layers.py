@@ -3,10 +3,13 @@
 A random stream is an array `rngs` of B typed PRNG keys, one for each example of the batch, or None in
 evaluation.  A mask drawn from an example's own key is the same on one device and on many.
 """
+import functools
 import math
+import re
 
 from flax import nnx
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from vit_jax.choices import choose
@@ -60,18 +63,59 @@ def drop_path(x, rate, rngs):
   return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x)).astype(x.dtype)
 
 
-def dense(linear, x, product='bnd,df->bnf'):
-  """What `linear`, an nnx.Linear or nnx.LinearGeneral, makes of tokens, by the einsum `product` of them and its kernel.
+def einsum(product, a, b):
+  """`jnp.einsum` of two arrays, its sums and result float32 whatever they are."""
+  return jnp.einsum(product, a, b, preferred_element_type=jnp.float32)
 
-  The bias is added in float32 and the sum rounded once, so its gradient is a float32 sum over the tokens, which is
-  also what TPUs are fast at.
+
+def affine(product, x, kernel, bias):
+  """An einsum of x and a kernel, plus a bias: products of x's type, sums of float32, rounded once to x's type.
+
+  So are the gradients: that of x is of its type, those of kernel and bias are float32 sums, never rounded. A product that
+  is asked for in float32 is also one that XLA has a quick kernel for on CPUs (experiments/benchmarks/cpu.md).
+
+  Args:
+    product: an einsum such as 'bnd,df->bnf', without an axis that only one of the two has and the output lacks.
+    x: tokens.
+    kernel: float32, rounded to x's type for the product.
+    bias: float32, broadcast to the output; or None.
   """
-  y = jnp.einsum(product, x.astype(linear.dtype), linear.kernel[...].astype(linear.dtype))
-  if linear.bias is None:
-    return y
-  bias = linear.bias[...]
-  bias = bias[:, None] if bias.ndim == 2 else bias  # (heads, head_dim): heads come before tokens
-  return (y + bias).astype(linear.dtype)
+  return checkpoint_name(_affine(product, x, kernel, bias), DENSE)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _affine(product, x, kernel, bias):
+  y = einsum(product, x, kernel.astype(x.dtype))
+  return (y if bias is None else y + bias).astype(x.dtype)
+
+
+def _affine_forward(product, x, kernel, bias):
+  return _affine(product, x, kernel, bias), (x, kernel, bias)
+
+
+def _affine_gradient(product, saved, gradient):
+  x, kernel, bias = saved
+  of_x, of_kernel, of_y = re.fullmatch('(.+),(.+)->(.+)', product).groups()
+  by_x = einsum(f'{of_y},{of_kernel}->{of_x}', gradient, kernel.astype(x.dtype)).astype(x.dtype)
+  by_kernel = einsum(f'{of_x},{of_y}->{of_kernel}', x, gradient)
+  return by_x, by_kernel, None if bias is None else _summed(gradient.astype(jnp.float32), bias.shape)
+
+
+def _summed(x, shape):
+  """Undoes a broadcast of `shape` to that of x."""
+  lead = x.ndim - len(shape)
+  axes = tuple(range(lead)) + tuple(lead + i for i, size in enumerate(shape) if size == 1)
+  return x.sum(axis=axes).reshape(shape)
+
+
+_affine.defvjp(_affine_forward, _affine_gradient)
+
+
+def dense(linear, x):
+  """What `linear`, an nnx.Linear or nnx.LinearGeneral, makes of tokens x, (B, N, features): (B, N, outputs)."""
+  kernel = linear.kernel[...].reshape(x.shape[-1], -1)
+  bias = None if linear.bias is None else linear.bias[...].reshape(-1)
+  return affine('bnd,df->bnf', x.astype(linear.dtype), kernel, bias)
 
 
 def embed(convolution, images):
@@ -84,8 +128,7 @@ def embed(convolution, images):
   batch, rows, columns, _ = images.shape
   x = images.reshape(batch, rows // height, height, columns // width, width, channels).transpose(0, 1, 3, 2, 4, 5)
   x = x.reshape(batch, -1, height * width * channels).astype(convolution.dtype)
-  y = jnp.einsum('bnp,pf->bnf', x, kernel.reshape(-1, features).astype(convolution.dtype))
-  return (y + convolution.bias[...]).astype(convolution.dtype)
+  return affine('bnp,pf->bnf', x, kernel.reshape(-1, features), convolution.bias[...])
 
 
 def layer_norm(norm, x):
@@ -117,13 +160,22 @@ class MlpBlock(nnx.Module):
 
 def gelu_tanh(x):
   """The tanh form of GELU: the official and big_vision weights."""
-  return jax.nn.gelu(x, approximate=True)
+  return _gelu(x, True)
 
 
 def gelu_exact(x):
   """GELU by the error function: timm and Hugging Face weights."""
-  return jax.nn.gelu(x, approximate=False)
+  return _gelu(x, False)
 
+
+# Of its own gradient it keeps x alone, nothing of float32; without the barriers of `prevent_cse`, which cost TPUs 6 %.
+@functools.partial(jax.checkpoint, static_argnums=1, prevent_cse=False)
+def _gelu(x, approximate):
+  return jax.nn.gelu(x.astype(jnp.float32), approximate=approximate).astype(x.dtype)
+
+
+# What `affine` gives bears this name, for policies of rematerialisation.
+DENSE = 'dense'
 
 GELUS = {
     'exact': gelu_exact,
