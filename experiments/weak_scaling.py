@@ -12,6 +12,12 @@ from experiments import plan_table
 
 TOPOLOGIES = {8: 'v5e:2x4', 16: 'v5e:4x4', 32: 'v5e:4x8', 64: 'v5e:8x8', 128: 'v5e:8x16', 256: 'v5e:16x16'}
 
+# Every chip with the whole state, or all chips with one state.
+STRATEGIES = {
+    'mesh': dict(strategy='mesh', data=1, fsdp=-1),
+    'pmap': dict(strategy='pmap', data=-1, fsdp=1),
+}
+
 
 def main(argv):
   """Plans all models for all sizes."""
@@ -19,7 +25,8 @@ def main(argv):
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   values = flags.FLAGS
   topologies = [(TOPOLOGIES[int(chips)], int(chips)) for chips in values.chips]
-  changes = {'parallel.strategy': values.strategy, **json.loads(values.changes)}
+  changes = {f'parallel.{name}': value for name, value in STRATEGIES[values.strategy].items()}
+  changes.update(json.loads(values.changes))
   command = (f'python -m experiments.weak_scaling --strategy={values.strategy} --models={",".join(values.models)} '
              f'--chips={",".join(values.chips)}')
   command += '' if values.changes == '{}' else f" --changes='{values.changes}'"
@@ -28,8 +35,8 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  flags.DEFINE_string('strategy', 'pmap', 'parallel.strategy.')
-  flags.DEFINE_string('changes', '{}', "Other changes to the config, such as '{\"parallel.fsdp\": -1}'.")
+  flags.DEFINE_enum('strategy', 'pmap', list(STRATEGIES), 'parallel.strategy; a mesh shares one state among all chips.')
+  flags.DEFINE_string('changes', '{}', "Other changes to the config, such as '{\"parallel.fsdp\": 8, \"parallel.data\": -1}'.")
   flags.DEFINE_list('models', list(plan_table.IMAGES_PER_CHIP), 'Of b16, l16, h14.')
   flags.DEFINE_list('chips', ['8', '32', '256'], f'Of {list(TOPOLOGIES)}.')
   app.run(main)

@@ -115,20 +115,20 @@ class Attention(nnx.Module):
     To a key's bias a softmax is blind; the value's is added once, as weights sum to 1.
     """
     query = _heads(self.query, asking)
-    query = layers.affine('bhqk,dhk->bhqd', query * query.shape[-1] ** -0.5, self.key.kernel[...], None)
+    query = layers.affine('bhqk,dhk->bhqd', query * query.shape[-1] ** -0.5, _kernel(self.key), None)
     batch, heads, asked, width = query.shape
     tokens = x.astype(query.dtype)[:, None]
     # With tokens for keys and values, every head is but another query.
     output = self._mix(attend, query.reshape(batch, 1, heads * asked, width), tokens, tokens, rngs)
     bias = None if self.value.bias is None else self.value.bias[...][:, None]
-    return layers.affine('bhqd,dhk->bhqk', output.reshape(query.shape), self.value.kernel[...], bias)
+    return layers.affine('bhqd,dhk->bhqk', output.reshape(query.shape), _kernel(self.value), bias)
 
   def _mix(self, attend, query, key, value, rngs):
     """`attend`, in training with dropout of its weights."""
     if not self.dropout or rngs is None:
       return attend(query, key, value)
     weights = layers.dropout(attention_weights(query, key).astype(value.dtype), self.dropout, rngs)
-    return jnp.einsum('bhqk,bhkd->bhqd', weights, value)
+    return layers.einsum('bhqk,bhkd->bhqd', weights, value).astype(value.dtype)
 
   def _asked(self, x, asking):
     """Queries and keys, (B, heads, Q or N, head_dim)."""
@@ -139,18 +139,29 @@ class Attention(nnx.Module):
     return query, key
 
 
+def joined(kernel):
+  """A projection's kernel, (…, width, heads, head_dim), in the form that it is multiplied in.
+
+  That is as it is, or (…, width, heads * head_dim): a TPU pads the features of a head to 128 lanes or pairs heads of 64;
+  H/14's of 80 would be three eighths padding.
+  """
+  head_dim = kernel.shape[-1]
+  return kernel if head_dim % 64 == 0 else kernel.reshape(*kernel.shape[:-2], -1)
+
+
 def _heads(linear, x):
   """What a projection makes of tokens x, (B, N, width): (B, heads, N, head_dim)."""
-  width, heads, head_dim = linear.kernel.shape
-  x = x.astype(linear.dtype)
-  kernel, bias = linear.kernel[...], None if linear.bias is None else linear.bias[...]
-  if head_dim % 64 == 0:
+  x, kernel = x.astype(linear.dtype), joined(_kernel(linear))
+  bias = None if linear.bias is None else linear.bias[...]
+  if kernel.ndim == 3:
     return layers.affine('bnd,dhk->bhnk', x, kernel, None if bias is None else bias[:, None])
-  # Other heads, H/14's of 80 features, would each be padded to a TPU's 128 lanes, so these are projected as one; the
-  # barrier keeps the compiler from taking them apart again.
-  kernel = jax.lax.optimization_barrier(kernel.reshape(width, heads * head_dim))
   y = layers.affine('bnd,df->bnf', x, kernel, None if bias is None else bias.reshape(-1))
-  return y.swapaxes(1, 2).reshape(-1, heads, head_dim, x.shape[1]).swapaxes(2, 3)
+  return y.swapaxes(1, 2).reshape(-1, *linear.out_features, x.shape[1]).swapaxes(2, 3)
+
+
+def _kernel(linear):
+  """A projection's kernel, (width, heads, head_dim), whether `joined` or not."""
+  return linear.kernel[...].reshape(-1, *linear.out_features)
 
 
 ATTENTIONS = {

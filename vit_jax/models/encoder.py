@@ -1,6 +1,7 @@
 """The transformer encoder: a stack of pre-norm blocks, their parameters stacked along a leading depth axis."""
 import dataclasses
 import functools
+import re
 
 from flax import nnx
 import jax
@@ -75,10 +76,31 @@ def by_example(x):
   return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x
 
 
+def apart(params):
+  """A model's parameters with each block's kernels apart, as unrolled blocks take them: tuples for arrays (depth, …).
+
+  The gradients of micro-batches are then summed block by block, in place. Others, which are small, stay stacked.
+  """
+  def cut(path, leaf):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    if not re.fullmatch('encoder/blocks/.*/kernel', name):
+      return leaf
+    return tuple(attention.joined(leaf) if re.search('attention/(query|key|value)/', name) else leaf)
+
+  return jax.tree_util.tree_map_with_path(cut, params)
+
+
+def stacked(tree, params):
+  """A tree such as `apart` makes, of gradients say, in the form of `params`."""
+  is_tuple = lambda x: isinstance(x, tuple)
+  return jax.tree.map(lambda x, like: jnp.stack(x).reshape(like.shape) if is_tuple(x) else x, tree, params,
+                      is_leaf=is_tuple)
+
+
 class Encoder(nnx.Module):
   """`depth` blocks.
 
-  Their parameters are arrays (depth, …); where blocks are unrolled, each may also be a tuple of `depth` arrays.
+  Their parameters are arrays (depth, …), or as `apart` makes them.
 
   Args:
     depth: number of blocks.

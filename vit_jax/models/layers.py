@@ -128,7 +128,9 @@ def embed(convolution, images):
   batch, rows, columns, _ = images.shape
   x = images.reshape(batch, rows // height, height, columns // width, width, channels).transpose(0, 1, 3, 2, 4, 5)
   x = x.reshape(batch, -1, height * width * channels).astype(convolution.dtype)
-  return affine('bnp,pf->bnf', x, kernel.reshape(-1, features), convolution.bias[...])
+  # Behind a barrier: else TPU's compiler turns the patches for the kernel's gradient.
+  kernel = jax.lax.optimization_barrier(kernel.reshape(-1, features))
+  return affine('bnp,pf->bnf', x, kernel, convolution.bias[...])
 
 
 def layer_norm(norm, x):

@@ -18,9 +18,9 @@ def multiply_adds(params, image_size):
   blocks, pool = params['encoder']['blocks'], params.get('pool', {})
   depth = blocks['attention']['out']['kernel'].shape[0]
   total = patches * params['embed']['kernel'].size + tokens * _kernels(blocks) + 2 * depth * tokens**2 * width
-  if 'attention' in pool:  # one query: only its keys and values are of all tokens
-    seen = sum(_kernels(pool['attention'][name]) for name in ('key', 'value'))
-    total += (tokens - 1) * seen + 2 * tokens * width
+  if 'attention' in pool:  # one query, which every head brings to the tokens themselves
+    heads = pool['attention']['query']['kernel'].shape[-2]
+    total += 2 * heads * tokens * width
   return total + sum(_kernels(params.get(name, {})) for name in ('pool', 'pre_logits', 'head'))
 
 

@@ -1,6 +1,4 @@
 """One optimizer step: a pure function of (state, batch)."""
-import re
-
 from clu import metrics as clu_metrics
 import flax
 from flax import nnx
@@ -8,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax.training import optim
+from vit_jax.models import encoder
 from vit_jax.training import shares
 
 
@@ -90,24 +88,12 @@ def _over_devices(reduce, tree, axis_name):
 def _accumulate(gradient, params, batch, keys, count, by_block, shards):
   """The sum of `gradient` over `count` equal micro-batches."""
   # Behind a barrier TPU's compiler cuts and casts a block's parameters in one pass; else it casts, then cuts.
-  params = jax.lax.optimization_barrier(_blocks(params)) if by_block else params
+  given = jax.lax.optimization_barrier(encoder.apart(params)) if by_block else params
   if count == 1:
-    return _stacked(gradient(params, batch, keys))
+    values, grads = gradient(given, batch, keys)
+    return values, encoder.stacked(grads, params)
   parts = shares.cut((batch, keys), count, shards)
-  add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(params, *part)), None)
-  like = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], parts))
-  total, _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), parts)
-  return _stacked(total)
-
-
-def _blocks(params):
-  """Stacked kernels, (depth, …), as tuples of each block's: the sums of their gradients are then made in place."""
-  cut = lambda path, leaf: tuple(leaf) if re.fullmatch('encoder/blocks/.*/kernel', optim.name_of(path)) else leaf
-  return jax.tree_util.tree_map_with_path(cut, params)
-
-
-def _stacked(gradient):
-  """Undoes `_blocks`."""
-  values, grads = gradient
-  is_tuple = lambda x: isinstance(x, tuple)
-  return values, jax.tree.map(lambda x: jnp.stack(x) if is_tuple(x) else x, grads, is_leaf=is_tuple)
+  add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(given, *part)), None)
+  like = jax.eval_shape(gradient, given, *jax.tree.map(lambda x: x[0], parts))
+  (values, grads), _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), parts)
+  return values, encoder.stacked(grads, params)
