@@ -64,6 +64,7 @@ def recipe(model, batch, dtype, image_size, changes):
   config.data.update(batch_size=batch, image_size=image_size)
   config.model.update(variant=model, dtype=dtype, dropout=0.0, representation_size=None, head_bias=0.0)
   config.objective = dict(loss='softmax')
+  config.train.micro_batch = None  # which is made for TPUs
   for key, value in changes.items():
     section, name = key.split('.')
     config[section] = {**config.get(section, {}), name: value}

@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import io
 import json
-import os
 import pathlib
 import statistics
 import sys
@@ -20,6 +19,8 @@ import tempfile
 
 import numpy as np
 
+from experiments import tensorflow_input
+from experiments.tensorflow_input import SIZE
 from experiments.turns import Server
 from vit_jax.data import decode
 from vit_jax.data import feeding
@@ -29,7 +30,6 @@ from vit_jax.data.source import Source
 from vit_jax.data.spec import parse
 
 TRANSFORM = 'inception_crop|flip'
-SIZE = (224, 224)
 
 
 class Files:
@@ -129,8 +129,10 @@ def _contenders(threads, workers):
       if kind != 'cached' or 'threads' in options:
         ours['pipeline', f'{kind}, {name}'] = full_pipeline, dict(kind=kind, **options)
   ours['three copies', f'files, {pools[0][0]}'] = full_pipeline, dict(kind='files', repeats=3, **pools[0][1])
-  if _has_tensorflow():
-    ours |= {('decode', TF): (tf_decode_whole, {}), ('crop', TF): (tf_decode_crops, {}), ('pipeline', TF): (tf_pipeline, {})}
+  if tensorflow_input.is_there():
+    peers = dict(decode=tensorflow_input.decode_whole, crop=tensorflow_input.decode_crops,
+                 pipeline=tensorflow_input.full_pipeline)
+    ours |= {(stage, TF): (build, {}) for stage, build in peers.items()}
   return ours
 
 
@@ -174,90 +176,6 @@ def full_pipeline(paths, scratch, batch, kind, threads=2, workers=0, repeats=1):
   for made in pipeline.train_batches(source, batch_size=batch, image_size=SIZE, transform=TRANSFORM, cache=kind == 'cached',
                                      threads=threads, workers=workers, repeats=repeats):
     yield len(made['image'])
-
-
-def tf_decode_whole(paths, **_):
-  """TensorFlow: every pixel."""
-  tf = _tensorflow()
-  return _in_order(_one_thread(tf, tf.data.Dataset.from_tensor_slices(_read(paths)).repeat().map(
-      lambda data: tf.io.decode_jpeg(data, channels=3), num_parallel_calls=1)))
-
-
-def tf_decode_crops(paths, **_):
-  """TensorFlow: crops like ours, the same every time."""
-  tf = _tensorflow()
-  encoded, boxes = _read(paths), []
-  for index, data in enumerate(encoded):
-    rows, columns, _ = decode.open_image(data, 3).shape
-    boxes.append(_box(rows, columns, np.random.Generator(np.random.Philox(key=index))))
-
-  def crop(data, box):
-    return tf.cast(tf.image.resize(tf.image.decode_and_crop_jpeg(data, box, channels=3), SIZE), tf.uint8)
-
-  data = tf.data.Dataset.from_tensor_slices((encoded, np.array(boxes, np.int32))).repeat()
-  return _in_order(_one_thread(tf, data.map(crop, num_parallel_calls=1)))
-
-
-def tf_pipeline(paths, batch, **_):
-  """TensorFlow: read, shuffle, decode, crop, flip, batch, as wide as it chooses."""
-  tf = _tensorflow()
-
-  def example(path):
-    data = tf.io.read_file(path)
-    begin, size, _ = tf.image.sample_distorted_bounding_box(
-        tf.image.extract_jpeg_shape(data), tf.zeros([0, 0, 4]), min_object_covered=0, area_range=(0.05, 1.0),
-        aspect_ratio_range=(3 / 4, 4 / 3), max_attempts=100, use_image_if_no_bounding_boxes=True)
-    box = tf.concat([begin[:2], size[:2]], axis=0)
-    image = tf.cast(tf.image.resize(tf.image.decode_and_crop_jpeg(data, box, channels=3), SIZE), tf.uint8)
-    return tf.image.random_flip_left_right(image), 0
-
-  data = tf.data.Dataset.from_tensor_slices(paths).shuffle(len(paths)).repeat()
-  data = data.map(example, num_parallel_calls=tf.data.AUTOTUNE).batch(batch, drop_remainder=True).prefetch(2)
-  for images, _ in data.as_numpy_iterator():
-    yield len(images)
-
-
-def _box(rows, columns, rng):
-  """(top, left, rows, columns) of the crop that our transform takes with `rng`."""
-  seen = []
-
-  class Shape:
-    """Stands in for a picture, and notes which part is asked for."""
-    shape = (rows, columns, 3)
-
-    def __getitem__(self, part):
-      seen.extend([part[0].start, part[1].start, part[0].stop - part[0].start, part[1].stop - part[1].start])
-      return np.zeros((1, 1, 3), np.uint8)
-
-  parse('inception_crop', SIZE)(Shape(), rng)
-  return seen
-
-
-def _read(paths):
-  return [pathlib.Path(path).read_bytes() for path in paths]
-
-
-def _one_thread(tf, data):
-  options = tf.data.Options()
-  options.threading.private_threadpool_size = options.threading.max_intra_op_parallelism = 1
-  options.autotune.enabled = False
-  return data.with_options(options)
-
-
-def _in_order(data):
-  for _ in data:
-    yield 1
-
-
-def _has_tensorflow():
-  import importlib.util
-  return importlib.util.find_spec('tensorflow') is not None
-
-
-def _tensorflow():
-  os.environ.update(TF_CPP_MIN_LOG_LEVEL='3', CUDA_VISIBLE_DEVICES='')
-  import tensorflow
-  return tensorflow
 
 
 def _row(key, turns, tf_turns):

@@ -12,9 +12,9 @@ from experiments import plan_table
 
 TOPOLOGIES = {8: 'v5e:2x4', 16: 'v5e:4x4', 32: 'v5e:4x8', 64: 'v5e:8x8', 128: 'v5e:8x16', 256: 'v5e:16x16'}
 
-# Every chip with the whole state, or all chips with one state.
+# Every chip with the whole state, or eight with one.
 STRATEGIES = {
-    'mesh': dict(strategy='mesh', data=1, fsdp=-1),
+    'mesh': dict(strategy='mesh', data=-1, fsdp=8),
     'pmap': dict(strategy='pmap', data=-1, fsdp=1),
 }
 
@@ -35,8 +35,8 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  flags.DEFINE_enum('strategy', 'pmap', list(STRATEGIES), 'parallel.strategy; a mesh shares one state among all chips.')
-  flags.DEFINE_string('changes', '{}', "Other changes to the config, such as '{\"parallel.fsdp\": 8, \"parallel.data\": -1}'.")
+  flags.DEFINE_enum('strategy', 'pmap', list(STRATEGIES), 'parallel.strategy; a mesh shares a state among eight chips.')
+  flags.DEFINE_string('changes', '{}', "Other changes to the config, such as '{\"parallel.fsdp\": -1, \"parallel.data\": 1}'.")
   flags.DEFINE_list('models', list(plan_table.IMAGES_PER_CHIP), 'Of b16, l16, h14.')
   flags.DEFINE_list('chips', ['8', '32', '256'], f'Of {list(TOPOLOGIES)}.')
   app.run(main)

@@ -8,6 +8,7 @@ import pytest
 import simplejpeg
 
 from experiments import input_throughput
+from experiments import tensorflow_input
 from tests.test_data_feeding import ROOT
 from vit_jax.data import decode
 from vit_jax.data.spec import parse
@@ -54,7 +55,7 @@ def test_the_others_crop_what_we_crop(photos):
   pixels = decode.decode(encoded, 3)
   for seed in range(5):
     rng = lambda: np.random.Generator(np.random.Philox(key=seed))
-    top, left, rows, columns = input_throughput._box(*pixels.shape[:2], rng())
+    top, left, rows, columns = tensorflow_input.crop_box(*pixels.shape[:2], rng())
     cropped = parse('inception_crop', (rows, columns))(pixels, rng())  # at its own size a crop is not resized
     np.testing.assert_array_equal(cropped, pixels[top:top + rows, left:left + columns])
 
