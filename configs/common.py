@@ -135,8 +135,6 @@ def pretrain(model, dataset):
   # The first moment in bfloat16 is big_vision's choice, not the paper's.
   config.train = dict(duration=f'{epochs} epochs', log_every='50 steps', eval_every='5_000 steps',
                       micro_batch=MICRO_BATCH[variant])
-  if variant == 'H/14':  # on v5e pmap would take 17 GB a chip, and more time; so all devices share one state
-    config.parallel = dict(strategy='mesh', data=1, fsdp=-1)
   config.checkpoint = dict(every='10 minutes', keep=1)
   config.evaluators = {name: dict(kind='classification', split=split) for name, split in data['evaluate'].items()}
   return config

@@ -10,6 +10,7 @@ from tests import tiny
 from vit_jax import losses
 from vit_jax import train
 from vit_jax.evaluators.average_precision import mean_average_precision
+from vit_jax.models.encoder import name_of
 from vit_jax.training import objectives
 from vit_jax.training import optim
 from vit_jax.training.checkpoint import Checkpoints
@@ -22,7 +23,7 @@ def params_of(workdir, config, step=None):
 
 
 def leaves(params):
-  return {optim.name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+  return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
 @pytest.fixture(scope='module')

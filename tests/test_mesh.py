@@ -16,6 +16,7 @@ from tests import eight_devices
 from tests import tiny
 from vit_jax import evaluate
 from vit_jax import train
+from vit_jax.models.encoder import name_of
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.training import optim
 from vit_jax.training import parallel
@@ -137,7 +138,7 @@ TINY = dict(image_size=8, width=16, depth=4, heads=2, mlp_dim=32, patch_size=4, 
 
 def test_the_rules_of_each_parameter():
   params = abstract_params(**TINY, pool='map')
-  specs = {optim.name_of(path): lies.spec for path, lies in jax.tree_util.tree_leaves_with_path(
+  specs = {name_of(path): lies.spec for path, lies in jax.tree_util.tree_leaves_with_path(
       sharding.shardings(abstract_mesh(2, 2, 2), params, params))}
   blocks = {name.removeprefix('encoder/blocks/'): spec for name, spec in specs.items() if name.startswith('encoder')}
   assert blocks['attention/query/kernel'] == PartitionSpec(None, 'fsdp', 'tensor', None)
@@ -160,7 +161,7 @@ def test_what_is_shaped_like_a_parameter_is_cut_like_it(name):
   shapes = {leaf.shape for leaf in jax.tree.leaves(params)}
   moments = 0
   for (path, leaf), where in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(lies), strict=True):
-    if optim.name_of(path).endswith('mlp/up/kernel') and leaf.shape == (4, 16, 32):
+    if name_of(path).endswith('mlp/up/kernel') and leaf.shape == (4, 16, 32):
       assert where.spec == PartitionSpec(None, 'fsdp', 'tensor')
       moments += 1
     assert leaf.shape in shapes or not any(where.spec)

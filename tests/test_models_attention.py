@@ -58,12 +58,23 @@ def test_bfloat16_differs_by_rounding_alone():
     np.testing.assert_allclose(np.asarray(a, np.float32), b, atol=0.03 * np.abs(b).max())
 
 
-def test_the_class_token_alone_is_the_class_token_of_all():
-  model = VisionTransformer(image_size=8, patch_size=4, width=12, depth=2, heads=2, mlp_dim=16, num_classes=5,
-                            rngs=nnx.Rngs(0))
-  x = jnp.asarray(tokens(2, 5, 12))
-  kept, of_all = jax.jit(lambda x: (model.encoder(x, first_only=True), model.encoder(x)[:, :1]))(x)
-  np.testing.assert_allclose(kept, of_all, atol=1e-6)
+@pytest.mark.parametrize('fields', [dict(), dict(width=128), dict(qkv_bias=False), dict(qk_norm=True)], ids=str)
+def test_the_class_token_alone_is_the_class_token_of_all(fields):
+  shape = dict(image_size=8, patch_size=4, width=12, depth=2, heads=2, mlp_dim=16, num_classes=5)
+  graphdef, params = nnx.split(VisionTransformer(**{**shape, **fields}, rngs=nnx.Rngs(0)), nnx.Param)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape, scale=0.3), jnp.float32), params)
+  x = jnp.asarray(tokens(2, 5, {**shape, **fields}['width']))
+
+  def loss(params, first_only):
+    first = nnx.merge(graphdef, params).encoder(x, first_only=first_only)[:, 0]
+    return jnp.sin(first).sum(), first
+
+  gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+  (kept_gradient, kept), (gradient_of_all, of_all) = gradient(params, True), gradient(params, False)
+  np.testing.assert_allclose(kept, of_all, atol=1e-5)
+  for ours, expected in zip(jax.tree.leaves(kept_gradient), jax.tree.leaves(gradient_of_all)):
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
 
 
 def test_tokens_that_nobody_reads_are_not_computed():

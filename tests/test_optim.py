@@ -8,6 +8,7 @@ import optax
 from optax import contrib
 import pytest
 
+from vit_jax.models.encoder import name_of
 from vit_jax.training import optim
 
 WIDTH, HEADS, MLP, DEPTH = 12, 2, 24, 3
@@ -53,7 +54,7 @@ def steps_of(optimizer, params, gradients):
 def assert_close(a, b, **tolerance):
   assert jax.tree.structure(a) == jax.tree.structure(b)
   for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b)):
-    np.testing.assert_allclose(x, y, err_msg=optim.name_of(path), **tolerance)
+    np.testing.assert_allclose(x, y, err_msg=name_of(path), **tolerance)
 
 
 # All of them.
@@ -278,7 +279,7 @@ def test_adafactor_keeps_factored_moments_of_each_layer():
   params = vit_tree(0)
   optimizer, _ = build('adafactor', options=FACTOR)
   up = [x.shape for path, x in jax.tree_util.tree_leaves_with_path(optimizer.init(params))
-        if optim.name_of(path).endswith('mlp/up/kernel')]
+        if name_of(path).endswith('mlp/up/kernel')]
   assert {(DEPTH, WIDTH), (DEPTH, MLP)} <= set(up)
   assert (DEPTH, WIDTH, MLP) not in up
 

@@ -76,13 +76,18 @@ def by_example(x):
   return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x
 
 
+def name_of(path):
+  """The name of a parameter from its tree path: 'encoder/blocks/mlp/up/kernel'."""
+  return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
 def apart(params):
   """A model's parameters with each block's kernels apart, as unrolled blocks take them: tuples for arrays (depth, …).
 
   The gradients of micro-batches are then summed block by block, in place. Others, which are small, stay stacked.
   """
   def cut(path, leaf):
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    name = name_of(path)
     if not re.fullmatch('encoder/blocks/.*/kernel', name):
       return leaf
     return tuple(attention.joined(leaf) if re.search('attention/(query|key|value)/', name) else leaf)

@@ -10,6 +10,7 @@ from optax import contrib
 
 from vit_jax.choices import choose
 from vit_jax.durations import Steps
+from vit_jax.models.encoder import name_of
 from vit_jax.training import schedules
 
 
@@ -69,11 +70,6 @@ def _shape_updates(updates, params, layer_decay, freeze):
     updates = scale_layers(updates, layer_decay)
   # Frozen parameters have zero gradients, but weight decay would move them.
   return jax.tree.map(lambda x, frozen: jnp.zeros_like(x) if frozen else x, updates, frozen_tree(params, freeze))
-
-
-def name_of(path):
-  """The name of a parameter from its tree path: 'encoder/blocks/mlp/up/kernel'."""
-  return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def decay_tree(params, pattern):

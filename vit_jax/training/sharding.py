@@ -4,7 +4,7 @@ import re
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vit_jax.training.optim import name_of
+from vit_jax.models.encoder import name_of
 
 
 def shardings(mesh, tree, params):
