@@ -7,7 +7,7 @@ The argument is the data set: imagenet21k (the default), imagenet or jft (not pu
 are in `vit.py`.
 
 Hardware: made for a TPU pod slice (batch 4,096). On v5e, 16 images a chip, --config.parallel.strategy=mesh
---config.parallel.fsdp=8 (eight chips share a state) takes 6.4 instead of 16.2 GB and, by the compiler's estimate, three
+--config.parallel.fsdp=8 (eight chips share a state) takes 6.6 instead of 16.2 GB and, by the compiler's estimate, three
 quarters of the cycles (experiments/benchmarks/tpu_step.md); which slice holds it says
 python -m vit_jax.plan --config=configs/vit_h14.py --topology=v5e:16x16. The paper's JFT run: 2,500 TPUv3-core-days.
 Time: 90 epochs of ImageNet-21k, about 312,000 steps.
