@@ -107,9 +107,16 @@ class RollCall:
         except TimeoutError:
           continue
         self._admit(line, names)
+        if len(names) == self._count:
+          self._forget_dead(names)
     roll = [names[index] for index in range(self._count)]
     self._send_all(roll=roll)
     return roll
+
+  def _forget_dead(self, names):
+    """Strikes out processes that came and went."""
+    for index in [index for index, line in self._lines.items() if line.is_dead()]:
+      del self._lines[index], names[index]
 
   def _admit(self, line, names):
     """Takes up a process that says hello; a stranger, who does not, is let go."""
@@ -117,8 +124,7 @@ class RollCall:
     if not isinstance(hello, dict) or set(hello) != {'process', 'count', 'host'}:
       return
     index, count, host = hello['process'], hello['count'], hello['host']
-    if index in self._lines and self._lines[index].is_dead():
-      del self._lines[index], names[index]  # started again
+    self._forget_dead(names)  # it may be one of them, started again
     if count != self._count:
       wrong = (f'process {index} on {host} was started as one of {count} processes, process 0 on {names[0]} as one of '
                f'{self._count}')
@@ -204,6 +210,7 @@ class _Line:
       return None
 
   def is_dead(self):
+    timeout = self._connection.gettimeout()
     self._connection.setblocking(False)
     try:
       return not self._connection.recv(1, socket.MSG_PEEK)
@@ -212,4 +219,4 @@ class _Line:
     except OSError:
       return True
     finally:
-      self._connection.setblocking(True)
+      self._connection.settimeout(timeout)
