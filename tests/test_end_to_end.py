@@ -320,11 +320,30 @@ def test_asked_to_stop_while_compiling_it_ends_at_once(data_dir, tmp_path):
   assert time.monotonic() - start < 2.0 and not saved(tmp_path / 'run')
 
 
+def test_ctrl_c_while_compiling_ends_it_after_the_first_step(data_dir, tmp_path):
+  config = tiny.config(data_dir, **{'model.depth': 12, 'model.unroll': True})
+  process = tiny.command('main', f'--config={tiny.write(config, tmp_path)}', f'--workdir={tmp_path / "run"}')
+  wait_for_compilation(process)
+  process.send_signal(signal.SIGINT)
+  output, error = process.communicate()
+  assert process.returncode == 128 + signal.SIGINT and 'Traceback' not in error
+  assert 'Stopped after step 1, which is saved' in output and saved(tmp_path / 'run')[0] == '1'
+
+
+def test_sigterm_ends_it_though_nobody_reads(data_dir, tmp_path):
+  arguments = f'--config={tiny.write(tiny.config(data_dir, **DEEP), tmp_path)}', f'--workdir={tmp_path / "run"}'
+  process = tiny.command('main', *arguments)
+  wait_for_compilation(process)
+  process.stdout.close()
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(timeout=3.0) == 128 + signal.SIGTERM
+
+
 def test_signals_are_given_back():
   handlers = lambda: (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
   before, threads = handlers(), threading.active_count()
   with StopRequest() as stop:
-    assert handlers()[0] is not before[0] and handlers()[1] is before[1] and not stop.asked(1)
+    assert handlers()[0] is not before[0] and handlers()[1] == stop._note and not stop.asked(1)
     stop.begin()
     assert stop._note in handlers()
     signal.raise_signal(signal.SIGTERM)

@@ -97,11 +97,13 @@ class Attention(nnx.Module):
 
   def __call__(self, x, asking=None, rngs=None):
     """Maps tokens (B, N, width), asked by themselves or by a few others, (B, Q, width), to (B, N or Q, width)."""
-    if asking is not None and self.key_norm is None:
-      output = self._ask(x, asking, rngs)
+    dropout = self.dropout and rngs is not None
+    if asking is not None and self.key_norm is None and not dropout:
+      output = self._ask(x, asking)
     else:
       query, key = self._asked(x, asking)
-      output = self._mix(self.attend, query * query.shape[-1] ** -0.5, key, _heads(self.value, x), rngs)
+      query, value = query * query.shape[-1] ** -0.5, _heads(self.value, x)
+      output = self._with_dropout(query, key, value, rngs) if dropout else self.attend(query, key, value)
     return layers.affine('bhnk,hkd->bnd', output, self.out.kernel[...], self.out.bias[...])
 
   def weights(self, x, asking=None):
@@ -109,7 +111,7 @@ class Attention(nnx.Module):
     query, key = self._asked(x, asking)
     return attention_weights(query * query.shape[-1] ** -0.5, key)
 
-  def _ask(self, x, asking, rngs):
+  def _ask(self, x, asking):
     """What few queries get, (B, heads, Q, head_dim), without keys and values: q · (W x) = (q W) · x.
 
     To a key's bias a softmax is blind; the value's is added once, as weights sum to 1.
@@ -119,14 +121,12 @@ class Attention(nnx.Module):
     batch, heads, asked, width = query.shape
     tokens = x.astype(query.dtype)[:, None]
     # With tokens for keys and values, every head is but another query.
-    output = self._mix(attend, query.reshape(batch, 1, heads * asked, width), tokens, tokens, rngs)
+    output = attend(query.reshape(batch, 1, heads * asked, width), tokens, tokens).reshape(query.shape)
     bias = None if self.value.bias is None else self.value.bias[...][:, None]
-    return layers.affine('bhqd,dhk->bhqk', output.reshape(query.shape), _kernel(self.value), bias)
+    return layers.affine('bhqd,dhk->bhqk', output, _kernel(self.value), bias)
 
-  def _mix(self, attend, query, key, value, rngs):
-    """`attend`, in training with dropout of its weights."""
-    if not self.dropout or rngs is None:
-      return attend(query, key, value)
+  def _with_dropout(self, query, key, value, rngs):
+    """`attend` where weights are dropped, so that they no longer sum to 1."""
     weights = layers.dropout(attention_weights(query, key).astype(value.dtype), self.dropout, rngs)
     return layers.einsum('bhqk,bhkd->bhqd', weights, value).astype(value.dtype)
 

@@ -36,7 +36,7 @@ class VisionTransformer(nnx.Module):
     head_bias: initial bias of the head; -10 with a sigmoid loss over many classes.
     dropout: rate after every dense layer but q, k, v, and after the positions (appendix B.1).
     attention_dropout: rate on the attention weights.
-    attention: 'xla', or 'cudnn' for its fused kernel on GPUs, in bfloat16 and without attention_dropout.
+    attention: 'xla', or 'cudnn' for its fused kernel on GPUs, not in float32 and without attention_dropout.
     stochastic_depth: rate at which the last block's branches are dropped; blocks before it linearly less.
     layer_scale: initial value of a learned scale on each branch (arXiv 2103.17239), or None for no scale.
     qk_norm: LayerNorm on queries and keys.

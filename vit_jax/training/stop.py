@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 class StopRequest:
   """Notes SIGINT and SIGTERM, so that the loop can save before it ends; a second SIGINT acts at once.
 
-  Before `begin` nothing is done that could be saved: SIGTERM ends the process at once, also where the main thread is inside
+  Before `begin` nothing is done that could be saved: SIGINT is noted for then, SIGTERM ends the process at once, also where the main thread is inside
   the compiler, which may take minutes and lets no Python handler run. Others of several processes then end as where one dies.
 
   Among several processes the signal of one is for all, and they stop at the same step, a second or two later. jax does
@@ -28,8 +28,10 @@ class StopRequest:
     self._several = jax.process_count() > 1
     # Python lets no other thread handle signals.
     self._handles = threading.current_thread() is threading.main_thread()
-    if self._handles and distributed.global_state.preemption_sync_manager is None:
-      self._end_at_once()
+    if self._handles:
+      self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._note)
+      if distributed.global_state.preemption_sync_manager is None:
+        self._end_at_once()
 
   def _end_at_once(self):
     """Has SIGTERM end the process, by a thread: Python tells it of signals through a pipe, whatever the main thread does."""
@@ -40,19 +42,26 @@ class StopRequest:
     threading.Thread(target=_wait_for_end, args=(read,), daemon=True).start()
 
   def begin(self):
-    """The first step is done: from here on signals are noted."""
+    """The first step is done: from here on SIGTERM is noted, too."""
     self._give_back()
     if self._several and distributed.global_state.preemption_sync_manager is None:
       jax.config.update('jax_enable_preemption_service', True)
       distributed.global_state.initialize_preemption_sync_manager()
-    if self._handles:
+    if self.signal is not None:
+      self._pass_on()
+    elif self._handles:
       for number in (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM):
         self._before[number] = signal.signal(number, self._note)
 
   def _note(self, number, frame):
     del frame
     self.signal = number
+    begun = self._pipe is None
     self._give_back()
+    if begun:
+      self._pass_on()
+
+  def _pass_on(self):
     if self._several:
       signal.raise_signal(signal.SIGTERM)  # jax tells the others
 
@@ -89,5 +98,7 @@ def _wait_for_end(read):
   with os.fdopen(read, 'rb', buffering=0) as pipe:
     while number := pipe.read(1):
       if number[0] == signal.SIGTERM:
-        print('Stopped before the first step was done: there is nothing to save, the same command goes on.', flush=True)
-        os._exit(128 + signal.SIGTERM)  # an ordinary end would wait for the compiler
+        try:
+          print('Stopped before the first step was done: there is nothing new to save, the same command goes on.', flush=True)
+        finally:  # an ordinary end would wait for the compiler, and nobody may be there to read
+          os._exit(128 + signal.SIGTERM)
