@@ -11,8 +11,9 @@ from jax.experimental import multihost_utils
 class StopRequest:
   """Notes SIGINT and SIGTERM, so that the loop can save before it ends; a second SIGINT acts at once.
 
-  Before `begin` nothing is done that could be saved: SIGINT is noted for then, SIGTERM ends the process at once, also where the main thread is inside
-  the compiler, which may take minutes and lets no Python handler run. Others of several processes then end as where one dies.
+  Before `begin` nothing is done that could be saved: SIGINT is noted for then, SIGTERM ends the process at once, also
+  where the main thread is inside the compiler, which may take minutes and lets no Python handler run. Others of several
+  processes then end as where one dies.
 
   Among several processes the signal of one is for all, and they stop at the same step, a second or two later. jax does
   that: it handles SIGTERM from the first `begin` of a process on.
@@ -99,6 +100,7 @@ def _wait_for_end(read):
     while number := pipe.read(1):
       if number[0] == signal.SIGTERM:
         try:
-          print('Stopped before the first step was done: there is nothing new to save, the same command goes on.', flush=True)
+          print('Stopped before the first step was done: there is nothing new to save, the same command goes on.',
+                flush=True)
         finally:  # an ordinary end would wait for the compiler, and nobody may be there to read
           os._exit(128 + signal.SIGTERM)
