@@ -21,7 +21,7 @@ setuptools.setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.11',
-    packages=setuptools.find_packages(include=['vit_jax', 'vit_jax.*', 'configs', 'experiments']),
+    packages=setuptools.find_packages(include=['vit_jax', 'vit_jax.*']),
     install_requires=[
         'absl-py>=2.1,<3',
         'array_record>=0.8,<0.9',  # records on disk with random access

@@ -13,8 +13,8 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
-from vit_jax.data import digits
-from vit_jax.data import sources
+from vit_jax.data.sources import digits
+from vit_jax.data.sources import registry as sources
 
 
 def encode(image, encoding='PNG', **options):

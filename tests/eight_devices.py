@@ -17,7 +17,7 @@ from tests import tiny
 from vit_jax import evaluate
 from vit_jax import train
 from vit_jax.pretrained import load
-from vit_jax.training.checkpoint import Checkpoints
+from vit_jax.rundir.checkpoint import Checkpoints
 
 MESHES = {
     'fsdp': {'parallel.strategy': 'mesh', 'parallel.fsdp': 8},  # from step 3 of one device

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from vit_jax.pretrained import load
-from vit_jax.pretrained import weights as weights_lib
+from vit_jax.pretrained.formats import weights as weights_lib
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 # Every golden model: its file or directory, by name.

@@ -1,21 +1,9 @@
-"""The house: arrows point down, no circles, and the doors that must stay shut."""
+"""Import layering rules: imports point down, no cycles, and imports that no room may have."""
 import ast
-import pathlib
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
-PACKAGE = ROOT / 'vit_jax'
-
-# Floor of every room; a module may import its own floor and those below.
-FLOORS = {
-    'choices': 0, 'commands': 0, 'contact_sheet': 0, 'durations': 0, 'hosts': 0, 'losses': 0, 'memory': 0,
-    'normalization': 0, 'platform': 0, 'preprocessing': 0, 'roll_call': 0,
-    'data': 1, 'models': 1,
-    'evaluators': 2, 'inference': 2, 'pretrained': 2, 'training': 2,
-    'config': 3, 'parts': 3, 'planning': 3, 'train': 3, 'transfer': 3, 'workdir': 3,
-    'convert': 4, 'describe': 4, 'evaluate': 4, 'main': 4, 'plan': 4, 'predict': 4, 'show': 4,
-}
+from tests.rooms import BY_NAME, MOST_FILES, PACKAGE, room_of, ROOMS, ROOT
 
 
 def modules():
@@ -43,17 +31,16 @@ def graph():
   return {dotted(path): {name for name in imports(path) if name.split('.')[0] == 'vit_jax'} for path in modules()}
 
 
-def room(name):
-  return name.split('.')[1] if '.' in name else None
+def test_every_folder_is_a_room_and_none_is_full():
+  folders = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob('*') if path.is_dir() and path.name != '__pycache__'}
+  assert folders == set(BY_NAME) - {''}
+  full = [room.name for room in ROOMS if len(list((PACKAGE / room.name).glob('*.py'))) - 1 > MOST_FILES]
+  assert not full
 
 
-def test_every_room_has_a_floor():
-  assert {room(name) for name in graph()} - {None} == set(FLOORS)
-
-
-def test_arrows_point_down():
-  upward = [f'{name} → {other}' for name, others in graph().items() if room(name)
-            for other in others if room(other) and FLOORS[room(other)] > FLOORS[room(name)]]
+def test_imports_point_down():
+  upward = [f'{name} → {other}' for name, others in graph().items() if name != 'vit_jax'
+            for other in others if other != 'vit_jax' and room_of(other).floor > room_of(name).floor]
   assert not upward
 
 
@@ -73,9 +60,10 @@ def test_no_circles():
 
 def test_models_and_data_do_not_know_each_other():
   for name, others in graph().items():
-    if room(name) in ('models', 'data'):
-      other_room = {'models': 'data', 'data': 'models'}[room(name)]
-      assert not [other for other in others if room(other) == other_room], name
+    top = room_of(name).name.split('/')[0]
+    if top in ('models', 'data'):
+      banned = {'models': 'data', 'data': 'models'}[top]
+      assert not [other for other in others if room_of(other).name.split('/')[0] == banned], name
 
 
 @pytest.mark.parametrize('folder, forbidden', [

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import pytest
 
 from configs import common
-from vit_jax import config as config_lib
+from vit_jax.run import config as config_lib
 from vit_jax import evaluators
 from vit_jax import train
-from vit_jax.data import dataset
-from vit_jax.data import sources
-from vit_jax.training import mix
-from vit_jax.training import shares
+from vit_jax.data.loading import dataset
+from vit_jax.data.sources import registry as sources
+from vit_jax.objectives import batch_mixing as mix
+from vit_jax.distributed import batch_split as shares
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 RECIPES = sorted(path.stem for path in CONFIGS.glob('*.py') if path.stem not in ('__init__', 'common'))

@@ -11,11 +11,11 @@ from tests import tiny
 from tests.golden_files import MODELS
 from vit_jax import convert
 from vit_jax import describe
-from vit_jax.preprocessing import Preprocessing
-from vit_jax.pretrained import formats
+from vit_jax.base.preprocessing import Preprocessing
+from vit_jax.pretrained.formats import registry as formats
 from vit_jax.pretrained import load
 from vit_jax.pretrained import save
-from vit_jax.pretrained import weights as weights_lib
+from vit_jax.pretrained.formats import weights as weights_lib
 
 # What a format cannot hold: the field that the error names.
 REFUSED = {

@@ -15,12 +15,12 @@ import pytest
 
 from tests import tiny
 from vit_jax import evaluate
-from vit_jax import parts
+from vit_jax.run import build as parts
 from vit_jax import train
-from vit_jax.data import exclude
-from vit_jax.data import sources
-from vit_jax.training.checkpoint import Checkpoints
-from vit_jax.training.stop import StopRequest
+from vit_jax.data.sources import exclude
+from vit_jax.data.sources import registry as sources
+from vit_jax.rundir.checkpoint import Checkpoints
+from vit_jax.run.preemption import StopRequest
 
 KILLS = int(os.environ.get('VIT_JAX_TEST_KILLS', 2))
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from vit_jax import losses
+from vit_jax.objectives import losses
 from vit_jax import train
 from vit_jax.evaluators.average_precision import mean_average_precision
 from vit_jax.models.encoder import name_of
-from vit_jax.training import objectives
+from vit_jax.objectives import classification as objectives
 from vit_jax.training import optim
-from vit_jax.training.checkpoint import Checkpoints
+from vit_jax.rundir.checkpoint import Checkpoints
 
 
 def params_of(workdir, config, step=None):

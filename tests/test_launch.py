@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from tests import tiny
-from vit_jax import hosts
+from vit_jax.distributed import hosts
 
 LAUNCH = tiny.ROOT / 'experiments' / 'launch'
 SCRIPTS = sorted(LAUNCH.glob('*.sh'))

@@ -10,9 +10,9 @@ import vit_jax
 from tests import tiny
 from tests.conftest import encode
 from tests.test_inference import make_image, make_model
-from vit_jax import inference
+from vit_jax.inference import predict as inference
 from vit_jax import predict
-from vit_jax.data import folder
+from vit_jax.data.sources import folder
 
 NAMES = ('ant', 'bee', 'wild, bee', 'Käfer', 'wasp')
 

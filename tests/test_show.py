@@ -6,10 +6,10 @@ from PIL import Image
 import pytest
 
 from tests import tiny
-from vit_jax import contact_sheet
+from vit_jax.base import pictures as contact_sheet
 from vit_jax import show
-from vit_jax.data import randaugment
-from vit_jax.data.augment import TRANSFORMS
+from vit_jax.data.transforms import randaugment
+from vit_jax.data.transforms.crops import TRANSFORMS
 
 
 def plain(data_dir, **changes):

@@ -6,7 +6,7 @@ big_vision), or a directory or `.safetensors` file (huggingface, timm).
 from absl import app
 from absl import flags
 
-from vit_jax import commands
+from vit_jax.run import cli as commands
 
 
 def convert(source, destination, *, to=None, approximate=False, strict=True, average=False, image_size=None):

@@ -8,7 +8,7 @@ import json
 from absl import app
 from absl import flags
 
-from vit_jax import commands
+from vit_jax.run import cli as commands
 
 _NAMES_SHOWN = 5
 

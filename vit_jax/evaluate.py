@@ -9,7 +9,7 @@ from absl import app
 from absl import flags
 from etils import epath
 
-from vit_jax import commands
+from vit_jax.run import cli as commands
 
 
 def evaluate(workdir, step, data_dir):
@@ -27,8 +27,8 @@ def evaluate(workdir, step, data_dir):
     FileNotFoundError: no run or no such checkpoint there.
   """
   from vit_jax import train
-  from vit_jax import workdir as workdir_lib
-  from vit_jax.training.checkpoint import Checkpoints
+  from vit_jax.run import claim as workdir_lib
+  from vit_jax.rundir.checkpoint import Checkpoints
   workdir = epath.Path(workdir).expanduser()
   path = workdir / 'config.json'
   if not path.exists():
@@ -50,7 +50,7 @@ def evaluate(workdir, step, data_dir):
 def _build(config):
   """The parts of a run; where what was trained does not fit the devices that are there, of one that measures the same."""
   from vit_jax import train
-  from vit_jax.training import parallel
+  from vit_jax.distributed import strategy as parallel
   try:
     return train.build(config)
   except ValueError as error:

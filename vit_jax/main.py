@@ -7,7 +7,7 @@ from absl import app
 from absl import flags
 from ml_collections.config_flags import config_flags
 
-from vit_jax import commands
+from vit_jax.run import cli as commands
 
 
 class RecipeParser(config_flags.ConfigFileFlagParser):
@@ -16,7 +16,7 @@ class RecipeParser(config_flags.ConfigFileFlagParser):
   def parse(self, path):
     """Returns what the recipe's get_config() returns, completed."""
     config = super().parse(path)
-    from vit_jax import config as config_lib  # only now: --help need not wait for jax
+    from vit_jax.run import config as config_lib  # only now: --help need not wait for jax
     return config_lib.with_sections(config) if hasattr(config, 'to_dict') else config
 
 

@@ -11,7 +11,7 @@ from absl import app
 from absl import flags
 from ml_collections.config_flags import config_flags
 
-from vit_jax import commands
+from vit_jax.run import cli as commands
 from vit_jax.main import RecipeParser
 
 
@@ -31,8 +31,8 @@ def plan(config, topology=None, *, num_classes=None, search=False, say=lambda te
   Raises:
     ValueError, OSError: a bad config or topology, no TPU compiler, weights or data that cannot be read.
   """
-  from vit_jax import config as config_lib
-  from vit_jax import transfer
+  from vit_jax.run import config as config_lib
+  from vit_jax.pretrained import transfer
   from vit_jax.planning import chips
   from vit_jax.planning import estimate
   from vit_jax.planning import search as search_lib
@@ -49,8 +49,8 @@ def plan(config, topology=None, *, num_classes=None, search=False, say=lambda te
 def _facts(config, num_classes):
   """Facts of the training data, if need be from the data itself."""
   import dataclasses
-  from vit_jax.data.dataset import Dataset
-  from vit_jax.data.facts import Facts, FACTS
+  from vit_jax.data.loading.dataset import Dataset
+  from vit_jax.data.sources.info import Facts, FACTS
   known = FACTS.get(config.data.name)
   if num_classes is not None:
     # How many examples an epoch has decides the schedule, not the cost of a step.

@@ -15,8 +15,8 @@ from etils import epath
 import numpy as np
 from tqdm import tqdm
 
-from vit_jax import commands
-from vit_jax.data.folder import list_folder
+from vit_jax.run import cli as commands
+from vit_jax.data.sources.folder import list_folder
 
 
 def run(source, arguments, *, form='table', top=5, batch_size=32, loss=None, average=False, step=None):
@@ -45,7 +45,7 @@ def run(source, arguments, *, form='table', top=5, batch_size=32, loss=None, ave
     raise ValueError('name at least one image or folder: python -m vit_jax.predict --model=MODEL photo.jpg photos/')
   commands.prepare()  # after the cheap checks: jax takes seconds
   import vit_jax
-  from vit_jax import inference
+  from vit_jax.inference import predict as inference
   model = vit_jax.load(source, average=average, step=step)
   names = [str(label) for label in range(model.num_classes or 0)] if model.class_names is None else model.class_names
   write, unreadable = FORMS[form](images, names), 0

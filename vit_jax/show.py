@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections.config_flags import config_flags
 import numpy as np
 
-from vit_jax import commands
+from vit_jax.run import cli as commands
 from vit_jax.main import RecipeParser
 
 
@@ -28,9 +28,9 @@ def examples(config, count, draws):
   Raises:
     ValueError: a bad config or number.
   """
-  from vit_jax import config as config_lib
-  from vit_jax.data.dataset import Dataset
-  from vit_jax.data import pipeline
+  from vit_jax.run import config as config_lib
+  from vit_jax.data.loading.dataset import Dataset
+  from vit_jax.data.loading import pipeline
   config = config_lib.resolve(config)
   # An even batch, as mixing pairs its images: it may reach into the next epoch.
   keys = dict(config.data.to_dict(), batch_size=count + count % 2, repeats=1, cache=False)
@@ -53,7 +53,7 @@ def examples(config, count, draws):
 
 def _mixed(data, config):
   """The training batches, mixed as the step mixes them, images uint8 still."""
-  from vit_jax.training import mix
+  from vit_jax.objectives import batch_mixing as mix
   from vit_jax.training.step import example_keys
   mixing = mix.build(data.source.num_classes, **config.mix)
   for step, batch in enumerate(data.train_batches()):
@@ -83,8 +83,8 @@ def operations(photos, size=224):
     Rows for `contact_sheet.draw`: RandAugment's operations on the left, TrivialAugment's on the right; then the other
     transforms, two a row, and mixtures.
   """
-  from vit_jax.data import randaugment
-  from vit_jax.data.spec import parse
+  from vit_jax.data.transforms import randaugment
+  from vit_jax.data.transforms.spec import parse
   square = parse(f'resize_small({size})|central_crop', (size, size))
   images = [square(photo, None) for photo in photos]
   left, right = randaugment.RANDAUGMENT, randaugment.TRIVIAL_WIDE
@@ -99,7 +99,7 @@ def operations(photos, size=224):
 
 def _at_strengths(policy, name, table, strengths, images):
   """Cells of one operation; empty ones where a table has none of this name."""
-  from vit_jax.data.pillow import from_pillow, to_pillow
+  from vit_jax.data.images.pillow import from_pillow, to_pillow
   if name not in table:
     return [None] * len(strengths) * len(images)
   applied = lambda image, strength: table[name](to_pillow(image), strength, np.random.default_rng(0))
@@ -108,14 +108,14 @@ def _at_strengths(policy, name, table, strengths, images):
 
 def _drawn(spec, images, size):
   """Cells of one transform's draws."""
-  from vit_jax.data.spec import parse
+  from vit_jax.data.transforms.spec import parse
   transform = parse(spec, (size, size))
   return [(transform(image, np.random.default_rng(seed)), spec) for image in images for seed in range(len(_STRENGTHS))]
 
 
 def _mixtures(images, **strength):
   """Cells of one kind of mixing of two images, each with its own part."""
-  from vit_jax.training import mix
+  from vit_jax.objectives import batch_mixing as mix
   from vit_jax.training.step import example_keys
   mixing, cells = mix.build(2, **strength), []
   for step in range(len(_STRENGTHS)):
@@ -131,7 +131,7 @@ def main(argv):
   values = flags.FLAGS
 
   def write():
-    from vit_jax import contact_sheet
+    from vit_jax.base import pictures as contact_sheet
     if values.operations:
       sheet = contact_sheet.draw(operations(_photos(argv[1:])))
     elif values.config is None or len(argv) > 1:
@@ -145,7 +145,7 @@ def main(argv):
 
 
 def _photos(paths):
-  from vit_jax.data.decode import decode
+  from vit_jax.data.images.decode import decode
   if len(paths) != 2:
     raise ValueError(f'expected two photographs, such as: --operations one.jpg two.jpg; got {len(paths)}')
   photos = []

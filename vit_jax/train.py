@@ -7,18 +7,18 @@ import sys
 
 import jax
 
-from vit_jax import config as config_lib
-from vit_jax import hosts
-from vit_jax import memory
-from vit_jax import platform
-from vit_jax import transfer
-from vit_jax import workdir as workdir_lib
-from vit_jax.parts import build
+from vit_jax.run import config as config_lib
+from vit_jax.distributed import hosts
+from vit_jax.base import memory
+from vit_jax.base import platform
+from vit_jax.pretrained import transfer
+from vit_jax.run import claim as workdir_lib
+from vit_jax.run.build import build
 from vit_jax.pretrained import load
-from vit_jax.training.checkpoint import Checkpoints
-from vit_jax.training.report import Report
-from vit_jax.training.stop import StopRequest
-from vit_jax.training.window import check_finite, Starvation, Window
+from vit_jax.rundir.checkpoint import Checkpoints
+from vit_jax.run.writer import Report
+from vit_jax.run.preemption import StopRequest
+from vit_jax.run.meters import check_finite, Starvation, Window
 
 
 def run(config, workdir):

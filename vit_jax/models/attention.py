@@ -3,7 +3,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from vit_jax.choices import choose
+from vit_jax.base.choices import choose
 from vit_jax.models import layers
 
 

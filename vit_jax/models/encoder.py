@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jax.sharding import get_abstract_mesh, PartitionSpec
 
-from vit_jax.choices import choose
+from vit_jax.base.choices import choose
 from vit_jax.models import attention
 from vit_jax.models import layers
 

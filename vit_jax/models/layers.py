@@ -12,7 +12,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-from vit_jax.choices import choose
+from vit_jax.base.choices import choose
 
 
 def split(rngs, n):

@@ -4,7 +4,7 @@ import re
 from flax import nnx
 import jax.numpy as jnp
 
-from vit_jax.choices import choose
+from vit_jax.base.choices import choose
 from vit_jax.models import layers
 from vit_jax.models.attention import check as check_attention
 from vit_jax.models.encoder import BlockOptions, Encoder

@@ -7,7 +7,7 @@ import re
 
 import jax
 
-from vit_jax.choices import choose
+from vit_jax.base.choices import choose
 
 _GIB = 1 << 30
 _INSTALL = "pip install -e '.[tpu]'"

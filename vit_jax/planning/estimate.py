@@ -8,10 +8,10 @@ import time
 
 import jax
 
-from vit_jax import memory
-from vit_jax import parts
-from vit_jax import platform
-from vit_jax.data import pipeline
+from vit_jax.base import memory
+from vit_jax.run import build as parts
+from vit_jax.base import platform
+from vit_jax.data.loading import pipeline
 from vit_jax.models.vit import pair
 from vit_jax.planning import cost as cost_lib
 from vit_jax.planning import flops

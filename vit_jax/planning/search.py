@@ -2,9 +2,9 @@
 import itertools
 import math
 
-from vit_jax.config import as_dict, resolve
+from vit_jax.run.config import as_dict, resolve
 from vit_jax.planning.estimate import device_memory, estimate
-from vit_jax.training import parallel
+from vit_jax.distributed import strategy as parallel
 
 _FIRST = 8  # images a device in the first trial
 _MOST = 4096  # and in the last: beyond it nobody trains, and compiling takes minutes

@@ -6,7 +6,7 @@ import numpy as np
 
 from vit_jax.models import vit
 from vit_jax.pretrained import resize
-from vit_jax.pretrained import weights as weights_lib
+from vit_jax.pretrained.formats import weights as weights_lib
 
 
 def adapt(weights, *, image_size=None, patch_size=None, channels=None, num_classes=None, reset_head=False,

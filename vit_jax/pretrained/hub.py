@@ -12,7 +12,7 @@ from absl import logging
 from etils import epath
 import tqdm
 
-from vit_jax import platform
+from vit_jax.base import platform
 
 BASES = {
     'google': 'https://storage.googleapis.com/vit_models',

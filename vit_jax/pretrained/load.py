@@ -7,12 +7,12 @@ from flax import nnx
 import jax
 
 from vit_jax.pretrained import adapt as adapt_lib
-from vit_jax.pretrained import files
-from vit_jax.pretrained import formats
+from vit_jax.pretrained.files import reader as files
+from vit_jax.pretrained.formats import registry as formats
 from vit_jax.pretrained import hub
-from vit_jax.pretrained import tensors as tensors_lib
-from vit_jax.pretrained import weights as weights_lib
-from vit_jax.pretrained import workdir
+from vit_jax.pretrained.files import tensors as tensors_lib
+from vit_jax.pretrained.formats import weights as weights_lib
+from vit_jax.pretrained import run as workdir
 
 _CONFIGS = ('config.json', 'preprocessor_config.json')
 _MAX_CONFIG = 16 << 20

@@ -1,7 +1,7 @@
 """Resampling of position grids and patch kernels, as products with small interpolation matrices."""
 import numpy as np
 
-from vit_jax.choices import choose
+from vit_jax.base.choices import choose
 
 
 def resize_grid(grid, new, method='bilinear'):

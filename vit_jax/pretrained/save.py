@@ -6,9 +6,9 @@ import shutil
 
 from safetensors.numpy import save_file
 
-from vit_jax.choices import choose
-from vit_jax.pretrained import formats
-from vit_jax.pretrained import npz
+from vit_jax.base.choices import choose
+from vit_jax.pretrained.formats import registry as formats
+from vit_jax.pretrained.files import npz
 
 
 def save(weights, destination, form=None, approximate=False):

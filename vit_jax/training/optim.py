@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from vit_jax.choices import choose
-from vit_jax.durations import Steps
+from vit_jax.base.choices import choose
+from vit_jax.base.durations import Steps
 from vit_jax.models.encoder import name_of
 from vit_jax.training import schedules
 

@@ -5,7 +5,7 @@ last steps linearly to 0.
 """
 import jax.numpy as jnp
 
-from vit_jax.choices import choose
+from vit_jax.base.choices import choose
 
 
 def build(total_steps, *, name, peak_lr, end_lr, warmup, cooldown, timescale):

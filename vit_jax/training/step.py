@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from vit_jax.models import encoder
-from vit_jax.training import shares
+from vit_jax.distributed import batch_split as shares
 
 
 @flax.struct.dataclass

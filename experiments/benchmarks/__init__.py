@@ -1,0 +1,1 @@
+"""Benchmark programs and the tables they measured."""

@@ -1,0 +1,131 @@
+"""What commands set before jax starts: malloc, and the compiled programs that are kept."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests import tiny
+from vit_jax.base import platform
+
+COUNT = '''
+import collections, json, sys
+import jax
+from vit_jax.base import platform
+platform.keep_programs()
+seen = collections.Counter()
+jax.monitoring.register_event_listener(lambda name, **_: seen.update([name.rpartition('/')[2]]))
+from tests import tiny
+from vit_jax import train
+values = train.run(tiny.config(sys.argv[1]), sys.argv[2])
+print(json.dumps(dict(hits=seen['cache_hits'], misses=seen['cache_misses'], values=values)))
+'''
+
+
+def train(data_dir, workdir, cache):
+  """Trains in a process of its own, on two devices; returns what COUNT prints."""
+  env = dict(os.environ, VIT_JAX_CACHE=str(cache), JAX_ENABLE_COMPILATION_CACHE='true', JAX_PLATFORMS='cpu',
+             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0', XLA_FLAGS='--xla_force_host_platform_device_count=2')
+  output = subprocess.run([sys.executable, '-c', COUNT, str(data_dir), str(workdir)], cwd=tiny.ROOT, env=env,
+                          check=True, capture_output=True, text=True).stdout
+  return json.loads(output.splitlines()[-1])
+
+
+def test_a_second_start_compiles_nothing_and_computes_the_same(data_dir, tmp_path):
+  first = train(data_dir, tmp_path / 'first', tmp_path / 'cache')
+  files = {path.name for path in (tmp_path / 'cache').rglob('*-cache')}
+  assert files and first['misses'] >= len(files)
+  second = train(data_dir, tmp_path / 'second', tmp_path / 'cache')
+  assert second['misses'] == 0 and second['hits'] >= first['misses']
+  assert {path.name for path in (tmp_path / 'cache').rglob('*-cache')} == files
+  assert second['values'] == first['values']
+  assert tiny.metrics(tmp_path / 'second') == tiny.metrics(tmp_path / 'first')
+
+
+def test_the_command_keeps_programs(data_dir, tmp_path, monkeypatch):
+  monkeypatch.setenv('JAX_ENABLE_COMPILATION_CACHE', 'true')
+  monkeypatch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+  monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path / 'cache'))
+  recipe = tiny.write(tiny.config(data_dir), tmp_path)
+  process = tiny.command('main', f'--config={recipe}', f'--workdir={tmp_path / "run"}')
+  _, errors = process.communicate()
+  assert process.returncode == 0, errors
+  folder, = (tmp_path / 'cache' / 'compilation').iterdir()
+  assert list(folder.glob('*-cache')) and not folder.stat().st_mode & 0o077
+
+
+@pytest.mark.parametrize('option, value', [
+    ('jax_compilation_cache_dir', '/elsewhere'), ('jax_enable_compilation_cache', False)])
+def test_what_the_user_told_jax_holds(option, value, tmp_path, monkeypatch):
+  import jax
+  monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path))
+  before = {name: getattr(jax.config, name) for name in ('jax_compilation_cache_dir', 'jax_enable_compilation_cache')}
+  try:
+    jax.config.update('jax_enable_compilation_cache', True)
+    jax.config.update(option, value)
+    assert platform.keep_programs() is None
+    assert getattr(jax.config, option) == value and not list(tmp_path.iterdir())
+  finally:
+    for name, old in before.items():
+      jax.config.update(name, old)
+
+
+@pytest.mark.parametrize('backend, kept', [('cpu', False), ('tpu', True)])
+def test_several_processes_keep_none_on_cpus(backend, kept, monkeypatch):
+  import jax
+  before = jax.config.jax_enable_compilation_cache
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+  try:
+    jax.config.update('jax_enable_compilation_cache', True)
+    platform.require(None)
+    assert jax.config.jax_enable_compilation_cache == kept
+  finally:
+    jax.config.update('jax_enable_compilation_cache', before)
+
+
+def test_a_folder_that_cannot_be_made_is_no_error(tmp_path, monkeypatch):
+  import jax
+  (tmp_path / 'file').write_text('')
+  monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path / 'file'))
+  before = jax.config.jax_enable_compilation_cache
+  jax.config.update('jax_enable_compilation_cache', True)
+  try:
+    assert platform.keep_programs() is None and jax.config.jax_compilation_cache_dir is None
+  finally:
+    jax.config.update('jax_enable_compilation_cache', before)
+
+
+def test_what_was_read_the_longest_ago_goes_first(tmp_path):
+  for age, name in enumerate(['new', 'middle', 'old']):
+    (tmp_path / name).write_bytes(b'x' * 100)
+    os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+  platform.prune(tmp_path, 300)
+  assert len(list(tmp_path.iterdir())) == 3
+  platform.prune(tmp_path, 250)
+  assert {path.name for path in tmp_path.iterdir()} == {'new', 'middle'}
+  platform.prune(tmp_path, 0)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not platform.is_glibc(), reason='malloc is not glibc\'s')
+@pytest.mark.parametrize('variables, faults', [({}, False), ({'MALLOC_ARENA_TEST': '8'}, True)])
+def test_memory_is_kept(variables, faults):
+  """Taking 128 MiB again and again costs page faults once only, unless the user sets malloc up."""
+  script = '''
+import resource
+import numpy as np
+from vit_jax.base import platform
+kept = platform.keep_memory()
+np.ones(1 << 24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+  np.ones(1 << 24)
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+'''
+  env = {name: value for name, value in os.environ.items() if not name.startswith('MALLOC_')} | variables
+  kept, count = subprocess.run([sys.executable, '-c', script], cwd=tiny.ROOT, env=env, check=True, capture_output=True,
+                               text=True).stdout.split()
+  assert (kept == 'False') == faults
+  assert (int(count) > 200) == faults  # huge pages are of 2 MiB: 64 of them

@@ -1,0 +1,271 @@
+import re
+
+import numpy as np
+import pytest
+
+from vit_jax.data.transforms import crops as augment
+from vit_jax.data.transforms.spec import parse
+
+
+def make_image(rows=12, columns=9, channels=3, seed=0):
+  return np.random.default_rng(seed).integers(0, 256, (rows, columns, channels), dtype=np.uint8)
+
+
+def apply(spec, image, size, seed=0):
+  return parse(spec, size)(image, np.random.default_rng(seed))
+
+
+def triangle(x):
+  return np.maximum(0, 1 - x)
+
+
+def cubic(x):
+  """Keys' filter with a = -0.5."""
+  near, far = 1.5 * x ** 3 - 2.5 * x ** 2 + 1, -0.5 * (x ** 3 - 5 * x ** 2 + 8 * x - 4)
+  return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+def resized_reference(image, size, kernel=triangle):
+  """Resizes with a filter widened to the scale when shrinking."""
+
+  def weights(old, new):
+    scale = old / new
+    distance = np.abs((np.arange(new)[:, None] + 0.5) * scale - (np.arange(old)[None] + 0.5))
+    values = kernel(distance / max(scale, 1.0))
+    return values / values.sum(axis=1, keepdims=True)
+
+  return np.einsum('ri,cj,ijk->rck', weights(image.shape[0], size[0]), weights(image.shape[1], size[1]),
+                   image.astype(np.float64))
+
+
+EVERY_OPERATION = {
+    'central_crop': 'central_crop', 'flip': 'flip|resize', 'inception_crop': 'inception_crop',
+    'pad_crop': 'pad_crop(2)', 'random_crop': 'random_crop', 'resize': 'resize',
+    'resize_small': 'resize_small(20)|central_crop', 'affine': 'affine(30, 0.1, 0.2)|resize',
+    'color_jitter': 'color_jitter(0.4, 0.4, 0.4, 0.1)|resize', 'randaugment': 'randaugment(2, 5)|resize',
+    'random_erasing': 'random_erasing(1.0)|resize', 'trivial_augment': 'trivial_augment|resize',
+}
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('name', sorted(augment.TRANSFORMS))
+def test_every_operation(name, channels):
+  image = make_image(12, 9, channels)
+  image.setflags(write=False)  # What the cache holds must never be written to.
+  for size in ((8, 9), (12, 7)):
+    outputs = [apply(EVERY_OPERATION[name], image, size, seed) for seed in (0, 0, 1, 2, 3)]
+    assert all(output.shape == (*size, channels) for output in outputs)
+    assert all(output.dtype == np.uint8 for output in outputs)
+    np.testing.assert_array_equal(outputs[0], outputs[1])
+    random = name not in ('central_crop', 'resize', 'resize_small')
+    assert random == any((output != outputs[0]).any() for output in outputs)
+
+
+@pytest.mark.parametrize('spec', [
+    'flip(p=0)', 'pad_crop(0)', "pad_crop(0, fill='edge')", 'affine', 'resize', 'central_crop',
+    'random_crop', 'resize_small(9)', 'inception_crop(area=(1.0, 1.0), aspect=(0.75, 0.75))',
+    ' flip(0) | resize ', 'randaugment(0, 10)', 'color_jitter', 'random_erasing(0)',
+])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_zero_strength_is_the_identity(spec, channels):
+  image = make_image(12, 9, channels)
+  np.testing.assert_array_equal(apply(spec, image, (12, 9)), image)
+
+
+def test_flip_mirrors_columns_with_its_probability():
+  image = make_image()
+  np.testing.assert_array_equal(apply('flip(p=1)', image, (12, 9)), image[:, ::-1])
+  flip, rng = parse('flip(p=0.2)', (12, 9)), np.random.default_rng(0)
+  flipped = sum((flip(image, rng) != image).any() for _ in range(2000))
+  assert abs(flipped - 400) < 4 * np.sqrt(2000 * 0.2 * 0.8)
+
+
+@pytest.mark.parametrize('size', [(24, 9), (5, 4), (12, 20), (3, 9), (7, 31)])
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('spec, kernel', [('resize', triangle), ("resize('bilinear')", triangle),
+                                          ("resize(interpolation='bicubic')", cubic)])
+def test_resize_filters_with_antialiasing(size, channels, spec, kernel):
+  image = 64 + make_image(12, 9, channels) // 2  # Where bicubic overshoots, it need not be clipped.
+  np.testing.assert_allclose(apply(spec, image, size), resized_reference(image, size, kernel), atol=1.5)
+
+
+def test_resize_small_keeps_the_aspect_ratio():
+  for rows, columns, expected in ((12, 9, (24, 18)), (9, 12, (18, 24)), (30, 37, (18, 22))):
+    resized = apply('resize_small(18)', make_image(rows, columns), expected)
+    assert resized.shape[:2] == expected
+
+
+@pytest.mark.parametrize('spec, kernel', [('resize_small(18)', triangle), ("resize_small(18, 'bicubic')", cubic)])
+def test_resize_small_filters_as_resize(spec, kernel):
+  image = 64 + make_image(12, 9) // 2
+  np.testing.assert_allclose(apply(spec, image, (24, 18)), resized_reference(image, (24, 18), kernel), atol=1.5)
+
+
+def test_central_crop_is_centred():
+  image = make_image(12, 9)
+  np.testing.assert_array_equal(apply('central_crop', image, (5, 4)), image[3:8, 2:6])
+
+
+def positions(spec, image, size, padded, count):
+  """Counts where in `padded` the crops of `image` were taken, for `count` seeds."""
+  transform, rng, seen = parse(spec, size), np.random.default_rng(0), {}
+  windows = np.lib.stride_tricks.sliding_window_view(padded, size, axis=(0, 1))
+  for _ in range(count):
+    crop = np.moveaxis(transform(image, rng), -1, 0)[None, None]
+    found = np.argwhere((windows == crop).all(axis=(2, 3, 4)))
+    assert len(found) == 1
+    seen[tuple(found[0].tolist())] = seen.get(tuple(found[0].tolist()), 0) + 1
+  return seen
+
+
+@pytest.mark.parametrize('spec, mode', [('pad_crop(2)', 'constant'),
+                                        ("pad_crop(padding=2, fill='edge')", 'edge')])
+def test_pad_crop_takes_every_position_alike(spec, mode):
+  image = make_image(7, 6)
+  padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode=mode)
+  seen = positions(spec, image, (7, 6), padded, 2500)
+  assert set(seen) == {(row, column) for row in range(5) for column in range(5)}
+  assert all(abs(count - 100) < 50 for count in seen.values())
+
+
+def test_random_crop_takes_every_position_alike():
+  image = make_image(7, 6)
+  seen = positions('random_crop', image, (5, 5), image, 1200)
+  assert set(seen) == {(row, column) for row in range(3) for column in range(2)}
+  assert all(abs(count - 200) < 70 for count in seen.values())
+
+
+def test_affine_turns_about_the_centre_within_its_range():
+  image = np.zeros((21, 21, 1), np.uint8)
+  image[10, 18] = 255  # Eight pixels right of the centre.
+  turn, rng = parse('affine(40)', (21, 21)), np.random.default_rng(0)
+  angles = []
+  for _ in range(300):
+    turned = turn(image, rng)[:, :, 0].astype(np.float64)
+    row, column = (np.indices(turned.shape) * turned).sum(axis=(1, 2)) / turned.sum() - 10
+    assert abs(np.hypot(row, column) - 8) < 0.6
+    angles.append(np.degrees(np.arctan2(row, column)))
+  assert -44 < min(angles) < -34 and 34 < max(angles) < 44 and abs(np.mean(angles)) < 6
+
+
+def test_inception_crop_keeps_to_area_and_aspect(monkeypatch):
+  crops = []
+  monkeypatch.setattr(augment, '_interpolated', lambda image, size: crops.append(image.shape[:2])
+                      or np.zeros((*size, 3), np.uint8))
+  image, rng = make_image(90, 120), np.random.default_rng(0)
+  crop = parse('inception_crop(area=(0.1, 0.5), aspect=(0.5, 2.0))', (8, 8))
+  for _ in range(1000):
+    crop(image, rng)
+  rows, columns = np.array(crops).T
+  area, aspect = rows * columns / (90 * 120), columns / rows
+  assert 0.1 <= area.min() < 0.12 and 0.45 < area.max() <= 0.5
+  assert 0.48 < aspect.min() < 0.55 and 1.8 < aspect.max() < 2.06
+  assert abs(np.mean(aspect) - 1.25) < 0.06  # Uniform in the ratio, not in its logarithm.
+
+
+def test_inception_crop_takes_every_part_of_the_image():
+  ramp = np.broadcast_to(np.arange(100, dtype=np.uint8)[:, None, None], (100, 100, 1))
+  crop, rng = parse('inception_crop(area=(0.05, 0.05))', (1, 1)), np.random.default_rng(0)
+  centres = np.array([crop(ramp, rng)[0, 0, 0] for _ in range(800)])
+  assert centres.min() < 14 and centres.max() > 85 and abs(centres.mean() - 49.5) < 3
+
+
+def interpolated_reference(image, size):
+  """Bilinear between the nearest four pixels, centres at half: `tf.image.resize` with antialias=False."""
+
+  def neighbours(old, new):
+    at = ((np.arange(new) + 0.5) * old / new - 0.5).clip(0, old - 1)
+    low = np.floor(at).astype(int)
+    return low, np.minimum(low + 1, old - 1), at - low
+
+  (top, bottom, down), (left, right, across) = (neighbours(*pair) for pair in zip(image.shape[:2], size))
+  rows = image[top] * (1.0 - down)[:, None, None] + image[bottom] * down[:, None, None]
+  return rows[:, left] * (1.0 - across)[:, None] + rows[:, right] * across[:, None]
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('size', [(6, 6), (40, 17), (3, 70), (20, 15), (10, 30)])
+def test_inception_crop_interpolates_without_antialiasing(size, channels):
+  image = make_image(40, 30, channels)
+  cropped = apply('inception_crop(area=(1.0, 1.0), aspect=(0.75, 0.75))', image, size)
+  np.testing.assert_allclose(cropped, interpolated_reference(image, size), atol=1)
+
+
+def test_inception_crop_falls_back_on_the_whole_image():
+  image = make_image(4, 400)
+  cropped = apply('inception_crop(area=(0.9, 1.0))', image, (6, 6))
+  np.testing.assert_allclose(cropped, interpolated_reference(image, (6, 6)), atol=1)
+
+
+def test_operations_apply_from_left_to_right():
+  image = make_image(12, 9)
+  expected = apply('central_crop', apply('resize_small(18)', image, (24, 18)), (10, 11))
+  np.testing.assert_array_equal(
+      apply('resize_small(18)|central_crop|flip(0)', image, (10, 11)), expected)
+
+
+@pytest.mark.parametrize('spec, message', [
+    ('sharpen', "Unknown operation 'sharpen'.*central_crop, color_jitter, flip, inception_crop, pad_crop"),
+    ('flip|augment.flip', 'Unknown operation'),
+    ('flip|3', "Unknown operation '3'"),
+    ('flip and resize', "Unknown operation"),
+    ('', 'Expected a transform such as'),
+    ('flip||resize', 'Expected a transform such as'),
+    (None, 'Expected a transform such as'),
+    ('flip(q=1)', r"unexpected keyword argument 'q'.*Expected flip\(p=0.5\)"),
+    ('pad_crop', r"missing a required argument: 'padding'.*Expected pad_crop\(padding, fill="),
+    ('random_crop(3)', 'too many positional arguments.*Expected random_crop,'),
+    ('resize(3)', "expected interpolation to be 'bicubic' or 'bilinear', got 3"),
+    ("resize_small(8, 'nearest')", "expected interpolation to be 'bicubic' or 'bilinear', got 'nearest'"),
+    ('flip(p=exit())', 'Expected flip'),
+    ("flip(p='high')", 'Expected flip'),
+    ('flip(**{})', 'Expected flip'),
+    ('flip(p=2)', 'expected p to be a probability, 0..1, got 2'),
+    ('inception_crop(area=(0.5, 0.1))', 'expected area to be'),
+    ('inception_crop(area=0.5)', 'Expected inception_crop'),
+    ('inception_crop(aspect=(0, 1))', 'expected aspect to be'),
+    ('pad_crop(-1)', 'expected padding to be'),
+    ("pad_crop(1, fill='pink')", "expected fill to be 'edge' or 'zero'"),
+    ('resize_small(2.5)', 'expected smaller to be'),
+    ('affine(-5)', 'expected degrees to be'),
+    ('randaugment(2)', r"missing a required argument: 'magnitude'.*Expected randaugment\(layers, magnitude\)"),
+    ('randaugment(2.0, 10)', 'expected layers to be an int of 0 or more, got 2.0'),
+    ('randaugment(2, 31)', 'expected magnitude to be 0..30, got 31'),
+    ('color_jitter(-0.1)', 'expected brightness to be at least 0'),
+    ('color_jitter(hue=0.6)', 'expected hue to be 0..0.5, got 0.6'),
+    ('random_erasing(1.5)', 'expected probability to be 0..1'),
+    ('random_erasing(area=(0.0, 0.4))', 'expected area to be 0 <'),
+    ('random_erasing(aspect=(2.0, 1.0))', 'expected aspect to be 0 <'),
+    ("random_erasing(mode='pink')", "expected mode to be 'pixel' or 'zero'"),
+])
+def test_bad_specs_say_what_is_valid(spec, message):
+  with pytest.raises(ValueError, match='(?s)' + message):
+    parse(spec, (8, 8))
+
+
+@pytest.mark.parametrize('size', [8, (8,), (8, 0), (8, 8, 3), (8.0, 8), '88', None])
+def test_bad_sizes(size):
+  with pytest.raises(ValueError, match=re.escape(f'two positive ints, got {size!r}')):
+    parse('resize', size)
+
+
+def test_another_size_than_the_configs_is_an_error():
+  with pytest.raises(ValueError, match=r"'flip'.*\(8, 8\).*got shape \(12, 9, 3\).*End it with"):
+    apply('flip', make_image(), (8, 8))
+  with pytest.raises(ValueError, match=r'central_crop to .*\(13, 9\).*got \(12, 9\).*resize_small'):
+    apply('central_crop', make_image(), (13, 9))
+
+
+def test_affine_moves_and_zooms_within_its_range():
+  """A Gaussian blob shows the move by its centre and the zoom by its spread."""
+  grid = np.indices((41, 31)) - np.array([20, 15])[:, None, None]
+  image = np.rint(255 * np.exp(-(grid ** 2).sum(axis=0) / (2 * 3.0 ** 2))).astype(np.uint8)[:, :, None]
+  move, rng = parse('affine(shift=0.1, scale=0.3)', (41, 31)), np.random.default_rng(0)
+  seen = []
+  for _ in range(300):
+    moved = move(image, rng)[:, :, 0].astype(np.float64)
+    row, column = (grid * moved).sum(axis=(1, 2)) / moved.sum()
+    seen.append((row, column, np.sqrt(((grid[0] - row) ** 2 * moved).sum() / moved.sum()) / 3.0))
+  low, high = np.min(seen, axis=0), np.max(seen, axis=0)
+  np.testing.assert_allclose(low, [-4.1, -3.1, 0.7], atol=0.2)
+  np.testing.assert_allclose(high, [4.1, 3.1, 1.3], atol=0.2)

@@ -1,0 +1,92 @@
+"""The rooms of the package: one list for the layering test and for the tree in docs/architecture.md.
+
+  python -m tests.rooms      # writes the tree into docs/architecture.md
+"""
+import dataclasses
+import pathlib
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / 'vit_jax'
+DOCUMENT = ROOT / 'docs' / 'architecture.md'
+BEGIN, END = '<!-- rooms: written by python -m tests.rooms -->', '<!-- end of rooms -->'
+MOST_FILES = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+  """A folder below vit_jax/, or the commands directly in it.
+
+  Attributes:
+    name: path below vit_jax/; '' for the commands.
+    floor: modules may import their own floor and those below; 0 is the ground.
+    purpose: one line for a newcomer.
+  """
+  name: str
+  floor: int
+  purpose: str
+
+
+ROOMS = (
+    Room('', 7, 'commands, one file each, and `train.py`, the public door: `train.run(config, workdir)`'),
+    Room('planning', 6, 'what a training step costs on a chip, asked of its compiler'),
+    Room('analysis', 6, 'pictures of what a model has learned'),
+    Room('inference', 6, 'predictions for images as people have them'),
+    Room('run', 5, 'one training run: config, build, loop, writing, stopping'),
+    Room('training', 4, 'the step: state, optimizers, schedules'),
+    Room('pretrained', 4, 'weights in and out: load, save, adapt, transfer'),
+    Room('evaluators', 4, 'what is measured on a split'),
+    Room('pretrained/formats', 3, 'weight formats: tables of names that both read and write'),
+    Room('pretrained/files', 3, 'strict readers of untrusted weight files'),
+    Room('distributed', 3, 'strategies that spread a step over devices; the processes of one run'),
+    Room('objectives', 3, 'what a step minimizes'),
+    Room('rundir', 3, 'run directories: file names, checkpoints, run records'),
+    Room('data/loading', 3, 'ordered, batched, resumable loading by threads or worker processes'),
+    Room('data/audit', 3, 'what is wrong with a dataset'),
+    Room('models', 2, 'Flax NNX models: images in, logits out'),
+    Room('data/sources', 2, 'random-access datasets on disk'),
+    Room('data/transforms', 2, 'image transforms on uint8 arrays'),
+    Room('data/images', 1, 'encoded bytes to pixels'),
+    Room('data', 1, 'datasets, from disk to batches; imports no jax'),
+    Room('base', 0, 'errors, files, text, durations, platform, pictures, preprocessing'),
+)
+BY_NAME = {room.name: room for room in ROOMS}
+
+
+def room_of(module: str) -> Room:
+  """Return the room of a dotted module name such as 'vit_jax.data.images.jpeg'."""
+  parts = module.split('.')[1:]
+  while parts and '/'.join(parts) not in BY_NAME:
+    parts = parts[:-1]
+  return BY_NAME['/'.join(parts)]
+
+
+def tree() -> str:
+  """Return the tree of rooms, top floor first, with their files, as Markdown."""
+  lines = ['```', 'vit_jax/']
+  for room in ROOMS:
+    files = sorted(path.stem for path in (PACKAGE / room.name).glob('*.py') if path.stem != '__init__')
+    lines.append(f'  {room.name + "/" if room.name else "*.py":20} {room.floor}  {room.purpose}')
+    lines += [f'  {"":20}    {chunk}' for chunk in _wrapped(files)]
+  return '\n'.join([*lines, '```'])
+
+
+def _wrapped(names, width=88):
+  line = ''
+  for name in names:
+    if len(line) + len(name) + 1 > width:
+      yield line
+      line = ''
+    line = f'{line} {name}'.strip()
+  if line:
+    yield line
+
+
+def document(text: str) -> str:
+  """Return the text of docs/architecture.md with the tree as it is now."""
+  before, _, rest = text.partition(BEGIN)
+  after = rest.partition(END)[2]
+  return f'{before}{BEGIN}\n{tree()}\n{END}{after}'
+
+
+if __name__ == '__main__':
+  DOCUMENT.write_text(document(DOCUMENT.read_text()))

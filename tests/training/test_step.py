@@ -1,0 +1,215 @@
+"""The step: accumulation, averages, keys and hashes, on one device and on two simulated ones."""
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax.models import layers
+from vit_jax.base.normalization import Normalization
+from vit_jax.training import optim
+from vit_jax.training import step as step_lib
+from vit_jax.objectives.classification import Classification
+from vit_jax.training.state import TrainState
+
+BATCH = 8
+
+
+class Network(nnx.Module):
+  """A small model with dropout: what a step needs to know of a model."""
+
+  def __init__(self, rngs):
+    self.hidden = nnx.Linear(64, 8, rngs=rngs)
+    self.head = nnx.Linear(8, 3, rngs=rngs)
+
+  def __call__(self, images, rngs=None):
+    x = jnp.tanh(self.hidden(images.reshape(len(images), -1)))
+    return self.head(layers.dropout(x, 0.3, rngs))
+
+
+GRAPHDEF, ABSTRACT = nnx.split(nnx.eval_shape(lambda: Network(nnx.Rngs(0))), nnx.Param)
+OBJECTIVE = Classification(label_smoothing=0.1)
+NORMALIZE = Normalization()
+
+
+def random_params(seed=0):
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape), jnp.float32), nnx.to_pure_dict(ABSTRACT))
+
+
+def batches(count, seed=0, size=BATCH):
+  rng = np.random.default_rng(seed)
+  return [dict(image=rng.integers(0, 256, (size, 8, 8, 1), dtype=np.uint8),
+               label=rng.integers(0, 3, size).astype(np.int32), id=(np.arange(size) + i * size).astype(np.int32),
+               rng=rng.integers(0, 2**32, size, dtype=np.uint32)) for i in range(count)]
+
+
+def optimizer():
+  return optim.build(10, name='sgd', peak_lr=0.5, schedule='constant', clip_norm=None,
+                     options=dict(momentum=0.0))[0]
+
+
+def make_step(accumulate=1, ema_decay=None, axis_name=None, seed=0):
+  return step_lib.make_train_step(GRAPHDEF, OBJECTIVE, optimizer(), NORMALIZE, seed=seed, accumulate=accumulate,
+                                  ema_decay=ema_decay, axis_name=axis_name)
+
+
+def run(step, data, ema=True):
+  """(states after each step, metrics of each)."""
+  state, states, metrics = TrainState.create(random_params(), optimizer(), ema=ema), [], []
+  for batch in data:
+    state, values = step(state, batch)
+    states.append(state)
+    metrics.append({name: float(value) for name, value in values.compute().items()})
+  return states, metrics
+
+
+@pytest.fixture(scope='module')
+def plain():
+  """Three steps with an average, the run that others are compared with."""
+  return run(plain_step(), batches(3))
+
+
+@functools.cache
+def plain_step():
+  return jax.jit(make_step(ema_decay=0.7))
+
+
+def assert_close(a, b, **tolerance):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
+    np.testing.assert_allclose(x, y, **tolerance)
+
+
+def permuted(batch, order):
+  return {name: values[order] for name, values in batch.items()}
+
+
+def test_accumulation_gives_the_same_step(plain):
+  states, metrics = run(jax.jit(make_step(accumulate=4, ema_decay=0.7)), batches(3))
+  assert_close(states[-1].params, plain[0][-1].params, atol=2e-6, rtol=2e-5)
+  assert states[-1].seen == plain[0][-1].seen
+  for ours, expected in zip(metrics, plain[1]):
+    assert ours == pytest.approx(expected, rel=1e-4)
+
+
+def test_two_devices_give_the_same_step(plain):
+  over_devices = jax.vmap(make_step(accumulate=2, ema_decay=0.7, axis_name='batch'), in_axes=(None, 0),
+                          axis_name='batch')
+  step = lambda state, batch: over_devices(state, {n: x.reshape(2, 4, *x.shape[1:]) for n, x in batch.items()})
+  first = lambda state, batch: jax.tree.map(lambda x: x[0], step(state, batch))
+  states, metrics = run(jax.jit(first), batches(3))
+  assert_close(states[-1].params, plain[0][-1].params, atol=2e-6, rtol=2e-5)
+  assert states[-1].seen == plain[0][-1].seen
+  for ours, expected in zip(metrics, plain[1]):
+    assert ours == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize('i', [0, 1])
+def test_a_step_moves_against_the_gradient_of_the_mean_loss(plain, i):
+  batch, params = batches(3)[i], random_params() if i == 0 else plain[0][i - 1].params
+  images = np.asarray(batch['image'], np.float32) / 127.5 - 1
+  keys = step_lib.example_keys(0, i, batch['rng'])
+
+  def loss(params):
+    logits = nnx.merge(GRAPHDEF, params)(images, keys)
+    targets = 0.9 * np.eye(3)[batch['label']] + 0.1 / 3
+    return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean(), logits
+
+  (value, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+  norm = np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(grads)))
+  assert_close(plain[0][i].params, jax.tree.map(lambda p, g: p - 0.5 * g, params, grads), atol=1e-5)
+  accuracy = np.mean(np.argmax(logits, -1) == batch['label'])
+  expected = dict(loss=float(value), accuracy=float(accuracy), grad_norm=float(norm))
+  assert plain[1][i] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_average_is_exponential(plain):
+  average = jax.tree.map(np.float64, random_params())
+  for state in plain[0]:
+    average = jax.tree.map(lambda e, p: 0.7 * e + 0.3 * np.float64(p), average, state.params)
+    assert_close(state.ema, average, atol=1e-6)
+
+
+def test_steps_are_counted(plain):
+  assert [int(state.step) for state in plain[0]] == [1, 2, 3]
+
+
+def test_the_same_run_is_the_same_bit_for_bit(plain):
+  again, metrics = run(jax.jit(make_step(ema_decay=0.7)), batches(3))
+  assert_close(again[-1], plain[0][-1], atol=0, rtol=0)
+  assert metrics == plain[1]
+
+
+def test_another_seed_drops_others_and_without_a_decay_there_is_no_average(plain):
+  states, _ = run(jax.jit(make_step(seed=1)), batches(1), ema=False)
+  assert states[0].ema is None
+  difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), states[0].params, plain[0][0].params)
+  assert max(jax.tree.leaves(difference)) > 1e-3
+
+
+def test_order_within_a_batch_does_not_matter(plain):
+  order = np.random.default_rng(0).permutation(BATCH)
+  states, _ = run(plain_step(), [permuted(batch, order) for batch in batches(3)])
+  assert states[-1].seen == plain[0][-1].seen
+  assert_close(states[-1].params, plain[0][-1].params, atol=2e-6, rtol=2e-5)
+
+
+# The hash of what was seen.
+
+
+def hashed(data):
+  seen = jnp.uint32(0)
+  for batch in data:
+    seen = step_lib.hash_examples(seen, batch, None)
+  return int(seen)
+
+
+def test_the_hash_is_the_steps_hash(plain):
+  for i, state in enumerate(plain[0], start=1):
+    assert int(state.seen) == hashed(batches(3)[:i])
+
+
+def test_the_hash_equals_its_definition():
+  seen = 0
+  for batch in batches(4):
+    total = sum((int(i) + 1) * (int(r) | 1) for i, r in zip(batch['id'], batch['rng']))
+    seen = ((seen ^ total % 2**32) * 16777619) % 2**32
+  assert hashed(batches(4)) == seen
+
+
+def test_the_hash_tells_runs_apart():
+  one, two, three = batches(3)
+  other_id = dict(one, id=one['id'] + (np.arange(BATCH) == 3).astype(np.int32))
+  other_rng = dict(one, rng=one['rng'] ^ np.where(np.arange(BATCH) == 3, 4, 0).astype(np.uint32))
+  runs = [[one, two, three], [two, one, three], [three, two, one], [one, two], [one, two, two],
+          [other_id, two, three], [other_rng, two, three], []]
+  assert len({hashed(run) for run in runs}) == len(runs)
+
+
+def test_the_hash_has_no_order_within_a_batch():
+  order = np.random.default_rng(0).permutation(BATCH)
+  assert hashed([permuted(batch, order) for batch in batches(3)]) == hashed(batches(3))
+
+
+# Keys.
+
+
+def key_data(*args):
+  return np.asarray(jax.random.key_data(step_lib.example_keys(*args)))
+
+
+def test_an_examples_key_does_not_depend_on_its_place():
+  numbers = np.array([7, 2**32 - 1, 0, 123], np.uint32)
+  order = np.array([3, 1, 0, 2])
+  keys = key_data(0, 5, numbers)
+  np.testing.assert_array_equal(key_data(0, 5, numbers[order]), keys[order])
+  np.testing.assert_array_equal(key_data(0, 5, numbers[1:2]), keys[1:2])
+
+
+def test_keys_differ_by_example_step_and_seed():
+  numbers = np.arange(50, dtype=np.uint32)
+  keys = np.concatenate([key_data(seed, step, numbers) for seed in (0, 1) for step in (0, 1)])
+  assert len(np.unique(keys, axis=0)) == 200

@@ -1,0 +1,1 @@
+"""Random-access datasets on disk: TFDS, folders, arrays, the built-in digits."""

@@ -1,0 +1,1 @@
+"""Image transforms on uint8 arrays, and the strings that chain them."""

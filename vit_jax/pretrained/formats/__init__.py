@@ -1,0 +1,1 @@
+"""Weight formats, one file each: tables of names that both read and write."""

@@ -1,0 +1,1 @@
+"""One training run: its config, its parts, its loop, and what it writes."""

@@ -1,0 +1,1 @@
+"""Run directories: where files are, checkpoints, and what a checkpoint records beside the state."""
