@@ -1,54 +1,78 @@
-"""Durations: what people write in steps, epochs or examples, the loop counts in steps.
-
-A builder's argument annotated `Steps` is written in a config as text such as '10_000 steps', '90 epochs' or
-'5e6 examples'; one annotated `Interval` may also be a time, '10 minutes'.  This is the only place that converts.
-"""
+"""Durations: written in steps, epochs or examples, counted by the loop in steps."""
+import dataclasses
 import math
 import re
-from typing import NewType
 
-Steps = NewType('Steps', int)
-Interval = NewType('Interval', object)  # Steps, or a Minutes
+from vit_jax.base.errors import UserError
 
 _TEXT = re.compile(r'\s*(\d[\d_]*(?:\.\d+)?(?:e\d+)?)\s+(steps?|epochs?|examples?|minutes?)\s*')
 
 
-class Minutes(float):
-  """A wall-clock interval."""
+@dataclasses.dataclass(frozen=True)
+class Duration:
+  """A length of training, such as '10_000 steps', '90 epochs' or '5e6 examples'.
 
-
-def parse(text, name, annotation=Steps):
-  """Splits '90 epochs' into (90.0, 'epoch').
-
-  Raises:
-    ValueError: the text is no duration, or a time where steps are needed; `name` is the config key it came from.
+  Attributes:
+    number: how many, finite and not negative.
+    unit: 'step', 'epoch' or 'example'.
   """
-  found = _TEXT.fullmatch(text) if isinstance(text, str) else None
-  unit = found and found[2].removesuffix('s')
-  if not found or (unit == 'minute' and annotation is not Interval):
-    more = " or '10 minutes'" if annotation is Interval else ''
-    raise ValueError(f"{name}: expected a duration such as '1_000 steps', '90 epochs', '5e6 examples'{more}, got {text!r}")
-  number = float(found[1].replace('_', ''))
-  if not math.isfinite(number):
-    raise ValueError(f'{name}: {text!r} is longer than a number can say')
-  return number, unit
+  number: float
+  unit: str = 'step'
+
+  UNITS = ('step', 'epoch', 'example')
+
+  @classmethod
+  def parse(cls, text: object, key: str) -> 'Duration':
+    """Read a duration from a config.
+
+    Args:
+      text: what the config says.
+      key: config key, for the error.
+
+    Raises:
+      UserError: the text is not a duration in one of the units.
+    """
+    if isinstance(text, Duration):
+      text = str(text)
+    found = _TEXT.fullmatch(text) if isinstance(text, str) else None
+    unit = found[2].removesuffix('s') if found else None
+    if not found or unit not in cls.UNITS:
+      more = " or '10 minutes'" if 'minute' in cls.UNITS else ''
+      hint = f'{text!r}; write \'{text} steps\'' if type(text) is int else repr(text)
+      raise UserError(f"{key}: expected a duration such as '1_000 steps', '90 epochs', '5e6 examples'{more}, got {hint}")
+    number = float(found[1].replace('_', ''))
+    if not math.isfinite(number):
+      raise UserError(f'{key}: {text!r} is too large for a number')
+    return cls(number, str(unit))
+
+  def __str__(self) -> str:
+    number = int(self.number) if self.number == int(self.number) else self.number
+    return f'{number} {self.unit}s'
+
+  def steps(self, *, batch_size: int, examples: int) -> int:
+    """Return the duration in optimizer steps, rounded to the nearest, at least 1 unless it is zero.
+
+    Args:
+      batch_size: global examples per step.
+      examples: examples per epoch.
+
+    >>> Duration.parse('90 epochs', 'train.duration').steps(batch_size=1024, examples=1_281_167)
+    112603
+    """
+    if self.number == 0:
+      return 0
+    per_unit = {'step': 1.0, 'epoch': examples / batch_size, 'example': 1 / batch_size}[self.unit]
+    # Half a step rounds up whatever the parity (round() would go to the even neighbor).
+    return max(1, math.floor(self.number * per_unit + 0.5))
 
 
-def to_steps(text, name, annotation, *, batch_size, examples):
-  """Converts a duration to optimizer steps (rounded, at least 1 unless it is zero), or to `Minutes`.
+@dataclasses.dataclass(frozen=True)
+class Interval(Duration):
+  """A duration that may also be a wall-clock time, such as '10 minutes'."""
 
-  Args:
-    text: the duration.
-    name: the config key, for the error.
-    annotation: `Steps` or `Interval`.
-    batch_size: global examples a step.
-    examples: examples an epoch.
-  """
-  number, unit = parse(text, name, annotation)
-  if unit == 'minute':
-    return Minutes(number)
-  if number == 0:
-    return 0
-  steps = {'step': number, 'epoch': number * examples / batch_size, 'example': number / batch_size}[unit]
-  # Half a step rounds up whatever the parity (round() would go to the even neighbour).
-  return max(1, math.floor(steps + 0.5))
+  UNITS = (*Duration.UNITS, 'minute')
+
+  @property
+  def minutes(self) -> float | None:
+    """Minutes, or None if the interval is counted in steps."""
+    return self.number if self.unit == 'minute' else None

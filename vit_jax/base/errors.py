@@ -1,0 +1,17 @@
+"""Errors that are the user's to fix: commands print their message without a traceback."""
+
+
+class UserError(ValueError):
+  """A mistake in a config, a flag, an argument or a file that the user gave.
+
+  Messages start in lower case with the offending key, then say what was expected, what was given, the valid choices and
+  the command that fixes it: `data.batch_size: must be divisible by 8 devices; got 60. Try 64.`
+  """
+
+
+class FileError(UserError, OSError):
+  """A path that cannot be read or written, or something in the way."""
+
+
+class MissingFileError(FileError, FileNotFoundError):
+  """A path where nothing is."""

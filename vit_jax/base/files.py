@@ -1,0 +1,69 @@
+"""Paths that users give, and files that are written whole or not at all."""
+import contextlib
+from collections.abc import Iterator
+import os
+import pathlib
+
+from etils import epath
+
+from vit_jax.base.errors import FileError
+
+PathLike = str | os.PathLike[str]
+
+
+def is_remote(path: PathLike) -> bool:
+  """Return whether a path is on an object store, such as gs://bucket/run."""
+  return '://' in os.fspath(path)
+
+
+def expand(path: PathLike) -> epath.Path:
+  """Return a user's path as an absolute one: `~` and relative paths are resolved, remote paths stay as they are."""
+  if is_remote(path):
+    return epath.Path(path)
+  return epath.Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
+
+
+@contextlib.contextmanager
+def replacing(path: PathLike, what: str = 'the file') -> Iterator[epath.Path]:
+  """Yield a temporary path beside `path` and rename it to `path` if the block ends without an error.
+
+  Readers see the old file or the new one, never half of it; on an error the old file stays. Missing folders are made.
+
+  Args:
+    path: local or remote file.
+    what: what the file is, for the error.
+
+  Raises:
+    FileError: the file cannot be written.
+  """
+  target = epath.Path(path)
+  # The suffix stays at the end: writers choose the format by it.
+  aside = target.with_name(f'.{os.getpid()}.{target.name}')
+  try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    yield aside
+    aside.replace(target)
+  except OSError as error:
+    with contextlib.suppress(OSError):
+      aside.unlink(missing_ok=True)
+    if isinstance(error, FileError):
+      raise
+    raise FileError(f'{path}: cannot write {what}: {error}; choose another place or make room') from error
+  except BaseException:
+    with contextlib.suppress(OSError):
+      aside.unlink(missing_ok=True)
+    raise
+
+
+def write(path: PathLike, content: str | bytes, what: str = 'the file') -> None:
+  """Write a whole file or leave the old one as it was; arguments and errors as of `replacing`."""
+  with replacing(path, what) as aside:
+    if isinstance(content, bytes):
+      aside.write_bytes(content)
+    else:
+      aside.write_text(content)
+
+
+def local(path: PathLike) -> pathlib.Path:
+  """Return `expand(path)` as a local path; for files that libraries open themselves."""
+  return pathlib.Path(os.fspath(expand(path)))

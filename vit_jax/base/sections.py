@@ -1,0 +1,131 @@
+"""Config sections: frozen dataclasses read from, and written to, plain dictionaries.
+
+A section is a frozen dataclass whose fields are the config keys: their types and defaults are checked here, their values in
+the dataclass's own `__post_init__`.  Three kinds of field differ from the plain ones:
+
+  remat: str | None = off('none')      # 'none' in a recipe becomes None: "off" has one spelling inside
+  width: int = derived(0)              # None in a recipe is the default, which `__post_init__` replaces
+  num_classes: int = from_data(1000)   # set by the data, not by the config
+"""
+import dataclasses
+import difflib
+import functools
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from vit_jax.base.durations import Duration
+from vit_jax.base.errors import UserError
+
+S = TypeVar('S')
+
+
+def off(*spellings: object) -> Any:
+  """Return a field that is None by default, and for each of `spellings` of "off"."""
+  return dataclasses.field(default=None, metadata={'off': spellings})
+
+
+def derived(default: object) -> Any:
+  """Return a field for which None means the default, which stands for "derived from other fields"."""
+  return dataclasses.field(default=default, metadata={'derived': True})
+
+
+def from_data(default: object) -> Any:
+  """Return a field that is not a config key: the run fills it in from its data."""
+  return dataclasses.field(default=default, metadata={'from_data': True})
+
+
+def section(cls: type, **changes: object) -> Any:
+  """Return a field that holds a section, `cls(**changes)` by default."""
+  return dataclasses.field(default_factory=functools.partial(cls, **changes))
+
+
+def read(cls: type[S], values: Mapping[str, object] | None, path: str = '') -> S:
+  """Read a section.
+
+  Args:
+    cls: frozen dataclass.
+    values: {key: value}; None is empty.
+    path: where in the config the section is, such as 'optim'; '' is the top.
+
+  Raises:
+    UserError: an unknown, missing or mistyped key, or a value that the dataclass refuses.
+  """
+  values = _mapping(values, path)
+  fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls)) if is_key(field)}
+  reject_unknown(values, fields, path)
+  hints = typing.get_type_hints(cls)
+  found = {}
+  for name, field in fields.items():
+    key = f'{path}.{name}' if path else name
+    if name in values:
+      found[name] = _value(values[name], field, hints[name], key)
+    elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+      raise UserError(f'{key}: missing; expected {describe(hints[name])}')
+  return cls(**found)
+
+
+def to_dict(value: Any) -> Any:
+  """Return a section as plain values for JSON, durations as text; `read` gives it back."""
+  if isinstance(value, Duration):
+    return str(value)
+  if dataclasses.is_dataclass(value):
+    return {field.name: to_dict(getattr(value, field.name)) for field in dataclasses.fields(value) if is_key(field)}
+  if isinstance(value, Mapping):
+    return {key: to_dict(item) for key, item in value.items()}
+  return [to_dict(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def is_key(field: dataclasses.Field) -> bool:
+  """Return whether a dataclass field is a config key."""
+  return not field.metadata.get('from_data')
+
+
+def reject_unknown(values: Iterable[str], valid: Iterable[str], path: str) -> None:
+  """Raise UserError, with the nearest valid key, if any of `values` is not among `valid`."""
+  valid = sorted(valid)
+  prefix = f'{path}.' if path else ''
+  for name in sorted(map(str, set(values) - set(valid))):
+    near = difflib.get_close_matches(name, valid, n=1)
+    hint = f' did you mean {prefix}{near[0]}?' if near else ''
+    raise UserError(f'{prefix}{name}: unknown config key;{hint} valid keys are {[prefix + key for key in valid]}')
+
+
+def describe(annotation: Any) -> str:
+  """Return a type annotation as a person would say it."""
+  if isinstance(annotation, type) and issubclass(annotation, Duration):
+    return "a duration such as '10 epochs'"
+  return getattr(annotation, '__name__', None) if isinstance(annotation, type) else str(annotation)  # type: ignore
+
+
+def _value(value: Any, field: dataclasses.Field, annotation: Any, key: str) -> Any:
+  """Return a value in the form its field asks for, or raise UserError."""
+  if field.metadata.get('derived') and value is None:
+    return field.default
+  if any(value is spelling or (type(value) is type(spelling) and value == spelling)
+         for spelling in field.metadata.get('off', ())):
+    return None
+  kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+  for kind in kinds:
+    if isinstance(kind, type) and issubclass(kind, Duration):
+      return kind.parse(value, key)
+    if dataclasses.is_dataclass(kind):
+      return value if isinstance(value, typing.cast(type, kind)) else read(typing.cast(type, kind), value, key)
+  kinds = tuple(typing.get_origin(kind) or kind for kind in kinds)
+  value = tuple(value) if isinstance(value, list) else value
+  if value is None and dict in kinds:
+    return {}  # left out and empty are the same run
+  fits = isinstance(value, kinds) or (float in kinds and isinstance(value, int))
+  if not fits or (isinstance(value, bool) and bool not in kinds):
+    raise UserError(f'{key}: expected {describe(annotation)}, got {value!r}')
+  # 1 and 1.0 are the same run.
+  return float(value) if float in kinds and isinstance(value, int) and int not in kinds else value
+
+
+def _mapping(values: Any, path: str) -> Mapping[str, object]:
+  if values is None:
+    return {}
+  if not isinstance(values, Mapping):
+    raise UserError(f'{path or "config"}: expected a section, {{key: value}}, got {values!r}')
+  return values
