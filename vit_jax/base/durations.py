@@ -49,21 +49,29 @@ class Duration:
     number = int(self.number) if self.number == int(self.number) else self.number
     return f'{number} {self.unit}s'
 
-  def steps(self, *, batch_size: int, examples: int) -> int:
-    """Return the duration in optimizer steps, rounded to the nearest, at least 1 unless it is zero.
 
-    Args:
-      batch_size: global examples per step.
-      examples: examples per epoch.
+@dataclasses.dataclass(frozen=True)
+class Pace:
+  """How many examples a step and an epoch take: what turns durations into steps.
 
-    >>> Duration.parse('90 epochs', 'train.duration').steps(batch_size=1024, examples=1_281_167)
+  Attributes:
+    batch_size: global examples per step.
+    examples: examples per epoch, counting repeats.
+  """
+  batch_size: int
+  examples: int
+
+  def steps(self, duration: Duration) -> int:
+    """Return a duration in optimizer steps, rounded to the nearest, at least 1 unless it is zero.
+
+    >>> Pace(1024, 1_281_167).steps(Duration.parse('90 epochs', 'train.duration'))
     112603
     """
-    if self.number == 0:
+    if duration.number == 0:
       return 0
-    per_unit = {'step': 1.0, 'epoch': examples / batch_size, 'example': 1 / batch_size}[self.unit]
+    per_unit = {'step': 1.0, 'epoch': self.examples / self.batch_size, 'example': 1 / self.batch_size}[duration.unit]
     # Half a step rounds up whatever the parity (round() would go to the even neighbor).
-    return max(1, math.floor(self.number * per_unit + 0.5))
+    return max(1, math.floor(duration.number * per_unit + 0.5))
 
 
 @dataclasses.dataclass(frozen=True)

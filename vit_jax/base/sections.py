@@ -4,8 +4,10 @@ A section is a frozen dataclass whose fields are the config keys: their types an
 the dataclass's own `__post_init__`.  Three kinds of field differ from the plain ones:
 
   remat: str | None = off('none')      # 'none' in a recipe becomes None: "off" has one spelling inside
-  width: int = derived(0)              # None in a recipe is the default, which `__post_init__` replaces
+  width: int = derived()               # None: `__post_init__` derives it from other fields
   num_classes: int = from_data(1000)   # set by the data, not by the config
+
+A field of type `tuple[int, int]` is a size, (rows, columns); a number in a recipe stands for a square.
 """
 import dataclasses
 import difflib
@@ -15,20 +17,22 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
+
 from vit_jax.base.durations import Duration
 from vit_jax.base.errors import UserError
 
 S = TypeVar('S')
 
 
-def off(*spellings: object) -> Any:
-  """Return a field that is None by default, and for each of `spellings` of "off"."""
-  return dataclasses.field(default=None, metadata={'off': spellings})
+def off(*spellings: object, default: object = None) -> Any:
+  """Return a field that is None if a recipe gives one of `spellings` of "off"."""
+  return dataclasses.field(default=default, metadata={'off': spellings})
 
 
-def derived(default: object) -> Any:
-  """Return a field for which None means the default, which stands for "derived from other fields"."""
-  return dataclasses.field(default=default, metadata={'derived': True})
+def derived() -> Any:
+  """Return a field that is None until `__post_init__` derives it from other fields."""
+  return dataclasses.field(default=None, metadata={'derived': True})
 
 
 def from_data(default: object) -> Any:
@@ -77,6 +81,25 @@ def to_dict(value: Any) -> Any:
   return [to_dict(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
+def size(value: Any, key: str) -> tuple[int, int]:
+  """Return a size as (rows, columns).
+
+  Args:
+    value: a number for a square, or a pair.
+    key: config key or argument, for the error.
+
+  Raises:
+    UserError: not one or two positive whole numbers.
+
+  >>> size(224, 'data.image_size'), size([14, 28], 'model.patch_size')
+  ((224, 224), (14, 28))
+  """
+  pair = tuple(value) if isinstance(value, (list, tuple)) else (value, value)
+  if len(pair) != 2 or not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n > 0 for n in pair):
+    raise UserError(f'{key}: expected a positive number of pixels or a pair (rows, columns), got {value!r}')
+  return int(pair[0]), int(pair[1])
+
+
 def is_key(field: dataclasses.Field) -> bool:
   """Return whether a dataclass field is a config key."""
   return not field.metadata.get('from_data')
@@ -96,16 +119,18 @@ def describe(annotation: Any) -> str:
   """Return a type annotation as a person would say it."""
   if isinstance(annotation, type) and issubclass(annotation, Duration):
     return "a duration such as '10 epochs'"
-  return getattr(annotation, '__name__', None) if isinstance(annotation, type) else str(annotation)  # type: ignore
+  return annotation.__name__ if type(annotation) is type else str(annotation)
 
 
 def _value(value: Any, field: dataclasses.Field, annotation: Any, key: str) -> Any:
   """Return a value in the form its field asks for, or raise UserError."""
   if field.metadata.get('derived') and value is None:
-    return field.default
+    return None
   if any(value is spelling or (type(value) is type(spelling) and value == spelling)
          for spelling in field.metadata.get('off', ())):
     return None
+  if annotation == tuple[int, int]:
+    return size(value, key)
   kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
   for kind in kinds:
     if isinstance(kind, type) and issubclass(kind, Duration):

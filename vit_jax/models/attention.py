@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.base.choices import choose
+from vit_jax.base.errors import UserError
 from vit_jax.models import layers
 
 
@@ -48,9 +49,9 @@ def cudnn_attend(query, key, value):
 
 def check(name, dtype, dropout):
   """Raises ValueError unless attention `name` of `ATTENTIONS` can run here, with this dtype and dropout on its weights."""
-  choose(ATTENTIONS, name, 'attention')
+  choose(ATTENTIONS, name, 'model.attention')
   if name == 'cudnn' and (dropout or dtype == 'float32' or jax.default_backend() != 'gpu'):
-    raise ValueError("attention='cudnn' needs a GPU, dtype='bfloat16' or 'float16' and attention_dropout=0.0; got "
+    raise UserError("model.attention: 'cudnn' needs a GPU, dtype='bfloat16' or 'float16' and attention_dropout=0.0; got "
                      f"{jax.default_backend()}, dtype={dtype!r}, attention_dropout={dropout}; 'xla' takes all")
 
 

@@ -1,5 +1,4 @@
 """The transformer encoder: a stack of pre-norm blocks, their parameters stacked along a leading depth axis."""
-import dataclasses
 import functools
 import re
 
@@ -12,35 +11,24 @@ from jax.sharding import get_abstract_mesh, PartitionSpec
 from vit_jax.base.choices import choose
 from vit_jax.models import attention
 from vit_jax.models import layers
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockOptions:
-  """What a block may have besides attention and MLP; see `vit.VisionTransformer` for the meaning of each."""
-  dropout: float = 0.0
-  attention_dropout: float = 0.0
-  attention: str = 'xla'
-  layer_scale: float | None = None
-  qk_norm: bool = False
-  qkv_bias: bool = True
-  norm_epsilon: float = 1e-6
-  gelu: str = 'tanh'
+from vit_jax.models.config import ViTConfig
 
 
 class EncoderBlock(nnx.Module):
   """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)) (paper, equations 2 and 3)."""
 
-  def __init__(self, width, heads, mlp_dim, *, options: BlockOptions, dtype, rngs):
-    norm = lambda: nnx.LayerNorm(width, epsilon=options.norm_epsilon, dtype=dtype, rngs=rngs)
+  def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    width, dtype = config.width, jnp.dtype(config.dtype)
+    norm = lambda: nnx.LayerNorm(width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
     self.attention_norm = norm()
     self.attention = attention.Attention(
-        width, heads, dropout=options.attention_dropout, kind=options.attention, qk_norm=options.qk_norm,
-        qkv_bias=options.qkv_bias, norm_epsilon=options.norm_epsilon, dtype=dtype, rngs=rngs)
+        width, config.heads, dropout=config.attention_dropout, kind=config.attention, qk_norm=config.qk_norm,
+        qkv_bias=config.qkv_bias, norm_epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
     self.mlp_norm = norm()
-    self.mlp = layers.MlpBlock(width, mlp_dim, dropout=options.dropout, gelu=options.gelu, dtype=dtype, rngs=rngs)
-    scale = lambda: None if options.layer_scale is None else nnx.Param(jnp.full((width,), options.layer_scale))
+    self.mlp = layers.MlpBlock(width, config.mlp_dim, dropout=config.dropout, gelu=config.gelu, dtype=dtype, rngs=rngs)
+    scale = lambda: None if config.layer_scale is None else nnx.Param(jnp.full((width,), config.layer_scale))
     self.attention_scale, self.mlp_scale = scale(), scale()
-    self.dropout = options.dropout
+    self.dropout = config.dropout
 
   def __call__(self, x, rngs=None, drop_rate=0.0, first_only=False):
     """Maps tokens (B, N, width) to as many, or to the first alone; `drop_rate` is this block's stochastic depth."""
@@ -108,20 +96,16 @@ class Encoder(nnx.Module):
   Their parameters are arrays (depth, …), or as `apart` makes them.
 
   Args:
-    depth: number of blocks.
-    width: features of a token.
-    stochastic_depth: the last block's rate; the first's is 0, those between rise linearly.
-    unroll: whether each block is compiled by itself; else one is, and a scan repeats it.
-    remat: a name of `REMAT`: what a block computes again for its gradient, for less memory.
+    config: of the model.
+    rngs: parameter stream.
   """
 
-  def __init__(self, depth, width, heads, mlp_dim, *, options, stochastic_depth, unroll, remat, dtype, rngs):
-    make = lambda rngs: EncoderBlock(width, heads, mlp_dim, options=options, dtype=dtype, rngs=rngs)
-    self.blocks = nnx.vmap(make)(rngs.split(depth))
-    self.depth = depth
-    self.stochastic_depth = stochastic_depth
-    self.unroll = unroll
-    self.remat = choose(REMAT, remat, 'remat')
+  def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    self.blocks = nnx.vmap(lambda rngs: EncoderBlock(config, rngs=rngs))(rngs.split(config.depth))
+    self.depth = config.depth
+    self.stochastic_depth = config.stochastic_depth
+    self.unroll = config.unroll
+    self.remat = keep_all if config.remat is None else choose(REMAT, config.remat, 'model.remat')
 
   def __call__(self, x, rngs=None, layers_run=None, first_only=False):
     """Maps tokens (B, N, width) through the first `layers_run` blocks (None: all) to (B, N, width).
@@ -163,12 +147,16 @@ class Encoder(nnx.Module):
     return jax.lax.scan(run, x, jax.tree.map(lambda leaf: leaf[:count], layer))
 
 
+def keep_all(block):
+  """Return the block as it is: nothing is recomputed."""
+  return block
+
+
 # A block's input, where it may be moved to the host's memory.
 _INPUT = 'block input'
 
 # What is kept from the forward pass to the gradient; what is not is computed again.
 REMAT = {
-    'none': lambda block: block,  # all is kept
     'dots': functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(layers.DENSE)),
     'full': jax.checkpoint,  # a block's input alone
     'offload': functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_and_offload_only_these_names(

@@ -151,7 +151,7 @@ class MlpBlock(nnx.Module):
     self.up = nnx.Linear(width, mlp_dim, dtype=dtype, rngs=rngs, **init)
     self.down = nnx.Linear(mlp_dim, width, dtype=dtype, rngs=rngs, **init)
     self.dropout = dropout
-    self.gelu = choose(GELUS, gelu, 'gelu')
+    self.gelu = choose(GELUS, gelu, 'model.gelu')
 
   def __call__(self, x, rngs=None):
     """Maps tokens (B, N, width) to (B, N, width)."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from vit_jax.models import attention
 from vit_jax.models import layers
+from vit_jax.models.config import ViTConfig
 
 
 class TokenPool(nnx.Module):
@@ -15,8 +16,8 @@ class TokenPool(nnx.Module):
 
   first_only = True
 
-  def __init__(self, width, heads, mlp_dim, *, options, dtype, rngs):
-    del width, heads, mlp_dim, options, dtype, rngs
+  def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    del config, rngs
 
   def __call__(self, tokens, prefix):
     """Returns (B, width)."""
@@ -29,8 +30,8 @@ class AveragePool(nnx.Module):
 
   first_only = False
 
-  def __init__(self, width, heads, mlp_dim, *, options, dtype, rngs):
-    del width, heads, mlp_dim, options, dtype, rngs
+  def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    del config, rngs
 
   def __call__(self, tokens, prefix):
     """Returns (B, width)."""
@@ -42,13 +43,14 @@ class AttentionPool(nnx.Module):
 
   first_only = False
 
-  def __init__(self, width, heads, mlp_dim, *, options, dtype, rngs):
+  def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    width, dtype = config.width, jnp.dtype(config.dtype)
     # The initialiser sees the probe as big_vision keeps it, (1, 1, width).
     probe = nnx.initializers.xavier_uniform()(rngs.params(), (1, 1, width), jnp.float32)
     self.probe = nnx.Param(probe.reshape(width))
-    self.attention = attention.Attention(width, heads, dtype=dtype, rngs=rngs)
-    self.norm = nnx.LayerNorm(width, epsilon=options.norm_epsilon, dtype=dtype, rngs=rngs)
-    self.mlp = layers.MlpBlock(width, mlp_dim, dropout=0.0, gelu=options.gelu, dtype=dtype, rngs=rngs)
+    self.attention = attention.Attention(width, config.heads, dtype=dtype, rngs=rngs)
+    self.norm = nnx.LayerNorm(width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
+    self.mlp = layers.MlpBlock(width, config.mlp_dim, dropout=0.0, gelu=config.gelu, dtype=dtype, rngs=rngs)
 
   def __call__(self, tokens, prefix):
     """Returns (B, width)."""

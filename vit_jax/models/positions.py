@@ -77,6 +77,5 @@ def _token(token):
 POSITIONS = {
     'learned': Learned,
     'learned2d': Learned2D,
-    'none': NoPosition,
     'sincos2d': SinCos2D,
 }

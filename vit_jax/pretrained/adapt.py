@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from vit_jax.models import vit
+from vit_jax.base.sections import size
 from vit_jax.pretrained import resize
 from vit_jax.pretrained.formats import weights as weights_lib
 
@@ -61,7 +61,7 @@ def stem_channels(kernel, channels):
 
 def _resized(weights, image_size, patch_size, method, lines):
   fields = weights.fields
-  image_size, patch_size = vit.pair(image_size), vit.pair(patch_size)
+  image_size, patch_size = size(image_size, 'image_size'), size(patch_size, 'patch_size')
   new = dict(image_size=image_size, patch_size=patch_size)
   weights_lib.shapes(dict(fields, **new))  # raises if the sizes do not divide
   params, old_grid, grid = dict(weights.params), weights_lib.grid_of(fields), weights_lib.grid_of(new)
@@ -88,8 +88,8 @@ def _resized_positions(position, grid, method):
     if name == 'grid':
       resized[name] = resize.resize_grid(leaf, grid, method)
     elif name in ('rows', 'columns'):
-      size = grid[name == 'columns']
-      resized[name] = resize.resize_grid(leaf[:, None], (size, 1), method)[:, 0]
+      length = grid[name == 'columns']
+      resized[name] = resize.resize_grid(leaf[:, None], (length, 1), method)[:, 0]
     else:
       resized[name] = leaf
   return resized

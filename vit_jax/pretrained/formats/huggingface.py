@@ -1,5 +1,5 @@
 """Hugging Face `ViTForImageClassification` and `ViTModel`: model.safetensors, config.json, preprocessor_config.json."""
-from vit_jax.models import vit
+from vit_jax.base import sections
 from vit_jax.base.preprocessing import Preprocessing
 from vit_jax.pretrained.formats import infer
 from vit_jax.pretrained.formats import leaves
@@ -121,7 +121,7 @@ def _fields(tensors, config):
       representation_size=tensors.shape('pooler.dense.weight', 2)[0] if 'pooler.dense.weight' in tensors else None,
       num_classes=tensors.shape('classifier.weight', 2)[0] if 'classifier.weight' in tensors else None,
       heads=config.get('num_attention_heads', 0), gelu=_GELUS[gelu],
-      norm_epsilon=float(config.get('layer_norm_eps', 1e-12)), image_size=vit.pair(config.get('image_size', 224)))
+      norm_epsilon=float(config.get('layer_norm_eps', 1e-12)), image_size=sections.size(config.get('image_size', 224), 'image_size'))
   if not 0 <= fields['norm_epsilon'] < 1:
     raise tensors.error(f"its config.json says layer_norm_eps={config['layer_norm_eps']!r}; expected a small number")
   stated = dict(width='hidden_size', channels='num_channels', mlp_dim='intermediate_size', depth='num_hidden_layers')

@@ -2,7 +2,8 @@
 import math
 import re
 
-from vit_jax.models import vit
+from vit_jax.base.sections import size
+from vit_jax.models.config import VARIANTS
 
 
 def depth(tensors, pattern):
@@ -23,7 +24,7 @@ def heads(tensors, width, depth, mlp_dim):
   Raises:
     ValueError: no published size and no multiple of 64.
   """
-  published = {(row['width'], row['depth'], row['mlp_dim']): row['heads'] for row in vit.VARIANTS.values()}
+  published = {(row['width'], row['depth'], row['mlp_dim']): row['heads'] for row in VARIANTS.values()}
   if (width, depth, mlp_dim) in published:
     return published[width, depth, mlp_dim]
   if width % 64:
@@ -48,7 +49,7 @@ def grid(tensors, patches, patch_size, asked):
   if rows and patches % rows == 0 and rows * patch_size[0] == patches // rows * patch_size[1]:
     return rows, patches // rows
   if fits(asked, patch_size, patches):
-    return tuple(n // p for n, p in zip(vit.pair(asked), patch_size))
+    return tuple(n // p for n, p in zip(size(asked, 'image_size'), patch_size))
   raise tensors.error(f'its {patches} positions of {patch_size[0]}×{patch_size[1]} patches are no square image; '
                       'give the image_size (rows, columns) that it was trained at')
 
@@ -57,16 +58,16 @@ def fits(image_size, patch_size, patches):
   """Whether an image of this size, or None, has that many patches."""
   if image_size is None:
     return False
-  return math.prod(n // p for n, p in zip(vit.pair(image_size), patch_size, strict=True)) == patches
+  return math.prod(n // p for n, p in zip(size(image_size, 'image_size'), patch_size, strict=True)) == patches
 
 
 def image_size(tensors, patch_size, asked, notes):
   """Image size of a file without positions: what was asked for, else 224 or the next smaller multiple of a patch."""
   if asked is not None:
-    return vit.pair(asked)
-  size = tuple(max(224 // p, 1) * p for p in patch_size)
-  notes.append(f'{tensors.path} does not say the image size: {size} is assumed; give image_size')
-  return size
+    return size(asked, 'image_size')
+  assumed = tuple(max(224 // p, 1) * p for p in patch_size)
+  notes.append(f'{tensors.path} does not say the image size: {assumed} is assumed; give image_size')
+  return assumed
 
 
 def statistic(tensors, values, channels, what):

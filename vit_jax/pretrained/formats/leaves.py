@@ -180,5 +180,5 @@ def _joined_positions(leaves, between):
 def _initialise(leaves, fields, missing):
   """Gives missing leaves the values of a new model; strict reading refuses them, so this seldom runs."""
   if missing:
-    new = weights_lib.flatten(nnx.to_pure_dict(nnx.state(vit.VisionTransformer(**fields, rngs=nnx.Rngs(0)), nnx.Param)))
+    new = weights_lib.flatten(nnx.to_pure_dict(nnx.state(weights_lib.new_model(fields), nnx.Param)))
     leaves.update((path, np.asarray(new[path])) for path, _ in missing)

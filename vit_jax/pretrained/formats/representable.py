@@ -4,7 +4,7 @@ import dataclasses
 from flax import nnx
 import numpy as np
 
-from vit_jax.models import vit
+from vit_jax.models import positions
 from vit_jax.pretrained.formats import weights as weights_lib
 
 
@@ -50,7 +50,7 @@ def learned_positions(weights, fixed=()):
   if fields['position'] in ('learned', *fixed):
     return weights
   shape = (*weights_lib.grid_of(fields), fields['width'])
-  module = vit.POSITIONS[fields['position']](shape[:2], shape[2], class_token=False, rngs=nnx.Rngs(0))
+  module = _position_class(fields['position'])(shape[:2], shape[2], class_token=False, rngs=nnx.Rngs(0))
   old = dict(params.pop('position', {}))
   token = {'token': old.pop('token')} if 'token' in old else {}
   for name, leaf in old.items():
@@ -59,6 +59,10 @@ def learned_positions(weights, fixed=()):
   note = f"positions of the kind {fields['position']!r} become the learned table that equals them"
   return dataclasses.replace(weights, fields=dict(fields, position='learned', token_position=bool(token)),
                              params=dict(params, position=dict(grid=grid, **token)), notes=(*weights.notes, note))
+
+
+def _position_class(name):
+  return positions.NoPosition if name is None else positions.POSITIONS[name]
 
 
 def token_position(weights):

@@ -106,7 +106,7 @@ def write(weights, approximate=False):
   if fields['norm_after_pool']:
     representable.require(weights, 'timm', pool=('gap',))
   representable.require_numerics(weights, 'timm', approximate, norm_epsilon=1e-6)
-  weights = representable.learned_positions(weights, fixed=('none',))
+  weights = representable.learned_positions(weights, fixed=(None,))
   # Where the class token has a position timm wants one for every register too: zero.
   arrays = leaves.spread(weights, _table(fields), POSITIONS, between=fields['registers'])
   return arrays, {'config.json': timm_config.write(weights)}, weights
@@ -150,7 +150,7 @@ def _positions(tensors, fields, stored_size, asked_size, notes):
   patch_size = fields['patch_size']
   if POSITIONS not in tensors:
     size = stored_size or infer.image_size(tensors, patch_size, asked_size, notes)
-    return dict(image_size=size, position='none', positions_of_registers=False)
+    return dict(image_size=size, position=None, positions_of_registers=False)
   rows = tensors.shape(POSITIONS, 3)[1]
   prefix = fields['class_token'] + fields['registers']
   # Rows for the prefix or none: the stated size decides; without one, which of them leaves a square.

@@ -3,7 +3,7 @@ import dataclasses
 import math
 import re
 
-from vit_jax.models import vit
+from vit_jax.base import sections
 from vit_jax.base.preprocessing import Preprocessing
 from vit_jax.pretrained.formats import infer
 
@@ -81,7 +81,7 @@ def parse(tensors, config):
         pool=_POOLS[pool] if pool else None, pool_reads_prefix=bool(args.get('pool_include_prefix', False)),
         heads=args.get('num_heads') or (known_heads[0] if known_heads else None),
         gelu=_GELUS[args.get('act_layer') or known_gelu], layer_scale=float(args.get('init_values') or 1e-5),
-        image_size=vit.pair(size) if size else None, class_names=_class_names(config), pretrained=pretrained)
+        image_size=sections.size(size, 'img_size') if size else None, class_names=_class_names(config), pretrained=pretrained)
   except (KeyError, TypeError, AttributeError) as error:
     raise tensors.error(f'its config.json holds something unknown: {error!r}') from error
 
@@ -96,7 +96,7 @@ def write(weights):
       mlp_ratio=_ratio(fields['mlp_dim'], fields['width']), qkv_bias=fields['qkv_bias'], qk_norm=fields['qk_norm'],
       init_values=fields['layer_scale'], class_token=fields['class_token'], reg_tokens=fields['registers'],
       no_embed_class='token' not in weights.params.get('position', {}),
-      pos_embed='' if fields['position'] == 'none' else 'learn',
+      pos_embed='' if fields['position'] is None else 'learn',
       fc_norm=fields['norm_after_pool'], pool_include_prefix=fields['pool'] == 'map',
       act_layer={ours: theirs for theirs, ours in _GELUS.items()}[fields['gelu']], global_pool=pool)
   config = dict(

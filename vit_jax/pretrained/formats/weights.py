@@ -1,17 +1,17 @@
 """What a file of weights holds once read: the fields of a model, its parameters and what makes its numbers right."""
 import dataclasses
 import functools
-import inspect
 from typing import Any
 
 from flax import nnx
 import jax
 
+from vit_jax.base import sections
 from vit_jax.models import vit
+from vit_jax.models.config import ViTConfig
 from vit_jax.base.preprocessing import Preprocessing
 
-_FIELDS = {name: p.default for name, p in inspect.signature(vit.VisionTransformer.__init__).parameters.items()
-           if name not in ('self', 'variant', 'rngs')}
+_FIELDS = [field.name for field in dataclasses.fields(ViTConfig) if field.name not in ('kind', 'variant')]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,24 +40,29 @@ def complete(fields):
   """Fields with a variant spelt out and every default filled in, sizes as pairs.
 
   Raises:
-    ValueError: an unknown field, or an unknown variant.
+    UserError: an unknown field, or an unknown variant.
   """
+  config = config_of(fields)
+  return {name: getattr(config, name) for name in _FIELDS}
+
+
+def config_of(fields):
+  """The `ViTConfig` of fields."""
   fields = dict(fields)
-  variant = fields.pop('variant', None)
-  if unknown := sorted(set(fields) - set(_FIELDS)):
-    raise ValueError(f'unknown model fields {unknown}; valid ones are {sorted(_FIELDS)}')
-  shape = vit.variant_fields(variant) if variant else {}
-  fields = {**_FIELDS, **{name: value for name, value in fields.items() if value is not None or name not in shape}}
-  fields.update((name, value) for name, value in shape.items() if fields[name] is None)
-  fields.update((name, vit.pair(fields[name])) for name in ('image_size', 'patch_size') if fields[name] is not None)
-  if fields['class_token'] is None:
-    fields['class_token'] = fields['pool'] == 'token'
-  return fields
+  fields.pop('kind', None)
+  known = {name: value for name, value in fields.items() if name in ('image_size', 'channels', 'num_classes')}
+  config = sections.read(ViTConfig, {name: value for name, value in fields.items() if name not in known}, 'model')
+  return dataclasses.replace(config, **known)
+
+
+def new_model(fields):
+  """A `VisionTransformer` of these fields, newly initialised."""
+  return vit.VisionTransformer(config_of(fields), rngs=nnx.Rngs(0))
 
 
 def abstract_model(fields):
   """A `VisionTransformer` of these fields whose parameters are shapes: no memory, no time."""
-  return nnx.eval_shape(lambda: vit.VisionTransformer(**fields, rngs=nnx.Rngs(0)))
+  return nnx.eval_shape(lambda: new_model(fields))
 
 
 def shapes(fields):
@@ -90,4 +95,4 @@ def unflatten(leaves):
 
 def grid_of(fields):
   """Rows and columns of patches."""
-  return tuple(n // p for n, p in zip(vit.pair(fields['image_size']), vit.pair(fields['patch_size'])))
+  return tuple(n // p for n, p in zip(fields['image_size'], fields['patch_size']))

@@ -1,0 +1,168 @@
+"""Configuration of the Vision Transformer: section `model` of a recipe, and the published sizes."""
+import dataclasses
+import re
+
+import numpy as np
+
+from vit_jax.base.errors import UserError
+from vit_jax.base.sections import derived, from_data, off, size
+
+DTYPES = ('float32', 'bfloat16', 'float16')
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+  """A Vision Transformer ("An Image is Worth 16x16 Words", arXiv 2010.11929, section 3.1).
+
+  Attributes:
+    kind: the row of `models.registry.MODELS`.
+    variant: such as 'B/16': a row of VARIANTS and a patch size; fills in width, depth, heads, mlp_dim and patch_size
+      unless they are given too.
+    width: features per token.
+    depth: number of encoder blocks.
+    heads: attention heads per block; divides width.
+    mlp_dim: hidden features of the MLP.
+    patch_size: (rows, columns) of a patch in pixels; divides image_size.
+    pool: a name of `pooling.POOLS`: class token, mean over the patches, or attention.
+    position: a name of `positions.POSITIONS`; None or 'none' for no position embedding.
+    class_token: whether there is one; None: if `pool` reads it.
+    token_position: whether the class token has a position embedding, as in the paper; big_vision's has none.
+    registers: extra learned tokens that nothing reads (arXiv 2309.16588).
+    representation_size: features of the hidden tanh layer before the head ("pre_logits", section 3.1); None or 0: none.
+    head_bias: initial bias of the head; -10 with a sigmoid loss over many classes.
+    dropout: rate after every dense layer except q, k and v, and after the position embedding (appendix B.1).
+    attention_dropout: rate on the attention weights.
+    attention: 'xla', or 'cudnn' for its fused kernel on GPUs (not in float32, not with attention_dropout).
+    stochastic_depth: rate at which the last block's branches are dropped; falls linearly to 0 at the first block.
+    layer_scale: initial value of a learned scale on each branch (arXiv 2103.17239); None: no scale.
+    qk_norm: whether queries and keys are layer-normalized.
+    qkv_bias: whether the query, key and value projections have biases.
+    norm_after_pool: whether the last LayerNorm comes after the pooling (timm's `fc_norm`) instead of before it.
+    norm_epsilon: epsilon of every LayerNorm.
+    gelu: 'tanh' (official and big_vision weights) or 'exact' (timm, Hugging Face).
+    dtype: type of activations and products; parameters, softmax and LayerNorm statistics are always float32.
+    unroll: whether each block is compiled separately: faster on TPUs, but compile time grows with depth; otherwise one
+      block is compiled and scanned.
+    remat: what each block recomputes for its gradient to save memory; None or 'none': nothing; 'dots': everything but
+      its products with weights, so that nothing of N x N elements is kept; 'full': everything but its input; 'offload':
+      like 'full', and the input waits in host memory. Offloading saves memory if deep models are scanned, not if they
+      are unrolled, and never on a CPU.
+    image_size: (rows, columns) of an image in pixels.
+    channels: image channels.
+    num_classes: number of logits; None for a model without a head.
+  """
+  kind: str = 'vit'
+  variant: str | None = None
+  width: int = derived()
+  depth: int = derived()
+  heads: int = derived()
+  mlp_dim: int = derived()
+  patch_size: tuple[int, int] = derived()
+  pool: str = 'token'
+  position: str | None = off('none', default='learned')
+  class_token: bool = derived()
+  token_position: bool = True
+  registers: int = 0
+  representation_size: int | None = off(0)
+  head_bias: float = 0.0
+  dropout: float = 0.0
+  attention_dropout: float = 0.0
+  attention: str = 'xla'
+  stochastic_depth: float = 0.0
+  layer_scale: float | None = None
+  qk_norm: bool = False
+  qkv_bias: bool = True
+  norm_after_pool: bool = False
+  norm_epsilon: float = 1e-6
+  gelu: str = 'tanh'
+  dtype: str = 'float32'
+  unroll: bool = False
+  remat: str | None = off('none')
+  image_size: tuple[int, int] = from_data((224, 224))
+  channels: int = from_data(3)
+  num_classes: int | None = from_data(1000)
+
+  def __post_init__(self):
+    shape = variant_fields(self.variant) if self.variant else {}
+    missing = [name for name in _SHAPE if getattr(self, name) is None and name not in shape]
+    if missing:
+      raise UserError(f"model: missing {missing}; name a variant such as model.variant='B/16' (sizes {sorted(VARIANTS)}) "
+                      'or give them')
+    for name in _SHAPE:
+      self._set(name, shape[name] if getattr(self, name) is None else getattr(self, name))
+    self._set('patch_size', size(self.patch_size, 'model.patch_size'))
+    self._set('image_size', size(self.image_size, 'data.image_size'))
+    self._set('class_token', self.pool == 'token' if self.class_token is None else self.class_token)
+    self._set('representation_size', self.representation_size or None)
+    self._check()
+
+  def _set(self, name: str, value: object) -> None:
+    object.__setattr__(self, name, value)
+
+  def _check(self) -> None:
+    for name in ('width', 'depth', 'heads', 'mlp_dim', 'channels', *(['num_classes'] if self.num_classes is not None else [])):
+      if getattr(self, name) < 1:
+        raise UserError(f'model.{name}: must be at least 1, got {getattr(self, name)}')
+    if self.width % self.heads:
+      raise UserError(f'model.heads: must divide the width {self.width}, got {self.heads}')
+    if self.pool == 'token' and not self.class_token:
+      raise UserError("model.class_token: model.pool='token' reads the class token, but model.class_token=False")
+    if self.dtype not in DTYPES:
+      raise UserError(f'model.dtype: unknown {self.dtype!r}; choose from {list(DTYPES)}')
+    for name in ('dropout', 'attention_dropout', 'stochastic_depth'):
+      if not 0.0 <= getattr(self, name) < 1.0:
+        raise UserError(f'model.{name}: must be in [0, 1), got {getattr(self, name)}')
+    if self.registers < 0:
+      raise UserError(f'model.registers: must be at least 0, got {self.registers}')
+    if self.representation_size is not None and self.representation_size < 1:
+      raise UserError(f'model.representation_size: must be at least 1, or None for none; got {self.representation_size}')
+
+  @property
+  def grid(self) -> tuple[int, int]:
+    """Patches per image, (rows, columns).
+
+    Raises:
+      UserError: the patch size does not divide the image size.
+    """
+    (rows, columns), (patch_rows, patch_columns) = self.image_size, self.patch_size
+    if rows % patch_rows or columns % patch_columns:
+      raise UserError(f'data.image_size: {self.image_size} is not divisible by the patch size {self.patch_size}')
+    return rows // patch_rows, columns // patch_columns
+
+  @property
+  def num_prefix_tokens(self) -> int:
+    """Tokens before the patches: the class token and the registers."""
+    return int(self.class_token) + self.registers
+
+  @property
+  def num_tokens(self) -> int:
+    """Tokens that the encoder sees."""
+    return self.num_prefix_tokens + int(np.prod(self.grid))
+
+
+def variant_fields(name: str) -> dict[str, int]:
+  """Return width, depth, mlp_dim, heads and patch_size of a variant such as 'B/16'.
+
+  Raises:
+    UserError: `name` is not SIZE/PATCH with a size of VARIANTS.
+  """
+  letters, _, patch = str(name).partition('/')
+  if letters not in VARIANTS or not re.fullmatch(r'[1-9]\d*', patch):
+    raise UserError(f"model.variant: unknown {name!r}; expected SIZE/PATCH such as 'B/16', SIZE one of {sorted(VARIANTS)}")
+  return dict(VARIANTS[letters], patch_size=int(patch))
+
+
+_SHAPE = ('width', 'depth', 'heads', 'mlp_dim', 'patch_size')
+
+# Paper, table 1 (B, L, H); "How to train your ViT?" (arXiv 2106.10270), table 1 (Ti, S); "Scaling Vision Transformers"
+# (arXiv 2106.04560), table 2 (g, G); "Getting ViT in Shape" (arXiv 2305.13035) and big_vision's models/vit.py (So400m).
+VARIANTS = {
+    'Ti': dict(width=192, depth=12, mlp_dim=768, heads=3),
+    'S': dict(width=384, depth=12, mlp_dim=1536, heads=6),
+    'B': dict(width=768, depth=12, mlp_dim=3072, heads=12),
+    'L': dict(width=1024, depth=24, mlp_dim=4096, heads=16),
+    'So400m': dict(width=1152, depth=27, mlp_dim=4304, heads=16),
+    'H': dict(width=1280, depth=32, mlp_dim=5120, heads=16),
+    'g': dict(width=1408, depth=40, mlp_dim=6144, heads=16),
+    'G': dict(width=1664, depth=48, mlp_dim=8192, heads=16),
+}
