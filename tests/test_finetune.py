@@ -109,7 +109,7 @@ def test_a_linear_probe_moves_the_head_alone(pretrained, data_dir, tmp_path):
 
 
 def test_freezing_everything_or_nothing_is_an_error():
-  params = {'head': {'kernel': jnp.zeros(2)}, 'embed': {'kernel': jnp.zeros(2)}}
+  params = {'head': {'kernel': jnp.zeros(2)}, 'patch_embed': {'kernel': jnp.zeros(2)}}
   with pytest.raises(ValueError, match='nothing is left to train'):
     optim.frozen_tree(params, '.*')
   with pytest.raises(ValueError, match='optim.freeze.*matches no parameter'):
@@ -117,11 +117,11 @@ def test_freezing_everything_or_nothing_is_an_error():
 
 
 def test_layer_decay_is_a_power_of_the_layers_above():
-  updates = {'embed': {'kernel': jnp.ones(2)}, 'token': jnp.ones(2), 'norm': {'scale': jnp.ones(2)},
+  updates = {'patch_embed': {'kernel': jnp.ones(2)}, 'token': jnp.ones(2), 'norm': {'scale': jnp.ones(2)},
              'head': {'kernel': jnp.ones((2, 2))}, 'encoder': {'blocks': {'mlp': {'up': {'kernel': jnp.ones((3, 2, 2))}}}}}
   scaled = leaves(optim.scale_layers(updates, 0.5))
   np.testing.assert_allclose(scaled['encoder/blocks/mlp/up/kernel'][:, 0, 0], [0.125, 0.25, 0.5])
-  assert [float(scaled[name].ravel()[0]) for name in ('embed/kernel', 'token', 'norm/scale', 'head/kernel')] == [
+  assert [float(scaled[name].ravel()[0]) for name in ('patch_embed/kernel', 'token', 'norm/scale', 'head/kernel')] == [
       0.0625, 0.0625, 1.0, 1.0]
 
 

@@ -77,6 +77,6 @@ def test_learned_2d_positions_are_a_table_of_columns_and_one_of_rows():
 
 def test_one_channel_equals_replicated_colour():
   grey, colour = model(channels=1), model()
-  colour.embed.kernel = nnx.Param(jnp.repeat(grey.embed.kernel[...], 3, axis=2) / 3)
+  colour.patch_embed.kernel = nnx.Param(jnp.repeat(grey.patch_embed.kernel[...], 3, axis=2) / 3)
   images = IMAGES[..., :1]
   np.testing.assert_allclose(grey.tokens(images), colour.tokens(np.repeat(images, 3, axis=-1)), atol=1e-5)

@@ -106,7 +106,7 @@ def test_fixed_and_absent_positions_have_no_parameters():
 
 
 def test_a_given_field_wins_over_the_variant():
-  assert params_of(make(variant='B/16'))['embed']['kernel'].shape == (4, 4, 3, 24)
+  assert params_of(make(variant='B/16'))['patch_embed']['kernel'].shape == (4, 4, 3, 24)
 
 
 # Golden outputs of the authors' code and of big_vision.
@@ -118,7 +118,7 @@ def from_official(arrays, grid):
   names = {'LayerNorm_0': 'attention_norm', 'LayerNorm_1': 'mlp_norm', 'LayerNorm_2': 'mlp_norm',
            'MultiHeadDotProductAttention_0': 'attention', 'MultiHeadDotProductAttention_1': 'attention',
            'MlpBlock_0': 'mlp', 'MlpBlock_3': 'mlp', 'Dense_0': 'up', 'Dense_1': 'down',
-           'embedding': 'embed'}
+           'embedding': 'patch_embed'}
   flat, blocks = {}, {}
   for name, array in arrays.items():
     if found := re.fullmatch(r'Transformer/encoderblock_(\d+)/(.*)', name):
@@ -210,7 +210,7 @@ def test_the_model_equals_plain_numpy():
   expected = []
   for image in images.astype(np.float64):
     patches = [image[r:r + 4, c:c + 4].reshape(-1) for r in range(0, 16, 4) for c in range(0, 16, 4)]
-    x = np.stack(patches) @ p['embed']['kernel'].reshape(48, 24) + p['embed']['bias']
+    x = np.stack(patches) @ p['patch_embed']['kernel'].reshape(48, 24) + p['patch_embed']['bias']
     x += p['position']['grid'].reshape(16, 24)
     x = np.concatenate([[p['token'] + p['position']['token']], x])
     for i in range(2):
@@ -270,7 +270,7 @@ def test_block_kernels_are_xavier_uniform(initial, name, fan_in_plus_fan_out):
     assert abs(layer.mean()) < 0.05 * limit
 
 
-@pytest.mark.parametrize('name, fan_in', [('embed/kernel', 4 * 4 * 3), ('pre_logits/kernel', 48)])
+@pytest.mark.parametrize('name, fan_in', [('patch_embed/kernel', 4 * 4 * 3), ('pre_logits/kernel', 48)])
 def test_embedding_and_hidden_layer_are_lecun_normal(initial, name, fan_in):
   kernel = leaf(initial, name)
   std = 1 / np.sqrt(fan_in)
@@ -290,7 +290,7 @@ def test_mlp_biases_are_tiny_but_not_zero(initial, name):
 
 
 @pytest.mark.parametrize('name, value', [
-    ('token', 0.0), ('head/kernel', 0.0), ('head/bias', -10.0), ('embed/bias', 0.0), ('pre_logits/bias', 0.0),
+    ('token', 0.0), ('head/kernel', 0.0), ('head/bias', -10.0), ('patch_embed/bias', 0.0), ('pre_logits/bias', 0.0),
     ('norm/scale', 1.0), ('norm/bias', 0.0),
     *[(f'encoder/blocks/{n}/scale', 1.0) for n in ('attention_norm', 'mlp_norm')],
     *[(f'encoder/blocks/{n}/bias', 0.0) for n in ('attention_norm', 'mlp_norm')],
@@ -312,7 +312,7 @@ def test_parameters_follow_the_seed():
   init = jax.jit(lambda key: params_of(vit.VisionTransformer(**TINY, rngs=nnx.Rngs(key))))
   five, again, six = (init(jax.random.key(seed)) for seed in (5, 5, 6))
   assert all(jax.tree.leaves(jax.tree.map(np.array_equal, five, again)))
-  for name in ('embed/kernel', 'position/grid', 'encoder/blocks/attention/query/kernel'):
+  for name in ('patch_embed/kernel', 'position/grid', 'encoder/blocks/attention/query/kernel'):
     assert not np.allclose(leaf(five, name), leaf(six, name))
 
 

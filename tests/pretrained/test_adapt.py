@@ -68,9 +68,9 @@ def test_channels_keep_what_a_grey_image_means(channels):
   before = made()
   after, lines = adapt(before, channels=channels)
   assert after.fields['channels'] == channels and lines[0].startswith('stem: 3 input channels')
-  embed = lambda weights: weights.params['embed']['kernel'].sum(axis=2)
+  embed = lambda weights: weights.params['patch_embed']['kernel'].sum(axis=2)
   np.testing.assert_allclose(embed(after), embed(before), atol=1e-6)
-  assert adapt(before, channels=3)[0].params['embed'] is before.params['embed']
+  assert adapt(before, channels=3)[0].params['patch_embed'] is before.params['patch_embed']
 
 
 def test_one_channel_equals_replicated_rgb():

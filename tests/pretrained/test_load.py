@@ -44,8 +44,8 @@ def test_changes_are_made_and_said(caplog):
   with caplog.at_level(logging.INFO, logger='absl'):
     model = load.load(MODELS['vit_token_prelogits_old'], image_size=32, patch_size=8, channels=1, num_classes=3,
                       drop_pre_logits=True, dtype='bfloat16', fields=dict(dropout=0.1))
-  assert model.embed.kernel.shape == (8, 8, 1, 24) and model.head.kernel.shape == (24, 3) and model.pre_logits is None
-  assert model.embed.dtype == jnp.bfloat16 and model.dropout == 0.1 and model.embed.kernel[...].dtype == jnp.float32
+  assert model.patch_embed.kernel.shape == (8, 8, 1, 24) and model.head.kernel.shape == (24, 3) and model.pre_logits is None
+  assert model.patch_embed.dtype == jnp.bfloat16 and model.dropout == 0.1 and model.patch_embed.kernel[...].dtype == jnp.float32
   for line in ('patch kernel: resampled from 4×4 to 8×8 pixels', 'image size: 16×16 to 32×32',
                'head: reset to zeros for 3', 'stem: 3 input channels summed to 1', 'pre_logits: dropped (was 24'):
     assert line in caplog.text
@@ -103,7 +103,7 @@ def test_workdir(run):
   assert weights.class_names == tuple('0123456789') and weights.fields['dtype'] == 'bfloat16'
   assert weights.preprocessing == Preprocessing('resize_small(8)|central_crop', 0.25, 0.75)
   model = load.load(workdir)
-  assert model.embed.dtype == jnp.bfloat16 and model.num_classes == 10 and model.image_size == (8, 8)
+  assert model.patch_embed.dtype == jnp.bfloat16 and model.num_classes == 10 and model.image_size == (8, 8)
   assert load.load(workdir, dtype='float32', fields=dict(dropout=0.0)).dropout == 0.0
 
 

@@ -18,7 +18,7 @@ BLOCK = {
     'attention_norm': {'scale': (WIDTH,)},
     'mlp': {'up': {'kernel': (WIDTH, MLP)}, 'down': {'kernel': (MLP, WIDTH)}},
 }
-REST = {'embed': {'kernel': (4, 4, 3, WIDTH)}, 'token': (WIDTH,), 'head': {'kernel': (WIDTH, 7), 'bias': (7,)}}
+REST = {'patch_embed': {'kernel': (4, 4, 3, WIDTH)}, 'token': (WIDTH,), 'head': {'kernel': (WIDTH, 7), 'bias': (7,)}}
 is_shape = lambda x: isinstance(x, tuple)
 
 
@@ -270,7 +270,7 @@ def test_muon_makes_each_matrix_of_a_stack_nearly_orthogonal_and_leaves_the_rest
       values = np.linalg.svd(np.asarray(layer).reshape(rows, -1), compute_uv=False)
       assert np.mean(values > 0.6) > 0.8 and values.max() < 1.5
   # Adam's first step follows the gradient's signs, all of one size.
-  rest = np.asarray(updates['embed']['kernel']) * -np.sign(grads['embed']['kernel'])
+  rest = np.asarray(updates['patch_embed']['kernel']) * -np.sign(grads['patch_embed']['kernel'])
   np.testing.assert_allclose(rest, rest.mean(), rtol=1e-3)
   assert rest.mean() > 0.5
 

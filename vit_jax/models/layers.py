@@ -118,7 +118,7 @@ def dense(linear, x):
   return affine('bnd,df->bnf', x.astype(linear.dtype), kernel, bias)
 
 
-def embed(convolution, images):
+def embed_patches(convolution, images):
   """What `convolution`, an nnx.Conv that moves by its own size, makes of images, row by row: (B, patches, width).
 
   Computed as a product of patches and kernel: TPUs take three times as long for a convolution over 3 channels.

@@ -30,7 +30,7 @@ class VisionTransformer(nnx.Module):
     attention.check(config.attention, config.dtype, config.attention_dropout)
     width, dtype = config.width, jnp.dtype(config.dtype)
     common = dict(dtype=dtype, rngs=rngs)
-    self.embed = nnx.Conv(config.channels, width, config.patch_size, strides=config.patch_size, padding='VALID', **common)
+    self.patch_embed = nnx.Conv(config.channels, width, config.patch_size, strides=config.patch_size, padding='VALID', **common)
     self.token = nnx.Param(jnp.zeros((width,), jnp.float32)) if config.class_token else None
     self.registers = nnx.Param(nnx.initializers.normal(0.02)(
         rngs.params(), (config.registers, width), jnp.float32)) if config.registers else None
@@ -86,7 +86,7 @@ class VisionTransformer(nnx.Module):
     expected = (*self.config.image_size, self.config.channels)
     if images.shape[1:] != expected:
       raise UserError(f'images: expected shape (B, {", ".join(map(str, expected))}), got {images.shape}')
-    x = layers.embed(self.embed, images)
+    x = layers.embed_patches(self.patch_embed, images)
     grid, token_position = self.position()
     x += jnp.broadcast_to(grid, (*self.config.grid, x.shape[-1])).reshape(x.shape[1:]).astype(x.dtype)
     prefix = [] if self.token is None else [(self.token[...] + token_position)[None]]

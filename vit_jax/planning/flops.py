@@ -12,12 +12,12 @@ def multiply_adds(params, image_size):
     params: the parameters of a `models.vit.VisionTransformer`, or their shapes.
     image_size: (rows, columns) in pixels.
   """
-  rows, columns, _, width = params['embed']['kernel'].shape
+  rows, columns, _, width = params['patch_embed']['kernel'].shape
   patches = (image_size[0] // rows) * (image_size[1] // columns)
   tokens = patches + ('token' in params) + (len(params['registers']) if 'registers' in params else 0)
   blocks, pool = params['encoder']['blocks'], params.get('pool', {})
   depth = blocks['attention']['out']['kernel'].shape[0]
-  total = patches * params['embed']['kernel'].size + tokens * _kernels(blocks) + 2 * depth * tokens**2 * width
+  total = patches * params['patch_embed']['kernel'].size + tokens * _kernels(blocks) + 2 * depth * tokens**2 * width
   if 'attention' in pool:  # one query, which every head brings to the tokens themselves
     heads = pool['attention']['query']['kernel'].shape[-2]
     total += 2 * heads * tokens * width

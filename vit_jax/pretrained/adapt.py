@@ -66,7 +66,7 @@ def _resized(weights, image_size, patch_size, method, lines):
   weights_lib.shapes(dict(fields, **new))  # raises if the sizes do not divide
   params, old_grid, grid = dict(weights.params), weights_lib.grid_of(fields), weights_lib.grid_of(new)
   if patch_size != fields['patch_size']:
-    params['embed'] = dict(params['embed'], kernel=resize.resize_patch_kernel(params['embed']['kernel'], patch_size))
+    params['patch_embed'] = dict(params['patch_embed'], kernel=resize.resize_patch_kernel(params['patch_embed']['kernel'], patch_size))
     lines.append(f"patch kernel: resampled from {_by(fields['patch_size'])} to {_by(patch_size)} pixels")
   if grid != old_grid:
     learned = 'position' in params
@@ -107,14 +107,14 @@ def _resized_transform(transform, old, new):
 
 
 def _with_channels(weights, channels, lines):
-  old, embed = weights.fields['channels'], weights.params['embed']
+  old, embed = weights.fields['channels'], weights.params['patch_embed']
   how = 'summed' if channels < old else 'repeated and scaled'
   lines.append(f'stem: {old} input channels {how} to {channels}')
   preprocessing = dataclasses.replace(weights.preprocessing, **{
       name: _statistics(getattr(weights.preprocessing, name), channels) for name in ('mean', 'std')})
   return dataclasses.replace(
       weights, fields=dict(weights.fields, channels=channels), preprocessing=preprocessing,
-      params=dict(weights.params, embed=dict(embed, kernel=stem_channels(embed['kernel'], channels))))
+      params=dict(weights.params, patch_embed=dict(embed, kernel=stem_channels(embed['kernel'], channels))))
 
 
 def _statistics(values, channels):

@@ -35,8 +35,8 @@ _BLOCK = {
     **_linear('mlp/down', 'output.dense'),
 }
 _TABLE = {
-    'embed/kernel': Leaf('embeddings.patch_embeddings.projection.weight', TORCH_CONV),
-    'embed/bias': Leaf('embeddings.patch_embeddings.projection.bias', SAME),
+    'patch_embed/kernel': Leaf('embeddings.patch_embeddings.projection.weight', TORCH_CONV),
+    'patch_embed/bias': Leaf('embeddings.patch_embeddings.projection.bias', SAME),
     'token': Leaf('embeddings.cls_token', leading(2)),
     **leaves.renamed(_BLOCK, leaves.BLOCKS, 'encoder.layer.{i}.'),
     **_norm('norm', 'layernorm'),
@@ -47,7 +47,7 @@ _TABLE = {
 
 def matches(names):
   """Whether a file with these names is a ViT of Hugging Face's."""
-  return any(name.removeprefix('vit.') == _TABLE['embed/kernel'].name for name in names)
+  return any(name.removeprefix('vit.') == _TABLE['patch_embed/kernel'].name for name in names)
 
 
 def read(tensors, configs, image_size=None):
@@ -112,7 +112,7 @@ def _fields(tensors, config):
   gelu = config.get('hidden_act', 'gelu')
   if gelu not in _GELUS or config.get('pooler_act', 'tanh') != 'tanh':
     raise tensors.error(f'unknown hidden_act {gelu!r} or pooler_act; choose from {sorted(_GELUS)} and tanh')
-  width, channels, *patch_size = tensors.shape(_TABLE['embed/kernel'].name, 4)
+  width, channels, *patch_size = tensors.shape(_TABLE['patch_embed/kernel'].name, 4)
   fields = dict(
       width=width, channels=channels, patch_size=tuple(patch_size),
       depth=infer.depth(tensors, r'encoder\.layer\.(\d+)\.'),

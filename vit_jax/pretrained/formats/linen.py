@@ -20,7 +20,7 @@ _MAP = {'probe': Leaf('probe', leaves.leading(2)), **_ATTENTION, **_pair('norm',
 
 LOOP, SCAN = 'Transformer/encoderblock_{i}/', 'Transformer/encoderblock/'
 STEM = {
-    **_pair('embed', 'embedding'),
+    **_pair('patch_embed', 'embedding'),
     'token': Leaf('cls', leaves.leading(2)),
     **_pair('norm', 'Transformer/encoder_norm', _NORM),
     **_pair('pre_logits', 'pre_logits'),

@@ -46,8 +46,8 @@ _MAP = {
 
 def _table(fields):
   return {
-      'embed/kernel': Leaf('patch_embed.proj.weight', TORCH_CONV),
-      'embed/bias': Leaf('patch_embed.proj.bias', SAME),
+      'patch_embed/kernel': Leaf('patch_embed.proj.weight', TORCH_CONV),
+      'patch_embed/bias': Leaf('patch_embed.proj.bias', SAME),
       'token': Leaf('cls_token', leading(2)),
       'registers': Leaf('reg_token', leading(1)),
       **leaves.renamed(_BLOCK, leaves.BLOCKS, 'blocks.{i}.'),
