@@ -1,4 +1,4 @@
-"""Evaluators: called with parameters, they return {name: number} for the names in METRICS."""
+"""Evaluators by the name that `evaluators.NAME.kind` gives."""
 from vit_jax.evaluators.average_precision import AveragePrecision
 from vit_jax.evaluators.classification import Classification
 

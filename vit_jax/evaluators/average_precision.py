@@ -1,47 +1,59 @@
 """Mean average precision, for images that have any number of classes."""
-from flax import nnx
+import dataclasses
+from typing import Any
+
 import jax
 import numpy as np
+
+from vit_jax.evaluators.base import EvalContext
+from vit_jax.training.state import model_params
+
+
+@dataclasses.dataclass(frozen=True)
+class AveragePrecisionConfig:
+  """Section `evaluators.NAME` of kind 'average_precision'.
+
+  Attributes:
+    kind: a row of `evaluators.EVALUATORS`.
+    split: split string to evaluate.
+  """
+  kind: str = 'average_precision'
+  split: str = 'test'
 
 
 class AveragePrecision:
   """Ranks all images of a split by each class's logit.
 
   Args:
-    graphdef: the model's NNX graph definition.
-    objective: not needed: the ranking does not depend on the loss.
-    normalize: from uint8 to float images.
-    strategy: see `training.parallel`.
-    data: the run's data, see `data.dataset`.
-    batch_size: global batch.
-    split: TFDS split string.
+    config: options.
+    context: of the run.
   """
 
+  Config = AveragePrecisionConfig
   METRICS = ('mAP',)
 
-  def __init__(self, graphdef, objective, normalize, strategy, data, batch_size, *, split: str = 'test'):
-    del objective
+  def __init__(self, config: AveragePrecisionConfig, context: EvalContext):
+    def step(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
+      logits = context.logits(model_params(params), batch['image'])
+      return context.strategy.gather((logits, batch['label'], batch['mask']))
 
-    def step(params, batch):
-      return strategy.gather((nnx.merge(graphdef, params)(normalize(batch['image'])), batch['label'], batch['mask']))
+    self._step = context.strategy.compile(step, donate=False)
+    self._context = context
+    self._batches = context.data.eval_batches(config.split, context.batch_size)
 
-    self._step = strategy.compile(step, donate=False)
-    self._put = strategy.put
-    self._batches = data.eval_batches(split, batch_size)
-
-  def __call__(self, params):
-    """Returns {'mAP': 0..1}, the mean over the classes that any image has."""
+  def __call__(self, params: Any, averages: Any) -> dict[str, float]:
+    """Return {'mAP': 0..1}, the mean over the classes that any image has."""
+    del averages
     logits, labels = [], []
     for batch in self._batches:
-      inputs = self._put({name: batch[name] for name in ('image', 'label', 'mask')})
-      scores, truth, mask = jax.device_get(self._step(params, inputs))
+      scores, truth, mask = jax.device_get(self._step(params, self._context.put(batch)))
       logits.append(scores[mask])
       labels.append(np.eye(scores.shape[-1])[truth[mask]] if truth.ndim == 1 else truth[mask])
     return {'mAP': mean_average_precision(np.concatenate(logits), np.concatenate(labels))}
 
 
-def mean_average_precision(logits, labels):
-  """The mean over classes of the area under precision over recall.
+def mean_average_precision(logits: np.ndarray, labels: np.ndarray) -> float:
+  """Return the mean over classes of the area under precision over recall.
 
   Args:
     logits: (N, classes) scores.

@@ -1,47 +1,57 @@
-"""Accuracy and loss on a split, every example counted exactly once."""
-from clu import metrics as clu_metrics
-import flax
-from flax import nnx
+"""The objective's loss and metrics on a split, every example counted exactly once."""
+import dataclasses
+from typing import Any
+
 import jax
+import numpy as np
+
+from vit_jax.evaluators.base import EvalContext
+from vit_jax.objectives.base import mean_metric, mean_of
+from vit_jax.training.state import model_params, own_params
 
 
-@flax.struct.dataclass
-class EvalMetrics(clu_metrics.Collection):
-  """Means over the examples that the mask admits."""
-  loss: clu_metrics.Average.from_output('loss')
-  accuracy: clu_metrics.Average.from_output('accuracy')
+@dataclasses.dataclass(frozen=True)
+class ClassificationConfig:
+  """Section `evaluators.NAME` of kind 'classification'.
+
+  Attributes:
+    kind: a row of `evaluators.EVALUATORS`.
+    split: split string to evaluate.
+  """
+  kind: str = 'classification'
+  split: str = 'test'
 
 
 class Classification:
-  """Evaluates a classifier.
+  """Evaluates a classifier with the run's objective.
 
   Args:
-    graphdef: the model's NNX graph definition.
-    objective: gives each example's loss and accuracy.
-    normalize: from uint8 to float images.
-    strategy: see `training.parallel`.
-    data: the run's data, see `data.dataset`.
-    batch_size: global batch.
-    split: TFDS split string.
+    config: options.
+    context: of the run.
   """
 
+  Config = ClassificationConfig
   METRICS = ('accuracy', 'loss')
 
-  def __init__(self, graphdef, objective, normalize, strategy, data, batch_size, *, split: str = 'test'):
-    def step(params, batch):
-      model = nnx.merge(graphdef, params)
-      losses, values = objective(model, dict(batch, image=normalize(batch['image'])), None)
-      return EvalMetrics.single_from_model_output(**strategy.gather(dict(values, loss=losses, mask=batch['mask'])))
+  def __init__(self, config: ClassificationConfig, context: EvalContext):
+    def step(state: tuple[Any, Any], batch: dict[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
+      params, averages = state
+      images = context.normalize(batch['image'])
+      outcome = context.objective(context.model(model_params(params)), own_params(params), averages,
+                                  dict(batch, image=images), None)
+      sums = dict(outcome.metrics, loss=mean_metric(outcome.losses, batch))
+      return jax.tree.map(lambda x: context.strategy.gather(x[None]).sum(axis=0), sums)  # over the devices
 
-    self._step = strategy.compile(step, donate=False)
-    self._put = strategy.put
-    self._batches = data.eval_batches(split, batch_size)
+    self._step = context.strategy.compile(step, donate=False)
+    self._context = context
+    self._batches = context.data.eval_batches(config.split, context.batch_size)
 
-  def __call__(self, params):
-    """Returns {'loss': mean nats, 'accuracy': 0..1} for parameters on the devices."""
-    total = EvalMetrics.empty()
+  def __call__(self, params: Any, averages: Any) -> dict[str, float]:
+    """Return {'loss': mean nats, 'accuracy': 0..1} for parameters on the devices."""
+    total = None
     for batch in self._batches:
-      inputs = self._put({name: batch[name] for name in ('image', 'label', 'mask')})
       # Fetched at once: the host adds the sums in one order, and one program is in flight.
-      total = total.merge(jax.device_get(self._step(params, inputs)))
-    return {name: float(value) for name, value in total.compute().items()}
+      sums = jax.device_get(self._step((params, averages), self._context.put(batch)))
+      sums = jax.tree.map(np.float64, sums)
+      total = sums if total is None else jax.tree.map(np.add, total, sums)
+    return {name: mean_of(metric) for name, metric in sorted((total or {}).items())}

@@ -1,50 +1,91 @@
-"""What a step minimises.
+"""Supervised classification, of one class per image or of any number."""
+from collections.abc import Mapping
+import dataclasses
+import math
+from typing import Any
 
-An objective is called with the model, a batch (`image` normalised) and one PRNG key for each example, and returns
-(losses (B,), {metric: values (B,)}).
-"""
+import jax
 import jax.numpy as jnp
 
-from vit_jax.objectives import losses
 from vit_jax.base.choices import choose
+from vit_jax.base.errors import UserError
+from vit_jax.data.sources.info import DatasetInfo
+from vit_jax.objectives import losses
+from vit_jax.objectives.base import mean_metric, Outcome
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationConfig:
+  """Section `objective` of a recipe.
+
+  Attributes:
+    kind: a row of `objectives.OBJECTIVES`.
+    loss: a name of `losses.LOSSES`; 'sigmoid' in the paper's pre-training, 'softmax' in its fine-tuning.
+    label_smoothing: see the loss; in [0, 1).
+    class_weights: factor of each class's losses, in the order of the classes, or None; the mean over a batch still
+      divides by the number of examples.
+  """
+  kind: str = 'classification'
+  loss: str = 'softmax'
+  label_smoothing: float = 0.0
+  class_weights: tuple | None = None
+
+  def __post_init__(self):
+    choose(losses.LOSSES, self.loss, 'objective.loss')
+    if not 0.0 <= self.label_smoothing < 1.0:
+      raise UserError(f'objective.label_smoothing: must be in [0, 1), got {self.label_smoothing}')
+    for weight in self.class_weights or ():
+      if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
+        raise UserError(f'objective.class_weights: expected finite numbers, none negative, got {self.class_weights}')
 
 
 class Classification:
-  """Classification of images.
+  """The loss of a classifier, and its accuracy.
 
   Args:
-    loss: a name of `losses.LOSSES`; 'sigmoid' in the paper's pre-training, 'softmax' in its fine-tuning.
-    label_smoothing: see the loss, 0..1.
-    class_weights: a factor of each class's losses, in the order of the classes, or None; the mean over a batch still
-      divides by the number of examples.
+    config: options.
+    info: of the training data.
+
+  Raises:
+    UserError: class weights for another number of classes, or a loss that does not fit the labels.
   """
 
-  def __init__(self, *, loss: str = 'softmax', label_smoothing: float = 0.0, class_weights: tuple | None = None):
-    self.loss = choose(losses.LOSSES, loss, 'loss')
-    if not 0.0 <= label_smoothing < 1.0:
-      raise ValueError(f'label_smoothing must be in [0, 1), got {label_smoothing}')
-    self.label_smoothing = label_smoothing
-    self.class_weights = class_weights
+  Config = ClassificationConfig
+  metrics = ('accuracy',)
 
-  def check(self, num_classes, many_labels):
-    """Raises ValueError unless there are as many class weights as classes, none negative, and the loss fits the labels."""
-    if many_labels and self.loss is losses.softmax:
-      raise ValueError("loss 'softmax' takes one class an image, these have any number; use objective.loss='sigmoid'")
-    weights = self.class_weights
-    if weights is not None and (len(weights) != num_classes or min(weights) < 0):
-      raise ValueError(f'objective.class_weights: expected {num_classes} numbers, one a class, none negative; got {weights}')
+  def __init__(self, config: ClassificationConfig, info: DatasetInfo):
+    if info.multi_label and config.loss == 'softmax':
+      raise UserError("objective.loss: 'softmax' takes one class per image, but this dataset has any number; "
+                      "use objective.loss='sigmoid'")
+    weights = config.class_weights
+    if weights is not None and len(weights) != info.num_classes:
+      raise UserError(f'objective.class_weights: expected {info.num_classes} numbers, one per class, got {len(weights)}')
+    self.config = config
+    self._loss = losses.LOSSES[config.loss]
 
-  def __call__(self, model, batch, rngs):
-    """Returns (losses (B,), {'accuracy': (B,)}).
+  def init(self, params: Mapping[str, Any], key: jax.Array) -> tuple[Any, Any]:
+    """Return nothing: see `Objective.init`."""
+    del params, key
+    return {}, {}
 
-    Accurate is a best class that is one of the image's, or of a mixture's the one that has the largest share.
+  def __call__(self, model: Any, own: Any, averages: Any, batch: Mapping[str, jax.Array],
+               keys: jax.Array | None) -> Outcome:
+    """Return losses and accuracy; see `Objective.__call__`.
+
+    A prediction is correct if the top-1 class is one of the image's labels; for mixtures, the label of largest weight.
     """
-    logits, labels = model(batch['image'], rngs), batch['label']
-    ones = losses.hot(labels, logits.shape[-1])
-    loss = self.loss(logits, labels, self.label_smoothing)
-    if self.class_weights is not None:
-      loss *= ones @ jnp.asarray(self.class_weights, jnp.float32)
+    del own, averages
+    logits, labels = model(batch['image'], keys), batch['label']
+    targets = losses.to_soft_labels(labels, logits.shape[-1])
+    loss = self._loss(logits, labels, self.config.label_smoothing)
+    if self.config.class_weights is not None:
+      loss *= targets @ jnp.asarray(self.config.class_weights, jnp.float32)
     best = jnp.argmax(logits, axis=-1, keepdims=True)
-    share = jnp.take_along_axis(ones, best, axis=-1)[:, 0]
-    accurate = (share > 0) & (share == ones.max(axis=-1))
-    return loss, dict(accuracy=accurate.astype(jnp.float32))
+    weight = jnp.take_along_axis(targets, best, axis=-1)[:, 0]
+    correct = (weight > 0) & (weight == targets.max(axis=-1))
+    return Outcome(loss, dict(accuracy=mean_metric(correct.astype(jnp.float32), batch)))
+
+  def update(self, averages: Any, means: Any, params: Mapping[str, Any]) -> Any:
+    """Return the averages, which are empty, as they are."""
+    del means, params
+    return averages

@@ -1,99 +1,144 @@
 """One optimizer step: a pure function of (state, batch)."""
-from clu import metrics as clu_metrics
-import flax
-from flax import nnx
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax.models import encoder
-from vit_jax.distributed import batch_split as shares
+from vit_jax.distributed import batch_split
+from vit_jax.objectives.base import mean_metric, Metric, Objective
+from vit_jax.training.optim import Optimizer
+from vit_jax.training.state import model_params, own_params, TrainState
+
+Metrics = dict[str, Metric]
+Step = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Metrics]]
 
 
-@flax.struct.dataclass
-class TrainMetrics(clu_metrics.Collection):
-  """Means over the steps since the last log line."""
-  loss: clu_metrics.Average.from_output('loss')
-  accuracy: clu_metrics.Average.from_output('accuracy')
-  grad_norm: clu_metrics.Average.from_output('grad_norm')
+@dataclasses.dataclass(frozen=True)
+class StepModel:
+  """A model as a step sees it: functions of a plain tree of parameters.
+
+  Attributes:
+    merge: params → model, images → logits.
+    unstack: params → the form the step differentiates, for unrolled models; the identity for others.
+    stack: (tree in that form, params) → tree in the form of params.
+  """
+  merge: Callable[[Any], Any]
+  unstack: Callable[[Any], Any]
+  stack: Callable[[Any, Any], Any]
 
 
-def example_keys(seed, step, rng):
-  """One key for each example, from the run's seed, the step and the example's own number.
+@dataclasses.dataclass(frozen=True)
+class BatchSplit:
+  """How the batch that one call of a step sees is split.
 
-  Which device or host holds the example has no part in it: one device and many draw the same masks.
+  Attributes:
+    num_micro_batches: equal micro-batches per shard, whose gradients are summed.
+    num_shards: devices that hold the examples of the call, in equal contiguous parts; 1 under pmap.
+    axis_name: device axis to average over, or None if the call sees the whole batch.
+  """
+  num_micro_batches: int = 1
+  num_shards: int = 1
+  axis_name: str | None = None
+
+
+def example_keys(seed: int, step: jax.Array | int, rng: jax.Array) -> jax.Array:
+  """Return one PRNG key per example, from the run's seed, the step and the example's own number.
+
+  It does not depend on the device or process that holds the example: one device and many draw the same masks.
+
+  Args:
+    seed: of the run.
+    step: steps taken so far.
+    rng: (B,) uint32, random bits of each example.
   """
   key = jax.random.fold_in(jax.random.key(seed), step)
   return jax.vmap(lambda number: jax.random.fold_in(key, number))(rng)
 
 
-def hash_examples(seen, batch, axis_name):
-  """Adds a batch to the run's hash: the order of the batches counts, an example's place within its batch does not."""
-  mixed = ((batch['id'].astype(jnp.uint32) + 1) * (batch['rng'] | 1)).sum(dtype=jnp.uint32)
-  return (seen ^ _over_devices(jax.lax.psum, mixed, axis_name)) * jnp.uint32(16777619)  # the prime of FNV-1a
-
-
-def make_train_step(graphdef, objective, optimizer, normalize, *, seed, accumulate, ema_decay, axis_name, by_block=False,
-                    frozen=None, mix=None, shards=1):
-  """Builds the step.
+def hash_examples(seen: jax.Array, batch: Mapping[str, jax.Array], axis_name: str | None) -> jax.Array:
+  """Add a batch to the run's hash: the order of the batches counts, an example's place within its batch does not.
 
   Args:
-    graphdef: the model's NNX graph definition.
-    objective: see `objectives`.
-    optimizer: an optax transformation.
-    normalize: from uint8 to float images.
-    seed: of dropout.
-    accumulate: number of equal micro-batches the device's share of a batch is cut in.
-    ema_decay: decay of the average a step, or None.
-    axis_name: the device axis to average over, or None.
-    by_block: whether the model takes the blocks' parameters one by one (it is unrolled), and so gives their gradients.
-    frozen: tree of booleans, True where a parameter is not trained (its gradient is zero, and costs nothing); or None.
-    mix: mixes the examples of a normalised batch, see `mix`; or None.
-    shards: on how many devices the examples that the step sees lie, in equal contiguous parts.
+    seen: () uint32, the hash so far.
+    batch: with id and rng, (B,) each.
+    axis_name: device axis that the batch is spread over, or None.
+  """
+  combined = ((batch['id'].astype(jnp.uint32) + 1) * (batch['rng'] | 1)).sum(dtype=jnp.uint32)
+  return (seen ^ _over_devices(jax.lax.psum, combined, axis_name)) * jnp.uint32(16777619)  # the prime of FNV-1a
+
+
+def make_train_step(model: StepModel, objective: Objective, optimizer: Optimizer,
+                    prepare: Callable[[Mapping[str, jax.Array], jax.Array], dict[str, jax.Array]], split: BatchSplit, *,
+                    seed: int, ema_decay: float | None) -> Step:
+  """Build the step.
+
+  Args:
+    model: the model, as functions of its parameters.
+    objective: what is minimized.
+    optimizer: transformation, and which parameters are frozen.
+    prepare: (batch, keys) → batch that the objective takes: images normalized, and mixed if the run mixes them.
+    split: how the batch is split.
+    seed: of dropout, mixing and whatever else is random in a step.
+    ema_decay: decay of the moving average per step, or None.
 
   Returns:
-    step(state, batch) → (state, TrainMetrics); batch has image (B, rows, columns, channels) uint8, label and id
+    step(state, batch) → (state, {metric: (sum, count)}); batch has image (B, rows, columns, channels) uint8, label and id
     (B,) int32, and rng (B,) uint32.
   """
 
-  def loss_and_metrics(params, batch, keys):
-    batch = dict(batch, image=normalize(batch['image']))
-    batch = batch if mix is None else mix(batch, keys)
-    if frozen is not None:
-      params = jax.tree.map(lambda stop, x: jax.lax.stop_gradient(x) if stop else x, frozen, params)
-    losses, values = objective(nnx.merge(graphdef, params), batch, keys)
+  def mean_loss(params: Any, averages: Any, batch: Mapping[str, jax.Array], keys: jax.Array) -> tuple[jax.Array, Any]:
+    batch = prepare(batch, keys)
+    params = _stop_gradients(params, optimizer.frozen)
+    outcome = objective(model.merge(model_params(params)), own_params(params), averages, batch, keys)
     # Parts of the batch's means: gradients of micro-batches are then summed, and never scaled in a pass of their own.
-    mean = lambda x: x.mean() / accumulate
-    return mean(losses), {name: mean(value) for name, value in values.items()}
+    part = lambda x: x / split.num_micro_batches
+    metrics = dict(outcome.metrics, loss=mean_metric(outcome.losses, batch))
+    return part(outcome.losses.mean()), (metrics, jax.tree.map(part, outcome.means))
 
-  def step(state, batch):
+  def step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
     keys = example_keys(seed, state.step, batch['rng'])
-    gradient = jax.value_and_grad(loss_and_metrics, has_aux=True)
-    (loss, values), grads = _accumulate(gradient, state.params, batch, keys, accumulate, by_block, shards)
-    loss, values, grads = _over_devices(jax.lax.pmean, (loss, values, grads), axis_name)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    gradient = jax.grad(lambda params, *args: mean_loss(params, state.averages or {}, *args), has_aux=True)
+    grads, (metrics, means) = _sum_micro_batches(gradient, state.params, batch, keys, model, split)
+    grads, means = _over_devices(jax.lax.pmean, (grads, means), split.axis_name)
+    metrics = _over_devices(jax.lax.psum, metrics, split.axis_name)
+    updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = None if ema_decay is None else optax.incremental_update(params, state.ema, 1.0 - ema_decay)
-    metrics = TrainMetrics.single_from_model_output(loss=loss, grad_norm=optax.tree.norm(grads), **values)
-    seen = hash_examples(state.seen, batch, axis_name)
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema, seen=seen), metrics
+    averages = None if state.averages is None else objective.update(state.averages, means, params)
+    metrics['grad_norm'] = optax.tree.norm(grads), jnp.ones((), jnp.float32)
+    seen = hash_examples(state.seen, batch, split.axis_name)
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema, seen=seen,
+                         averages=averages), metrics
 
   return step
 
 
-def _over_devices(reduce, tree, axis_name):
+def _stop_gradients(params: Any, frozen: Any) -> Any:
+  """Return the parameters such that those that are frozen get no gradient, which then costs nothing."""
+  if frozen is None:
+    return params
+  return jax.tree.map(lambda stop, x: jax.tree.map(jax.lax.stop_gradient, x) if stop else x, frozen, params)
+
+
+def _over_devices(reduce: Callable[[Any, str], Any], tree: Any, axis_name: str | None) -> Any:
   return tree if axis_name is None else reduce(tree, axis_name)
 
 
-def _accumulate(gradient, params, batch, keys, count, by_block, shards):
-  """The sum of `gradient` over `count` equal micro-batches."""
-  # Behind a barrier TPU's compiler cuts and casts a block's parameters in one pass; else it casts, then cuts.
-  given = jax.lax.optimization_barrier(encoder.apart(params)) if by_block else params
-  if count == 1:
-    values, grads = gradient(given, batch, keys)
-    return values, encoder.stacked(grads, params)
-  parts = shares.cut((batch, keys), count, shards)
-  add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(given, *part)), None)
+def _sum_micro_batches(gradient: Callable[..., Any], params: Any, batch: Mapping[str, jax.Array], keys: jax.Array,
+                       model: StepModel, split: BatchSplit) -> Any:
+  """Return the sum of gradient(params, batch, keys) → (grads, aux) over equal micro-batches."""
+  given = model.unstack(params)
+  if split.num_micro_batches == 1:
+    grads, aux = gradient(given, batch, keys)
+    return model.stack(grads, params), aux
+  parts = batch_split.cut((batch, keys), split.num_micro_batches, split.num_shards)
+
+  def add(total: Any, part: Any) -> tuple[Any, None]:
+    return jax.tree.map(jnp.add, total, gradient(given, *part)), None
+
   like = jax.eval_shape(gradient, given, *jax.tree.map(lambda x: x[0], parts))
-  (values, grads), _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), parts)
-  return values, encoder.stacked(grads, params)
+  (grads, aux), _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), parts)
+  return model.stack(grads, params), aux
