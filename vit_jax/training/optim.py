@@ -1,7 +1,9 @@
 """Optimizers: a table over optax, the same clipping and weight-decay mask for all."""
+import dataclasses
 import inspect
 import math
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +11,72 @@ import optax
 from optax import contrib
 
 from vit_jax.base.choices import choose
-from vit_jax.base.durations import Steps
+from vit_jax.base.durations import Duration
+from vit_jax.base.errors import UserError
 from vit_jax.models.encoder import name_of
 from vit_jax.training import schedules
+from vit_jax.training.schedules import SHAPES
 
 
-def build(total_steps, *, name: str = 'adamw', peak_lr: float = 1e-3, schedule: str = 'cosine', warmup: Steps = 0,
-          cooldown: Steps = 0, end_lr: float = 0.0, timescale: float = 10_000, weight_decay: float = 0.0,
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+  """The optimizer and its learning-rate schedule: section `optim` of a config.
+
+  Attributes:
+    name: a name of `OPTIMIZERS`.
+    peak_lr: learning rate at the end of the warm-up; at least 0.
+    schedule: a name of `schedules.SHAPES`: the shape of the learning rate after the warm-up.
+    warmup: the learning rate first rises linearly from 0 for this long.
+    cooldown: the learning rate finally falls linearly to 0 for this long.
+    end_lr: where the 'linear' schedule ends (the authors' code: 1e-5).
+    timescale: steps over which the 'rsqrt' schedule falls by the square root of two (big_vision: 10,000).
+    weight_decay: w; each step moves a parameter p by -lr·w·p in addition to its own update (the form of the paper and of
+      flax.optim), except in 'adam', where the decay is part of the gradient, and in 'lamb', where it is part of what is
+      scaled to the parameter's norm.
+    decay_mask: regular expression; a parameter decays if its whole path, such as 'encoder/blocks/mlp/up/kernel', matches.
+      The paper's code decays all; '.*/kernel' exempts biases, LayerNorms, tokens and positions.
+    clip_norm: largest global norm of the gradient of the trained parameters; None: no clipping.
+    layer_decay: factor between the learning rates of a layer and of the layer below: 1 for the head and the last LayerNorm,
+      `layer_decay` for the last block, its power depth + 1 for the patch embedding (arXiv 2106.08254, section 2.4);
+      None: the same learning rate for all.
+    freeze: regular expression; a parameter is not trained if its whole path matches; None: all are trained.
+      '(?!head/).*' gives a linear probe.
+    options: keyword-only arguments of the optimizer's row of `OPTIMIZERS`.
+  """
+  name: str = 'adamw'
+  peak_lr: float = 1e-3
+  schedule: str = 'cosine'
+  warmup: Duration = Duration(0)
+  cooldown: Duration = Duration(0)
+  end_lr: float = 0.0
+  timescale: float = 10_000.0
+  weight_decay: float = 0.0
+  decay_mask: str = '.*'
+  clip_norm: float | None = 1.0
+  layer_decay: float | None = None
+  freeze: str | None = None
+  options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    make = choose(OPTIMIZERS, self.name, 'optim.name')
+    choose(SHAPES, self.schedule, 'optim.schedule')
+    for name in ('peak_lr', 'end_lr', 'weight_decay'):
+      _check_number(name, getattr(self, name), positive=False)
+    for name in ('timescale', 'clip_norm', 'layer_decay'):
+      if getattr(self, name) is not None:
+        _check_number(name, getattr(self, name), positive=True)
+    valid = [p.name for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    if unknown := sorted(set(self.options) - set(valid)):
+      raise UserError(f'optim.options: {self.name} has no {unknown}; valid options are {valid}')
+
+
+def _check_number(name: str, number: float, *, positive: bool) -> None:
+  if not math.isfinite(number) or number < 0 or (positive and number == 0):
+    raise UserError(f'optim.{name}: must be {"positive" if positive else "at least 0"}, got {number}')
+
+
+def build(total_steps, *, name: str = 'adamw', peak_lr: float = 1e-3, schedule: str = 'cosine', warmup: int = 0,
+          cooldown: int = 0, end_lr: float = 0.0, timescale: float = 10_000, weight_decay: float = 0.0,
           decay_mask: str = '.*', clip_norm: float | None = 1.0, layer_decay: float | None = None,
           freeze: str | None = None, options: dict | None = None):
   """Builds the optimizer and its schedule.
