@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from vit_jax.base.choices import choose
-from vit_jax.models.vit import variant_fields
+from vit_jax.models.config import variant_fields
 from vit_jax.pretrained import adapt
 from vit_jax.pretrained import load
 from vit_jax.pretrained.resize import METHODS
@@ -17,13 +17,14 @@ _FROM_DATA = ('image_size', 'channels', 'num_classes')
 
 
 @dataclasses.dataclass(frozen=True)
-class Transfer:
-  """How weights are fitted to another task; only with `config.init`.
+class TransferConfig:
+  """Section `transfer`: how the weights of `config.init` are fitted to the new task; unused without `config.init`.
 
   Attributes:
-    reset_head: start with a zero head even where the classes are as many; where they are not it is reset anyway.
-    resize: how positions are resized: 'bilinear' with aligned corners, as the official checkpoints expect, or 'bicubic'
-      with antialiasing, as timm does; None is what the weights' own code does.
+    reset_head: whether to start from a zero head even if the number of classes is the same; if it differs, the head is
+      always reset.
+    resize: how position embeddings are resized: 'bilinear' with aligned corners, as the official checkpoints expect, or
+      'bicubic' with antialiasing, as in timm; None: as the code that the weights come from does it.
   """
   reset_head: bool = False
   resize: str | None = None
@@ -31,6 +32,9 @@ class Transfer:
   def __post_init__(self):
     if self.resize is not None:
       choose(METHODS, self.resize, 'transfer.resize')
+
+
+Transfer = TransferConfig
 
 
 def fill_model(config, workdir=None):
