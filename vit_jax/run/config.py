@@ -1,260 +1,186 @@
-"""From a recipe to a resolved config: every key checked, every default filled in, before anything compiles.
-
-A section of the config holds the arguments of one builder.  Which keys are valid, their types and their defaults are
-read off the builder's signature; the arguments in `Section.given` come from the loop instead.
-"""
+"""The config of a run: from a recipe to one checked, complete dataclass, before anything compiles."""
+from collections.abc import Iterable, Mapping
 import dataclasses
-import inspect
 import json
-import os
-import types
-import typing
-from typing import Any, Callable
+from typing import Any
 
 import ml_collections
 
-from vit_jax.base import durations
-from vit_jax import evaluators
+from vit_jax.base import sections
 from vit_jax.base.choices import choose
-from vit_jax.data.sources import registry as sources
-from vit_jax.data.loading.dataset import Dataset
-from vit_jax.base.durations import Interval, Minutes, Steps
-from vit_jax.models.vit import VisionTransformer
-from vit_jax.base.normalization import Normalization
-from vit_jax.objectives import batch_mixing as mix
-from vit_jax.training import optim
-from vit_jax.distributed import strategy as parallel
-from vit_jax.rundir.checkpoint import Checkpoints
-from vit_jax.objectives.classification import Classification
-from vit_jax.pretrained.transfer import Transfer
+from vit_jax.base.durations import Duration
+from vit_jax.base.errors import UserError
+from vit_jax.base.platform import PLATFORMS
+from vit_jax.base.preprocessing import Normalization
+from vit_jax.base.sections import section
+from vit_jax.data.loading.config import DataConfig
+from vit_jax.distributed.strategy import ParallelConfig
+from vit_jax.evaluators import EVALUATORS
+from vit_jax.models.registry import MODELS
+from vit_jax.objectives import OBJECTIVES
+from vit_jax.objectives.batch_mixing import MixConfig
+from vit_jax.pretrained.transfer import TransferConfig
+from vit_jax.rundir.checkpoint import CheckpointConfig
+from vit_jax.training.optim import OptimConfig
+
+Recipe = ml_collections.ConfigDict | ml_collections.FrozenConfigDict | Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-  """What belongs to no part: the keys at the top of a config.
+class TrainConfig:
+  """Section `train` of a recipe: the loop.
 
   Attributes:
-    seed: of parameters, order, augmentation and dropout.
-    init: weights to start from, anything that `vit_jax.load` reads; None starts from random numbers.
-    platform: 'cpu', 'gpu' or 'tpu' if it must be that; None takes what is there.
+    duration: length of the run.
+    log_every: between two lines of training metrics.
+    eval_every: between two evaluations; the last step is always evaluated.
+    micro_batch: images that one device holds at once, a divisor of its share of the batch; the gradients of the
+      micro-batches are summed. None, or more than the share: all of it. Loss and update stay those of the whole batch.
+    ema_decay: decay of the exponential moving average of the parameters, per step; None keeps none.
   """
+  duration: Duration
+  log_every: Duration = Duration(50)
+  eval_every: Duration = Duration(1000)
+  micro_batch: int | None = None
+  ema_decay: float | None = None
+
+  def __post_init__(self):
+    for name in ('duration', 'log_every', 'eval_every'):
+      if not getattr(self, name).number > 0:
+        raise UserError(f'train.{name}: must be longer than 0, got {getattr(self, name)}')
+    if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
+      raise UserError(f'train.ema_decay: must be between 0 and 1, got {self.ema_decay}')
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+  """All that determines a run.
+
+  Attributes:
+    data: dataset, splits, transforms and loading.
+    train: the loop.
+    model: architecture; its class by `model.kind`.
+    objective: what a step minimizes; its class by `objective.kind`.
+    optim: optimizer and schedule.
+    mix: mixup and CutMix.
+    normalization: mean and standard deviation of the images.
+    transfer: how the weights of `init` are adapted.
+    checkpoint: when to save, what to keep.
+    parallel: how a step is spread over devices.
+    evaluators: {name: config}, what is measured; its class by `evaluators.NAME.kind`.
+    seed: of parameters, order, augmentation and dropout; 0..2**32 - 1.
+    init: weights to start from, anything that `vit_jax.load` reads; None starts from random numbers.
+    platform: 'cpu', 'gpu' or 'tpu' to insist on it; None takes what is there.
+  """
+  data: DataConfig
+  train: TrainConfig
+  model: Any
+  objective: Any
+  optim: OptimConfig = section(OptimConfig)
+  mix: MixConfig = section(MixConfig)
+  normalization: Normalization = section(Normalization)
+  transfer: TransferConfig = section(TransferConfig)
+  checkpoint: CheckpointConfig = section(CheckpointConfig)
+  parallel: ParallelConfig = section(ParallelConfig)
+  evaluators: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   seed: int = 0
   init: str | None = None
   platform: str | None = None
 
   def __post_init__(self):
     if not 0 <= self.seed < 1 << 32:
-      raise ValueError(f'seed must be in 0..2**32 - 1, got {self.seed}')
+      raise UserError(f'seed: must be in 0..2**32 - 1, got {self.seed}')
+    if self.platform is not None:
+      choose(dict.fromkeys(PLATFORMS), self.platform, 'platform')
+
+  def to_dict(self) -> dict[str, Any]:
+    """Return all keys and values as plain values for JSON; `read` gives the config back."""
+    return sections.to_dict(self)
 
 
-@dataclasses.dataclass(frozen=True)
-class Train:
-  """The loop.
+# Sections whose dataclass depends on a key `kind`, with the kind that a recipe without one means.
+_KINDS = {'model': (MODELS, 'vit'), 'objective': (OBJECTIVES, 'classification')}
 
-  Attributes:
-    duration: length of the run.
-    log_every: between two lines of training metrics.
-    eval_every: between two evaluations; the last step is always evaluated.
-    micro_batch: images that one device holds at once, a divisor of its share of the batch; the gradients of the parts
-      are summed. None, or more than the share: the whole share. The loss and the update stay those of the whole batch.
-    ema_decay: of the exponential moving average of the parameters, a step; None keeps none.
-  """
-  duration: Steps
-  log_every: Steps = 50
-  eval_every: Steps = 1000
-  micro_batch: int | None = None
-  ema_decay: float | None = None
+SECTIONS = ('data', 'train', 'model', 'objective', 'optim', 'mix', 'normalization', 'transfer', 'checkpoint', 'parallel')
 
-  def __post_init__(self):
-    for name in ('duration', 'log_every', 'eval_every'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'train.{name} must be at least 1, got {getattr(self, name)}')
-    if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
-      raise ValueError(f'train.ema_decay must be between 0 and 1, got {self.ema_decay}')
+# These change where a run runs and what it prints, not what it computes: they may differ when it is resumed.
+MAY_CHANGE_ON_RESUME = ('platform', 'data.data_dir', 'data.cache', 'data.threads', 'data.workers', 'train.log_every',
+                        'train.eval_every', 'checkpoint', 'evaluators', 'parallel')
+
+# These may differ between the processes of one run.
+MAY_DIFFER_BETWEEN_PROCESSES = ('data.data_dir', 'data.cache', 'data.threads', 'data.workers')
 
 
-@dataclasses.dataclass(frozen=True)
-class Section:
-  """A section: its builder, and those of the builder's arguments that are no config keys."""
-  builder: Callable[..., Any]
-  given: tuple[str, ...] = ()
-
-
-SECTIONS = {
-    'checkpoint': Section(Checkpoints, ('directory', 'read_only')),
-    'data': Section(Dataset, ('seed', 'process_index', 'process_count')),
-    'mix': Section(mix.build, ('num_classes',)),
-    'model': Section(VisionTransformer, ('image_size', 'channels', 'num_classes', 'rngs')),
-    'normalization': Section(Normalization),
-    'objective': Section(Classification),
-    'optim': Section(optim.build, ('total_steps',)),
-    'parallel': Section(parallel.build, ('devices',)),
-    'train': Section(Train),
-    'transfer': Section(Transfer),
-}
-EVALUATOR_GIVEN = ('graphdef', 'objective', 'normalize', 'strategy', 'data', 'batch_size')
-
-# Where a run runs and what it tells, not what it is: these may differ when it is taken up again.
-FREE = ('platform', 'data.data_dir', 'data.cache', 'data.threads', 'data.workers', 'train.log_every', 'train.eval_every')
-FREE_SECTIONS = ('checkpoint', 'evaluators', 'parallel')
-
-# What may differ between the hosts of one run.
-FREE_BETWEEN_HOSTS = ('data.data_dir', 'data.cache', 'data.threads', 'data.workers')
-
-
-def resolve(config):
-  """Checks a recipe and fills in the defaults.
+def read(recipe: Recipe) -> RunConfig:
+  """Check a recipe and fill in the defaults.
 
   Args:
-    config: ConfigDict or dict; its `evaluators` section maps a name to {'kind': …, **arguments}.
-
-  Returns:
-    A frozen ConfigDict that holds every key.
+    recipe: as `get_config()` of a recipe returns it, or the dict of a config.json.
 
   Raises:
-    ValueError: an unknown key (the message lists the valid ones), a missing one, or one of the wrong type.
+    UserError: an unknown key (the message lists the valid ones), a missing one, or a bad type or value.
   """
-  config = as_dict(config)
-  top = [field.name for field in dataclasses.fields(Run)]
-  _reject_unknown(config, [*SECTIONS, 'evaluators', *top], '')
-  resolved = _fill(Section(Run), {name: config[name] for name in top if name in config}, '')
-  Run(**resolved)  # a bad value is an error here
-  for name, section in SECTIONS.items():
-    resolved[name] = _fill(section, config.get(name, {}), f'{name}.')
-  resolved['data'].update(_anchored(**resolved['data']))
-  named = _section(config.get('evaluators', {}), 'evaluators')
-  resolved['evaluators'] = {name: _fill_evaluator(name, keys) for name, keys in named.items()}
-  return ml_collections.FrozenConfigDict(resolved)
+  values = as_dict(recipe)
+  for name, (table, default) in _KINDS.items():
+    values[name] = _read_kind(table, values.get(name), name, default)
+  evaluators = values.get('evaluators') or {}
+  if not isinstance(evaluators, Mapping):
+    raise UserError(f'evaluators: expected {{name: section}}, got {evaluators!r}')
+  values['evaluators'] = {name: _read_kind(EVALUATORS, keys, f'evaluators.{name}') for name, keys in evaluators.items()}
+  config = sections.read(RunConfig, values)
+  return dataclasses.replace(config, data=config.data.anchored())
 
 
-def with_sections(config):
-  """Gives a recipe, a ConfigDict, the sections it leaves out, empty, so that the command line can set keys in them."""
+def with_all_sections(recipe: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Add the sections that a recipe leaves out, empty, so that the command line can set keys in them."""
   for name in SECTIONS:
-    if name not in config:
-      config[name] = {}
-  if config.optim.get('options') is None:
-    config.optim.options = {}
-  return config
+    if name not in recipe:
+      recipe[name] = {}
+  if recipe.optim.get('options') is None:
+    recipe.optim.options = {}
+  return recipe
 
 
-def as_dict(config):
-  """A ConfigDict, frozen or not, or a dict, as a dict."""
-  if isinstance(config, (ml_collections.ConfigDict, ml_collections.FrozenConfigDict)):
-    return config.to_dict()
-  return {key: as_dict(value) if hasattr(value, 'items') else value for key, value in config.items()}
+def as_dict(recipe: Recipe) -> dict[str, Any]:
+  """Return a recipe, a ConfigDict or a mapping, as a dict of dicts."""
+  if isinstance(recipe, (ml_collections.ConfigDict, ml_collections.FrozenConfigDict)):
+    return recipe.to_dict()
+  return {key: as_dict(value) if isinstance(value, (Mapping, ml_collections.ConfigDict)) else value
+          for key, value in recipe.items()}
 
 
-def in_steps(section, values, *, batch_size, examples):
-  """The arguments of a section with its durations converted to steps.
+def difference(theirs: Mapping[str, Any], ours: Mapping[str, Any], may_differ: Iterable[str]) -> str:
+  """Return lines that say where two configs differ, '' if nowhere.
 
   Args:
-    section: name in `SECTIONS`.
-    values: the resolved section.
-    batch_size: global examples a step.
-    examples: examples an epoch.
+    theirs, ours: plain values, nested dicts.
+    may_differ: keys and sections that are not compared.
   """
-  hints = typing.get_type_hints(_function(SECTIONS[section].builder))
-  return {key: durations.to_steps(value, f'{section}.{key}', hints[key], batch_size=batch_size, examples=examples)
-          if hints[key] in (Steps, Interval) else value for key, value in values.items()}
-
-
-def to_json(config):
-  """A resolved config as indented JSON; `json.loads` and `resolve` give it back."""
-  return json.dumps(config.to_dict(), indent=2, sort_keys=True) + '\n'
-
-
-def difference(theirs, ours, free=(*FREE, *FREE_SECTIONS)):
-  """Lines that say where two resolved configs (dicts) differ, save in the keys and sections `free`; '' if nowhere."""
-  theirs, ours = _flatten(theirs), _flatten(ours)
+  theirs, ours, skipped = _flatten(theirs), _flatten(ours), set(may_differ)
   lines = [f'  {key}: {json.dumps(theirs.get(key))} there, {json.dumps(ours.get(key))} here'
            for key in sorted(theirs.keys() | ours.keys())
-           if not {key, key.split('.')[0]} & set(free) and json.dumps(theirs.get(key)) != json.dumps(ours.get(key))]
+           if not skipped.intersection(_prefixes(key)) and json.dumps(theirs.get(key)) != json.dumps(ours.get(key))]
   return '\n'.join(lines)
 
 
-def _flatten(tree, prefix=''):
+def _read_kind(table: Mapping[str, Any], values: Any, path: str, default: str | None = None) -> Any:
+  """Read a section into the dataclass of its kind."""
+  if values is not None and not isinstance(values, Mapping):
+    raise UserError(f'{path}: expected a section, {{key: value}}, got {values!r}')
+  kind = (values or {}).get('kind', default)
+  if kind is None:
+    raise UserError(f'{path}.kind: missing; choose from {sorted(table)}')
+  return sections.read(choose(table, kind, f'{path}.kind').Config, values, path)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   flat = {}
   for key, value in tree.items():
-    flat.update(_flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value})
+    flat.update(_flatten(value, f'{prefix}{key}.') if isinstance(value, Mapping) else {prefix + key: value})
   return flat
 
 
-def _anchored(name, data_dir, exclude, **_):
-  """What a run is told of its data relative to the working directory, for whoever reads its config from elsewhere."""
-  here = exclude if exclude is None or '://' in exclude else os.path.abspath(os.path.expanduser(exclude))
-  return {'data_dir': sources.data_dir_of(name, data_dir), 'exclude': here}
-
-
-def _fill_evaluator(name, keys):
-  path = f'evaluators.{name}.'
-  keys = _section(keys, path[:-1])
-  if 'kind' not in keys:
-    raise ValueError(f'{path}kind is missing; choose from {sorted(evaluators.EVALUATORS)}')
-  builder = choose(evaluators.EVALUATORS, str(keys['kind']), f'{path}kind')
-  rest = {key: value for key, value in keys.items() if key != 'kind'}
-  return dict(kind=keys['kind'], **_fill(Section(builder, EVALUATOR_GIVEN), rest, path))
-
-
-def _fill(section, values, path):
-  """The builder's defaults overlaid with `values`, all checked."""
-  values = _section(values, path[:-1])
-  function = _function(section.builder)
-  hints = typing.get_type_hints(function)
-  parameters = {name: p for name, p in inspect.signature(function).parameters.items()
-                if name not in ('self', *section.given)}
-  _reject_unknown(values, parameters, path)
-  filled = {}
-  for name, parameter in parameters.items():
-    if name not in values and parameter.default is parameter.empty:
-      raise ValueError(f'{path}{name} is missing ({_text(hints[name])})')
-    filled[name] = _check(values.get(name, _written(parameter.default, hints[name])), hints[name], path + name)
-  return filled
-
-
-def _section(values, name):
-  if not isinstance(values, dict):
-    raise ValueError(f'{name} is a section, a dict; got {values!r}')
-  return values
-
-
-def _reject_unknown(values, valid, path):
-  if unknown := sorted(map(str, set(values) - set(valid))):
-    names = ', '.join(path + name for name in unknown)
-    raise ValueError(f'unknown config key {names}; valid keys are {sorted(path + name for name in valid)}')
-
-
-def _written(default, annotation):
-  """A default as a config writes it: 50 steps as '50 steps'."""
-  if annotation not in (Steps, Interval):
-    return default
-  return f'{default:g} minutes' if isinstance(default, Minutes) else f'{default} steps'
-
-
-def _check(value, annotation, key):
-  """Returns the value, lists as tuples and durations as text; raises unless it is of the annotated type."""
-  if annotation in (Steps, Interval):
-    if isinstance(value, int) and not isinstance(value, bool):
-      raise ValueError(f"{key}: expected a duration such as '{value} steps', got {value!r}")
-    durations.parse(value, key, annotation)
-    return value
-  value = tuple(value) if isinstance(value, list) else value
-  value = {} if value is None and _may_be(dict, annotation) else value  # left out and empty are the same run
-  kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-  fits = isinstance(value, tuple(kinds)) or (float in kinds and isinstance(value, int))
-  if not fits or (isinstance(value, bool) and bool not in kinds):
-    raise ValueError(f'{key}: expected {_text(annotation)}, got {value!r}')
-  # 1 and 1.0 are the same run.
-  return float(value) if float in kinds and isinstance(value, int) and int not in kinds else value
-
-
-def _may_be(kind, annotation):
-  return kind in typing.get_args(annotation)
-
-
-def _function(builder):
-  """The function whose signature counts: a class's __init__ (an NNX module's own signature is *args, **kwargs)."""
-  return builder.__init__ if inspect.isclass(builder) else builder
-
-
-def _text(annotation):
-  return 'a duration' if annotation in (Steps, Interval) else getattr(annotation, '__name__', None) or str(annotation)
+def _prefixes(key: str) -> list[str]:
+  """Return 'a', 'a.b' and 'a.b.c' for 'a.b.c'."""
+  parts = key.split('.')
+  return ['.'.join(parts[:n + 1]) for n in range(len(parts))]

@@ -1,5 +1,7 @@
-"""Checkpoints: all that a run is, saved together by Orbax in the background and whole or not at all."""
+"""Checkpoints: everything a run needs to go on, saved by Orbax in the background, whole or not at all."""
+import dataclasses
 import time
+from typing import Any
 
 from absl import logging
 from etils import epath
@@ -8,125 +10,166 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from vit_jax.base.durations import Interval, Minutes
-
+from vit_jax.base.durations import Interval, Pace
+from vit_jax.base.errors import UserError
+from vit_jax.base.text import listing
+from vit_jax.rundir import migration
+from vit_jax.rundir.record import RunRecord
 
 ITEMS = ('state', 'run')
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  """Section `checkpoint` of a recipe.
+
+  Attributes:
+    every: steps or minutes between two checkpoints.
+    keep: how many of the latest to keep.
+    keep_best: how many of the best to keep as well; if any, every evaluated step is saved.
+    best: the metric that ranks them, larger is better.
+  """
+  every: Interval = Interval(10, 'minute')
+  keep: int = 1
+  keep_best: int = 0
+  best: str = 'test/accuracy'
+
+  def __post_init__(self):
+    if not self.every.number > 0:
+      raise UserError(f'checkpoint.every: must be longer than 0, got {self.every}')
+    for name, least in dict(keep=1, keep_best=0).items():
+      if getattr(self, name) < least:
+        raise UserError(f'checkpoint.{name}: must be at least {least}, got {getattr(self, name)}')
 
 
 class Checkpoints:
   """The checkpoints of one run.
 
   Args:
-    directory: where they are, one folder a step.
-    every: steps or minutes between two.
-    keep: how many of the latest to keep.
-    keep_best: how many of the best to keep besides; with it, every evaluated step is saved.
-    best: the metric that ranks them, larger is better.
-    read_only: look, and touch nothing: the run may be alive.
+    directory: one subdirectory per step.
+    config: when to save, what to keep.
+    pace: to count epochs in steps; needed for saving.
+    read_only: look, and change nothing: the run may be alive.
   """
 
-  def __init__(self, directory, *, every: Interval = Minutes(10), keep: int = 1, keep_best: int = 0,
-               best: str = 'test/accuracy', read_only: bool = False):
-    check_options(every, keep, keep_best)
-    policies = [checkpoint_managers.LatestN(keep)]
-    if keep_best:
-      policies.append(checkpoint_managers.BestN(
-          get_metric_fn=lambda metrics: metrics[best], n=keep_best, keep_checkpoints_without_metrics=False))
+  def __init__(self, directory: epath.Path, config: CheckpointConfig, pace: Pace | None = None, *,
+               read_only: bool = False):
+    policies: list[Any] = [checkpoint_managers.LatestN(config.keep)]
+    if config.keep_best:
+      policies.append(checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics[config.best], n=config.keep_best,
+                                                keep_checkpoints_without_metrics=False))
     self._manager = open_to_read(directory, item_names=ITEMS) if read_only else ocp.CheckpointManager(
-        epath.Path(directory), item_names=ITEMS,
-        options=ocp.CheckpointManagerOptions(
+        directory, item_names=ITEMS, options=ocp.CheckpointManagerOptions(
             # Without `best_fn` Orbax does not write the metrics, and a resumed run would not know which was the best.
-            best_fn=(lambda metrics: metrics[best]) if keep_best else None,
+            best_fn=(lambda metrics: metrics[config.best]) if config.keep_best else None,
             cleanup_tmp_directories=True,  # those of a run that was killed; a reader leaves them, the run may be alive
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies)))
-    self._every, self._keep_best, self._best = every, keep_best, best
+    self._config = config
+    self._every = None if config.every.minutes or pace is None else pace.steps(config.every)
     self._last_time = time.monotonic()
 
-  def due(self, step, *, at_log, evaluated):
-    """Whether to save now: the interval is over, or the step was evaluated and the best are kept.
+  def due(self, step: int, *, at_log: bool, evaluated: bool) -> bool:
+    """Return whether to save now: the interval is over, or the step was evaluated and the best are kept.
 
-    Times are looked at only where a line is logged (`at_log`), by process 0's clock, so that all processes agree.
+    Args:
+      step: just finished.
+      at_log: whether metrics were logged at it. Wall-clock intervals are checked only then, by process 0's clock, so
+        that all processes agree.
+      evaluated: whether it was evaluated.
     """
-    if evaluated and self._keep_best:
+    if evaluated and self._config.keep_best:
       return True
-    if not isinstance(self._every, Minutes):
+    if self._every is not None:
       return step % self._every == 0
-    return at_log and _process_0_says(time.monotonic() - self._last_time >= 60 * self._every)
+    minutes = self._config.every.minutes or 0.0
+    return at_log and _broadcast_from_process_0(time.monotonic() - self._last_time >= 60 * minutes)
 
-  def save(self, step, state, run, metrics=None):
-    """Starts saving `state` (see `parallel`, `fetch`) and `run` (JSON); an error of the last save is raised here."""
-    if self._keep_best and metrics is not None and self._best not in metrics:
-      raise ValueError(f'checkpoint.best={self._best!r} is not measured; there are {sorted(metrics)}')
-    self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), run=ocp.args.JsonSave(run)),
-                       metrics=metrics if self._keep_best else None)
-    self._last_time = time.monotonic()
-
-  def latest(self):
-    """The step of the latest whole checkpoint, or None."""
-    return self._manager.latest_step()
-
-  def steps(self):
-    """The steps of all checkpoints, ascending."""
-    return sorted(self._manager.all_steps())
-
-  def restore(self, step, abstract_state):
-    """Returns (state, run) of a step.
+  def save(self, step: int, state: Any, record: RunRecord, metrics: dict[str, float] | None = None) -> None:
+    """Start saving; an error of the previous save is raised here.
 
     Args:
       step: of the checkpoint.
-      abstract_state: tree of jax.ShapeDtypeStruct; what has a sharding becomes a jax array that lies so, however it lay
-        when it was saved, and what has none a NumPy array.
+      state: as `Strategy.fetch` returns it.
+      record: what to store beside it.
+      metrics: of the step if it was evaluated.
     """
-    how = jax.tree.map(_restore_args, abstract_state)
+    if self._config.keep_best and metrics is not None and self._config.best not in metrics:
+      raise UserError(f'checkpoint.best: unknown {self._config.best!r}; choose from {sorted(metrics)}')
+    self._manager.save(step, metrics=metrics if self._config.keep_best else None, args=ocp.args.Composite(
+        state=ocp.args.PyTreeSave(state), run=ocp.args.JsonSave(record.to_json())))
+    self._last_time = time.monotonic()
+
+  def latest(self) -> int | None:
+    """Return the step of the latest whole checkpoint, or None."""
+    return self._manager.latest_step()
+
+  def steps(self) -> list[int]:
+    """Return the steps of all checkpoints, ascending."""
+    return sorted(self._manager.all_steps())
+
+  def restore(self, step: int, abstract_state: Any) -> tuple[Any, RunRecord]:
+    """Read a checkpoint, of this version or an older one.
+
+    Args:
+      step: of the checkpoint.
+      abstract_state: tree of jax.ShapeDtypeStruct; leaves with a sharding become jax arrays with that sharding, however
+        they were sharded when they were saved, leaves without one NumPy arrays.
+
+    Raises:
+      UserError: the checkpoint cannot be read.
+    """
     try:
+      stored = migration.stored_form(abstract_state, self._manager.item_metadata(step)['state'].tree)
       restored = self._manager.restore(step, args=ocp.args.Composite(
-          state=ocp.args.PyTreeRestore(abstract_state, restore_args=how), run=ocp.args.JsonRestore()))
+          state=ocp.args.PyTreeRestore(stored, restore_args=jax.tree.map(_restore_args, stored), partial_restore=True),
+          run=ocp.args.JsonRestore()))
     except Exception as error:  # Orbax and TensorStore raise many kinds
       others = [other for other in self.steps() if other != step]
-      raise ValueError(f'the checkpoint of step {step} in {self._manager.directory} cannot be read: '
-                       f'{str(error)[:300]}\nRemove the folder {step} to go on from '
-                       + (f'step {others[-1]}' if others else 'the beginning')) from error
-    return restored['state'], restored['run']
+      raise UserError(f'{self._manager.directory / str(step)}: cannot read this checkpoint: {str(error)[:300]}\n'
+                      f'Remove the directory {step} to resume from '
+                      + (f'step {others[-1]}' if others else 'the beginning')) from error
+    return migration.current_form(restored['state'], abstract_state), RunRecord.from_json(restored['run'])
 
-  def wait(self):
-    """Waits for the save under way, raising its error."""
+  def wait(self) -> None:
+    """Wait for the save in progress and raise its error."""
     self._manager.wait_until_finished()
 
-  def close(self):
-    """Waits for the save under way, raising its error, and ends."""
+  def close(self) -> None:
+    """Wait for the save in progress, raise its error, and end."""
     self._manager.wait_until_finished()
     self._manager.close()
 
 
-def open_to_read(directory, **arguments):
-  """Orbax's manager of a folder of checkpoints that it leaves as it is."""
+def open_to_read(directory: epath.Path, **arguments: Any) -> ocp.CheckpointManager:
+  """Return Orbax's manager of a directory of checkpoints that it leaves as it is."""
   before = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)  # Orbax warns of every option that follows from read_only
   try:
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    return ocp.CheckpointManager(epath.Path(directory), options=options, **arguments)
+    return ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True), **arguments)
   finally:
     logging.set_verbosity(before)
 
 
-def check_options(every, keep, keep_best):
-  """Raises ValueError for an interval or a number of checkpoints that makes no sense."""
-  if not every > 0:
-    raise ValueError(f'checkpoint.every must be longer than 0, got {every}')
-  if keep < 1:
-    raise ValueError(f'checkpoint.keep must be at least 1, got {keep}')
-  if keep_best < 0:
-    raise ValueError(f'checkpoint.keep_best must be at least 0, got {keep_best}')
+def pick_step(steps: list[int], step: int | None, where: object) -> int:
+  """Return which of the steps of a run's checkpoints to read; None is the latest.
+
+  Raises:
+    UserError: there is no such checkpoint.
+  """
+  if not steps:
+    raise UserError(f'{where}: has no checkpoint yet')
+  if step is not None and step not in steps:
+    raise UserError(f'{where}: has no checkpoint of step {step}; there are {listing(steps)}')
+  return steps[-1] if step is None else step
 
 
-def _restore_args(leaf):
+def _restore_args(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
   if leaf.sharding is None:
     return ocp.RestoreArgs(restore_type=np.ndarray)
   return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
 
 
-def _process_0_says(answer):
+def _broadcast_from_process_0(answer: bool) -> bool:
   if jax.process_count() == 1:
     return answer
   from jax.experimental import multihost_utils

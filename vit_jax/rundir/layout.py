@@ -1,0 +1,98 @@
+"""Run directories: which files are where, and reading the small ones."""
+from collections.abc import Iterator
+import json
+import os
+from typing import Any
+
+from etils import epath
+
+from vit_jax.base import files
+from vit_jax.base.errors import MissingFileError, UserError
+
+
+class RunDir:
+  """The directory of one training run, local or on an object store.
+
+  Args:
+    path: as the user gave it; `~` and relative paths are resolved here.
+  """
+
+  def __init__(self, path: files.PathLike):
+    if not os.fspath(path):
+      raise UserError('workdir: empty; name a directory, such as --workdir=runs/digits')
+    self.path: epath.Path = files.expand(path)
+
+  def __str__(self) -> str:
+    return os.fspath(self.path)
+
+  @property
+  def config_path(self) -> epath.Path:
+    """The config of the run, every key, as JSON."""
+    return self.path / 'config.json'
+
+  @property
+  def metrics_path(self) -> epath.Path:
+    """Metrics, one JSON object per line."""
+    return self.path / 'metrics.jsonl'
+
+  @property
+  def tensorboard_path(self) -> epath.Path:
+    """TensorBoard event files."""
+    return self.path / 'tensorboard'
+
+  @property
+  def checkpoints_path(self) -> epath.Path:
+    """Checkpoints, one directory per step."""
+    return self.path / 'checkpoints'
+
+  def has_config(self) -> bool:
+    """Return whether a run wrote its config here."""
+    return self.config_path.exists()
+
+  def has_checkpoint(self) -> bool:
+    """Return whether there is a checkpoint, whole or not: only then is there something to lose."""
+    folder = self.checkpoints_path
+    return folder.exists() and any(child.name.isdigit() for child in folder.iterdir())
+
+  def is_run(self) -> bool:
+    """Return whether this is the directory of a run that has saved something."""
+    return self.has_config() and self.checkpoints_path.is_dir()
+
+  def read_config(self) -> dict[str, Any]:
+    """Return the config of the run as it was written.
+
+    Raises:
+      MissingFileError: there is none.
+      UserError: the file is damaged.
+    """
+    try:
+      config = json.loads(self.config_path.read_text())
+    except FileNotFoundError as error:
+      raise MissingFileError(f'{self}: not the directory of a run: there is no {self.config_path}') from error
+    except ValueError as error:
+      raise self._damaged(str(error)) from error
+    if not isinstance(config, dict):
+      raise self._damaged('expected a JSON object')
+    return config
+
+  def write_config(self, config: dict[str, Any]) -> None:
+    """Write the config of the run, whole or not at all.
+
+    Raises:
+      FileError: it cannot be written.
+    """
+    files.write(self.config_path, json.dumps(config, indent=2, sort_keys=True) + '\n', 'the config; choose another --workdir')
+
+  def read_metrics(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (line, what it says) of the metrics file, without a last line that is only half there."""
+    text = self.metrics_path.read_text() if self.metrics_path.exists() else ''
+    for line in text.splitlines(keepends=True):
+      if line.endswith('\n'):
+        yield line, json.loads(line)
+
+  def metrics_at(self, step: int) -> dict[str, Any]:
+    """Return all that the run logged at a step, {name: value}."""
+    return {name: value for _, values in self.read_metrics() if values['step'] == step for name, value in values.items()}
+
+  def _damaged(self, why: str) -> UserError:
+    return UserError(f'{self.config_path}: damaged: {why}; checkpoints hold a copy, in CHECKPOINT/run/metadata: put it back')

@@ -1,0 +1,45 @@
+"""The run record: what a checkpoint stores beside the state, for those who load the model later."""
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+  """What a checkpoint says of its run.
+
+  Attributes:
+    config: the run's config as plain values.
+    class_names: one name per logit.
+    channels: of the images.
+    examples: of the training split.
+    fingerprint: of the training records; changes if an index would mean another record.
+    image_size: (rows, columns) in pixels.
+    versions: {package: version}.
+    position: of the data loader, None before the first batch.
+    metrics: {name: value} of the last evaluation.
+  """
+  config: dict[str, Any]
+  class_names: tuple[str, ...]
+  channels: int
+  examples: int
+  fingerprint: str
+  image_size: tuple[int, int]
+  versions: dict[str, str]
+  position: dict[str, int] | None = None
+  metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+
+  def to_json(self) -> dict[str, Any]:
+    """Return the record as plain values; `from_json` gives it back."""
+    values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    return {_KEYS.get(name, name): list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+  @classmethod
+  def from_json(cls, values: dict[str, Any]) -> 'RunRecord':
+    """Read a record, of this version or an older one."""
+    found = {field.name: values[_KEYS.get(field.name, field.name)] for field in dataclasses.fields(cls)
+             if _KEYS.get(field.name, field.name) in values}
+    return cls(**dict(found, class_names=tuple(found['class_names'] or ()), image_size=tuple(found['image_size'])))
+
+
+# Names in the files of version 0.1, which stay.
+_KEYS = {'fingerprint': 'numbering'}
