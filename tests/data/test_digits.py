@@ -56,7 +56,7 @@ def test_preparing_again_gives_the_same_records(data_dir, tmp_path):
 
 
 def test_processes_may_prepare_at_once(tmp_path):
-  program = 'import sys; from vit_jax.data import digits; digits.prepare(sys.argv[1])'
+  program = 'import sys; from vit_jax.data.sources import digits; digits.prepare(sys.argv[1])'
   racers = [subprocess.Popen([sys.executable, '-c', program, str(tmp_path)]) for _ in range(2)]
   assert [racer.wait() for racer in racers] == [0, 0]
   assert [path.name for path in (tmp_path / 'digits').iterdir()] == ['1.0.0']
@@ -84,7 +84,7 @@ def test_other_failures_to_prepare_surface(tmp_path):
 
 
 def test_input_side_loads_no_tensorflow_and_no_framework():
-  program = ('import sys; from vit_jax.data import sources, decode, augment; '
+  program = ('import sys; from vit_jax.data.sources import registry; from vit_jax.data.transforms import spec; '
              'print(sorted({"tensorflow", "torch", "jax", "flax", "sklearn"} & set(sys.modules)))')
   result = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True,
                           check=True)

@@ -9,7 +9,7 @@ import pytest
 import simplejpeg
 
 from tests.conftest import encode
-from tests.test_data_decode import TURNS
+from tests.data.test_decode import TURNS
 from vit_jax.data.images import decode
 from vit_jax.data.images import jpeg
 from vit_jax.data.transforms.spec import parse
