@@ -247,7 +247,7 @@ BAD = {
     'best metric': ({'checkpoint.keep_best': 1, 'checkpoint.best': 'test/acc'}, "'test/acc' is not measured; choose from .*'test/accuracy'"),
     'learning rate': ({'optim.peak_lr': float('nan')}, 'optim.peak_lr must be at least 0, got nan'),
     'clipping': ({'optim.clip_norm': -1.0}, 'optim.clip_norm must be positive'),
-    'std': ({'normalization.std': 0.0}, 'normalization.std must be positive'),
+    'std': ({'normalization.std': 0.0}, 'normalization.std: must be positive'),
     'seed': ({'seed': -1}, 'seed must be in'),
     'weights': ({'objective.class_weights': (1.0, 2.0)}, 'class_weights: expected 10 numbers'),
     'resize': ({'transfer.resize': 'cubic'}, "unknown transfer.resize 'cubic'"),

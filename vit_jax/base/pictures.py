@@ -1,78 +1,79 @@
-"""Many small pictures with captions on one: rows of cells."""
-
-import os
-import pathlib
+"""Contact sheets: rows of small pictures with captions, drawn as one image."""
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vit_jax.base import files
+from vit_jax.base.errors import UserError
+
+Cell = tuple[np.ndarray, str]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 _GAP = 6
-_SMALLEST = 96  # Pixels that a picture is at least wide; smaller ones are enlarged, pixels as squares.
-_LINE = 15
+_MIN_WIDTH = 96  # Pixels; narrower pictures are enlarged by a whole factor, without smoothing.
+_LINE_HEIGHT = 15
 _BACKGROUND, _INK = (255, 255, 255), (30, 30, 30)
 
+_FORMATS = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG'}
 
-def draw(rows, titles=()):
-  """Draws a sheet.
+
+def draw(rows: Sequence[Sequence[Cell | None]], titles: Sequence[str] = ()) -> Image.Image:
+  """Draw a contact sheet.
 
   Args:
-    rows: lists of cells, (picture, caption): (H, W, 1 or 3) uint8 and text whose lines stand below the picture; or
-      None, an empty cell.
-    titles: of the columns, above them; or none.
+    rows: lists of cells (picture, caption): (H, W, 1 or 3) uint8, and text that is printed below the picture; None is
+      an empty cell.
+    titles: column headings; may be empty.
 
   Returns:
     An RGB Pillow image.
   """
   font = ImageFont.load_default(size=12)
-  rows = [[cell and (_enlarged(cell[0]), cell[1]) for cell in row] for row in rows]
-  everything = [picture for row in rows for picture, _ in filter(None, row)]
-  width = max(picture.width for picture in everything)
-  lines = max(len(caption.splitlines()) for row in rows for _, caption in filter(None, row))
-  height = max(picture.height for picture in everything) + lines * _LINE
-  top = _LINE + _GAP if titles else _GAP
-  columns = max(map(len, rows))
-  sheet = Image.new('RGB', (_GAP + columns * (width + _GAP), top + len(rows) * (height + _GAP)), _BACKGROUND)
+  grid = [[cell and (_enlarge(cell[0]), cell[1]) for cell in row] for row in rows]
+  cells = [cell for row in grid for cell in row if cell]
+  width = max(picture.width for picture, _ in cells)
+  lines = max(len(caption.splitlines()) for _, caption in cells)
+  height = max(picture.height for picture, _ in cells) + lines * _LINE_HEIGHT
+  top = _LINE_HEIGHT + _GAP if titles else _GAP
+  columns = max(map(len, grid))
+  sheet = Image.new('RGB', (_GAP + columns * (width + _GAP), top + len(grid) * (height + _GAP)), _BACKGROUND)
   pen = ImageDraw.Draw(sheet)
-  place = lambda row, column: (_GAP + column * (width + _GAP), top + row * (height + _GAP))
+  left = lambda column: _GAP + column * (width + _GAP)
   for column, title in enumerate(titles):
-    pen.text((place(0, column)[0], _GAP // 2), _fitted(title, width, font), _INK, font)
-  for i, row in enumerate(rows):
-    for j, (picture, caption) in ((j, cell) for j, cell in enumerate(row) if cell):
-      x, y = place(i, j)
-      sheet.paste(picture, (x, y))
-      pen.text((x, y + picture.height), _fitted(caption, width, font), _INK, font, spacing=2)
+    pen.text((left(column), _GAP // 2), _shorten(title, width, font), _INK, font)
+  for i, row in enumerate(grid):
+    y = top + i * (height + _GAP)
+    for j, cell in enumerate(row):
+      if cell:
+        picture, caption = cell
+        sheet.paste(picture, (left(j), y))
+        pen.text((left(j), y + picture.height), _shorten(caption, width, font), _INK, font, spacing=2)
   return sheet
 
 
-def save(sheet, path):
-  """Writes a PNG or JPEG, by the name's end, aside, and then gives it its name; folders are made.
+def save(sheet: Image.Image, path: files.PathLike) -> None:
+  """Write a picture as PNG or JPEG, by the suffix of `path`, whole or not at all; missing folders are made.
 
   Raises:
-    ValueError: a name that ends otherwise.
-    OSError: it cannot be written there.
+    UserError: another suffix.
+    FileError: the file cannot be written.
   """
-  path = pathlib.Path(path).expanduser()
-  if path.suffix.lower() not in ('.png', '.jpg', '.jpeg'):
-    raise ValueError(f'expected a picture to end with .png, .jpg or .jpeg, got {str(path)!r}')
-  aside = path.with_name(f'.{os.getpid()}.{path.name}')
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(aside)
-    aside.replace(path)
-  except OSError as error:
-    raise OSError(f'cannot write the picture {path}: {error}; choose another place') from error
-  finally:
-    aside.unlink(missing_ok=True)
+  target = files.expand(path)
+  if target.suffix.lower() not in _FORMATS:
+    raise UserError(f'{path}: a picture's name must end in .png, .jpg or .jpeg')
+  with files.replacing(target, 'the picture') as aside, aside.open('wb') as file:
+    sheet.save(file, _FORMATS[target.suffix.lower()])
 
 
-def _enlarged(picture: np.ndarray) -> Image.Image:
+def _enlarge(picture: np.ndarray) -> Image.Image:
   image = Image.fromarray(picture[:, :, 0] if picture.shape[-1] == 1 else picture).convert('RGB')
-  times = -(-_SMALLEST // image.width)
-  return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+  factor = -(-_MIN_WIDTH // image.width)
+  return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
-def _fitted(caption, width, font):
-  """Cuts lines off where they are wider than a picture."""
+def _shorten(caption: str, width: int, font: Font) -> str:
+  """Return the caption with every line that is wider than `width` pixels cut and ended with an ellipsis."""
   lines = []
   for line in caption.split('\n'):
     shown = line

@@ -1,5 +1,36 @@
-"""How an image becomes what a model was trained to see; travels with the model."""
+"""How an encoded image becomes a model's input; saved with every checkpoint and every exported model."""
 import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax.base.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalization:
+  """Map from uint8 0..255 to float32, `(x / 255 - mean) / std`; the default gives the paper's [-1, 1].
+
+  Attributes:
+    mean: one number for all channels, or one per channel.
+    std: likewise; positive.
+
+  >>> Normalization(std=0.0)
+  Traceback (most recent call last):
+  vit_jax.base.errors.UserError: normalization.std: must be positive; got 0.0
+  """
+  mean: float | tuple = 0.5
+  std: float | tuple = 0.5
+
+  def __post_init__(self):
+    for number in self.std if isinstance(self.std, (tuple, list)) else [self.std]:
+      if not number > 0:
+        raise UserError(f'normalization.std: must be positive; got {self.std}')
+
+  def __call__(self, images: jax.Array) -> jax.Array:
+    """Return (B, rows, columns, channels) uint8 images as float32."""
+    mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
+    return (images.astype(jnp.float32) / 255.0 - mean) / std
 
 
 @dataclasses.dataclass(frozen=True)
@@ -7,10 +38,10 @@ class Preprocessing:
   """What happens to an image before a model sees it.
 
   Attributes:
-    transform: chain of image transforms that gives the model's image size, see `data.spec`: 'resize' squashes,
-      'resize_small(256)|central_crop' keeps the aspect.
-    mean: subtracted after scaling to 0..1; a number, or one for each channel.
-    std: divided by then; likewise.
+    transform: chain of image transforms that gives the model's image size, see `data.transforms.spec`: 'resize' changes
+      the aspect ratio, 'resize_small(256)|central_crop' keeps it.
+    mean: subtracted after scaling to 0..1; one number, or one per channel.
+    std: divided by after that; likewise.
   """
   transform: str = 'resize'
   mean: float | tuple = 0.5

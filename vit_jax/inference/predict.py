@@ -12,7 +12,7 @@ from PIL import Image
 from vit_jax.base.choices import choose
 from vit_jax.data.images import decode
 from vit_jax.data.transforms import spec
-from vit_jax.base.normalization import Normalization
+from vit_jax.base.preprocessing import Normalization
 
 _THREADS = 4  # that read and decode; the model computes meanwhile
 

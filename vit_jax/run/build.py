@@ -12,7 +12,7 @@ from vit_jax.base import platform
 from vit_jax.pretrained import transfer
 from vit_jax.data.loading.dataset import Dataset
 from vit_jax.models.vit import VisionTransformer
-from vit_jax.base.normalization import Normalization
+from vit_jax.base.preprocessing import Normalization
 from vit_jax.objectives import batch_mixing as mix
 from vit_jax.training import optim
 from vit_jax.distributed import strategy as parallel
