@@ -14,7 +14,6 @@ from configs import common
 from vit_jax.run import config as config_lib
 from vit_jax import evaluators
 from vit_jax import train
-from vit_jax.data.loading import dataset
 from vit_jax.data.sources import registry as sources
 from vit_jax.objectives import batch_mixing as mix
 from vit_jax.distributed import batch_split as shares
@@ -64,7 +63,7 @@ def no_data(monkeypatch):
     length = SIZES.get((name, split), 1000)
     return sources.Source(Unread(length), name=name, split=split, channels=3 if name in CLASSES else 1,
                           class_names=[str(n) for n in range(CLASSES.get(name, 10))])
-  monkeypatch.setattr(dataset.sources, 'open_source', open_source)
+  monkeypatch.setattr(sources, 'open_source', open_source)
 
 
 @pytest.mark.parametrize('name, argument', CASES)

@@ -49,6 +49,8 @@ def plan(config, topology=None, *, num_classes=None, search=False, say=lambda te
 def _facts(config, num_classes):
   """Facts of the training data, if need be from the data itself."""
   import dataclasses
+  from vit_jax.base import sections
+  from vit_jax.data.loading.config import DataConfig
   from vit_jax.data.loading.dataset import Dataset
   from vit_jax.data.sources.info import Facts, FACTS
   known = FACTS.get(config.data.name)
@@ -57,7 +59,7 @@ def _facts(config, num_classes):
     known = dataclasses.replace(known or Facts(1_000_000, 0, 3), num_classes=num_classes)
   elif known is None:
     try:
-      known = Dataset(config.seed, 0, 1, **config.data.to_dict()).source.facts
+      known = Dataset(sections.read(DataConfig, config.data.to_dict(), 'data'), config.seed).source.facts
     except (ValueError, OSError) as error:
       raise type(error)(f'{error}\nA plan needs no data if it knows the classes: --num_classes=N') from error
   return dataclasses.replace(known, channels=config.data.channels or known.channels)

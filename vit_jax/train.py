@@ -200,7 +200,7 @@ def _greeting(parts, workdir, start):
       f'batch       {config.data.batch_size} global, {per_device} a device, in {parts.accumulate} micro-batch(es)',
       f'data        {config.data.name} {config.data.train_split}: {len(parts.data.source):,} examples, '
       f'{parts.data.source.num_classes} classes',
-      f'input       {parts.data.describe_feeding()}',
+      f'input       {parts.data.describe_loading()}',
       f'parameters  {parts.num_params:,}',
       f'steps       {parts.train.duration:,}' + (f', going on after step {start:,}' if start else ''),
       f'workdir     {workdir}']

@@ -5,6 +5,7 @@ from tests.conftest import encode
 from vit_jax.data.sources import arrays
 from vit_jax.data.images import decode
 from vit_jax.data.sources import registry as sources
+from vit_jax.data.loading.config import DataConfig
 from vit_jax.data.loading.dataset import Dataset
 
 
@@ -58,7 +59,7 @@ def test_classes_are_counted_over_all_splits(tmp_path):
 
 
 def test_a_run_reads_them(cats):
-  data = Dataset(0, 0, 1, name=f'npz:{cats}', batch_size=4, image_size=(7, 5), train_transform='resize')
+  data = Dataset(DataConfig(name=f'npz:{cats}', batch_size=4, image_size=(7, 5), train_transform='resize'), seed=0)
   batch = next(iter(data.train_batches()))
   whole = np.load(cats)
   np.testing.assert_array_equal(batch['image'], whole['train_images'][batch['id']])

@@ -14,6 +14,7 @@ from vit_jax.data.audit import near
 from vit_jax.data.audit import perceptual
 from vit_jax.data.audit import scan as scan_lib
 from vit_jax.data.sources import registry as sources
+from vit_jax.data.loading.config import DataConfig
 from vit_jax.data.loading.dataset import Dataset
 
 
@@ -93,8 +94,8 @@ def test_report_and_files(planted, tmp_path, capsys):
 
 
 def dataset(path, exclude_list, **options):
-  options = dict(batch_size=4, image_size=8, train_transform='resize') | options
-  return Dataset(0, 0, 1, name=f'folder:{path}', exclude=str(exclude_list), **options)
+  options = dict(batch_size=4, image_size=(8, 8), train_transform='resize') | options
+  return Dataset(DataConfig(name=f'folder:{path}', exclude=str(exclude_list), **options), seed=0)
 
 
 def test_training_leaves_out_what_is_listed(planted, tmp_path, caplog):

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import encode, fake_source
-from tests.test_data_pipeline import assert_same, evaluate, take, train
+from tests.data.test_pipeline import assert_same, evaluate, take, train
 from vit_jax.data.loading import feeding
+from vit_jax.data.loading.config import DataConfig
 from vit_jax.data.sources import registry as sources
 from vit_jax.data.loading.dataset import Dataset
 from vit_jax.data.loading.examples import Examples
@@ -110,12 +111,12 @@ def test_other_ends_of_a_worker_say_what_they_are(records, error, message):
 def test_arrays_are_not_copied_to_workers(tmp_path):
   np.savez(tmp_path / 'a.npz', images=np.zeros((4, 8, 8), np.uint8), labels=np.arange(4))
   with pytest.raises(ValueError, match='npz: arrays are in the memory of this process.*data.threads'):
-    Dataset(0, 0, 1, name=f'npz:{tmp_path}/a.npz', train_split='all', batch_size=4, image_size=8, workers=2)
+    DataConfig(name=f'npz:{tmp_path}/a.npz', train_split='all', batch_size=4, image_size=(8, 8), workers=2)
 
 
 @LINUX
 def test_workers_end_with_a_parent_that_is_killed():
-  code = ('import time; from tests.test_data_pipeline import take, train; from tests.conftest import fake_source\n'
+  code = ('import time; from tests.data.test_pipeline import take, train; from tests.conftest import fake_source\n'
           "take(train(fake_source(64), batch_size=64, workers=2), 2); print('drawn', flush=True); time.sleep(60)")
   parent = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
   assert parent.stdout.readline() == 'drawn\n'
@@ -158,12 +159,12 @@ def test_what_is_made_ahead_is_bounded_and_told(data_dir):
     (dict(threads=1), r'1 thread, 2 batches ahead \(0\.0 MiB\)'), (dict(workers=2), r'2 worker processes, 2 batches ahead .*'),
     (dict(threads=0), r'0 threads, 0 batches ahead \(0\.0 MiB\)'), (dict(threads=9), r'9 threads, 4 batches ahead .*')])
 def test_how_batches_are_made_is_told(options, expected, data_dir):
-  data = Dataset(0, 0, 1, name='digits', batch_size=48, image_size=16, data_dir=data_dir, **options)
-  assert re.fullmatch(expected, data.describe_feeding())
+  data = Dataset(DataConfig(name='digits', batch_size=48, image_size=(16, 16), data_dir=data_dir, **options), seed=0)
+  assert re.fullmatch(expected, data.describe_loading())
 
 
 def test_copies_lengthen_the_epoch(data_dir):
-  data = Dataset(0, 0, 1, name='digits', batch_size=48, image_size=8, data_dir=data_dir, repeats=3)
+  data = Dataset(DataConfig(name='digits', batch_size=48, image_size=(8, 8), data_dir=data_dir, repeats=3), seed=0)
   assert data.examples_per_epoch == 3 * 1497
   batch = next(iter(data.train_batches()))
   assert len(np.unique(batch['id'])) == 16

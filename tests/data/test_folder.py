@@ -13,6 +13,7 @@ from vit_jax.data.images import decode
 from vit_jax.data.sources import folder
 from vit_jax.data.loading import pipeline
 from vit_jax.data.sources import registry as sources
+from vit_jax.data.loading.config import DataConfig
 from vit_jax.data.loading.dataset import Dataset
 
 
@@ -215,7 +216,7 @@ def test_names_relative_to_data_dir(flowers):
 
 def dataset(path, **options):
   options = dict(name=f'folder:{path}', batch_size=8, image_size=(6, 5), train_transform='resize') | options
-  return Dataset(0, 0, 1, **options)
+  return Dataset(DataConfig(**options), seed=0)
 
 
 def spoil(path):
@@ -313,8 +314,8 @@ def test_flat_folders_name_their_records(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('options, message', [
-    ({'corrupt': 'ignore'}, r"unknown data.corrupt 'ignore'; choose from \['error', 'skip'\]"),
-    ({'channels': 4}, r'unknown data.channels 4; choose from \[None, 1, 3\]')])
+    ({'corrupt': 'ignore'}, r"data.corrupt: unknown 'ignore'; choose from \['error', 'skip'\]"),
+    ({'channels': 4}, r'data.channels: unknown 4; choose from \[None, 1, 3\]')])
 def test_bad_choices(flowers, options, message):
   with pytest.raises(ValueError, match=message):
     dataset(flowers, **options)
@@ -323,5 +324,5 @@ def test_bad_choices(flowers, options, message):
 def test_channels_override(flowers, data_dir):
   batch = next(iter(dataset(flowers, channels=1).eval_batches('val', 2)))
   assert batch['image'].shape == (2, 6, 5, 1)
-  digits = Dataset(0, 0, 1, name='digits', data_dir=data_dir, batch_size=2, image_size=8, channels=3)
+  digits = Dataset(DataConfig(name='digits', data_dir=data_dir, batch_size=2, image_size=(8, 8), channels=3), seed=0)
   assert next(iter(digits.train_batches()))['image'].shape == (2, 8, 8, 3)

@@ -7,6 +7,7 @@ import pytest
 from tests.conftest import encode, fake_source
 from vit_jax.data.loading import examples
 from vit_jax.data.loading import pipeline
+from vit_jax.data.loading.config import DataConfig
 from vit_jax.data.sources import registry as sources
 from vit_jax.data.loading.dataset import Dataset
 from vit_jax.training.step import hash_examples
@@ -322,18 +323,18 @@ def test_a_data_set_from_disk(data_dir):
 def test_a_split_that_does_not_fit_the_model_is_refused_before_training(tmp_path):
   grey, colour = np.zeros((4, 8, 8), np.uint8), np.zeros((2, 8, 8, 3), np.uint8)
   np.savez(tmp_path / 'a.npz', train_images=grey, train_labels=np.arange(4), test_images=colour, test_labels=[0, 1])
-  options = dict(name=f'npz:{tmp_path}/a.npz', batch_size=4, image_size=8, train_transform='resize')
+  options = dict(name=f'npz:{tmp_path}/a.npz', batch_size=4, image_size=(8, 8), train_transform='resize')
   with pytest.raises(ValueError, match='test of npz:.* built for train with channels=1 and 4 classes, .*'
                                        'got channels=3 and 4 classes, .*--config.data.channels'):
-    Dataset(0, 0, 1, **options).eval_batches('test', 2)
+    Dataset(DataConfig(**options), seed=0).eval_batches('test', 2)
   for channels in (1, 3):
-    batch, = Dataset(0, 0, 1, channels=channels, **options).eval_batches('test', 2)
+    batch, = Dataset(DataConfig(channels=channels, **options), seed=0).eval_batches('test', 2)
     assert batch['image'].shape == (2, 8, 8, channels)
 
 
 def test_classes_of_the_split_to_evaluate(monkeypatch):
   splits = dict(train=fake_source(4), test=fake_source(4, num_classes=3))
-  monkeypatch.setattr('vit_jax.data.sources.open_source', lambda name, split, data_dir: splits[split])
-  data = Dataset(0, 0, 1, name='fake', batch_size=4, image_size=8, train_transform='resize')
+  monkeypatch.setattr(sources, 'open_source', lambda name, split, data_dir: splits[split])
+  data = Dataset(DataConfig(name='fake', batch_size=4, image_size=(8, 8), train_transform='resize'), seed=0)
   with pytest.raises(ValueError, match='4 classes, one class an image; got channels=3 and 3 classes'):
     data.eval_batches('test', 2)
