@@ -16,33 +16,56 @@ A strategy is built for some devices (None: those that jax has) and has
   abstract_batch(batch): likewise of a global batch, arrays (B, …).
   gather(tree): inside a compiled function, arrays of all examples, (B, …), from those of the examples it sees.
 """
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+import jax
+
 from vit_jax.base.choices import choose
+from vit_jax.base.errors import UserError
 from vit_jax.distributed.mesh import Mesh
 from vit_jax.distributed.pmap import Pmap
 
 
-def build(devices=None, *, strategy: str = 'pmap', data: int = -1, fsdp: int = 1, tensor: int = 1):
-  """Builds a strategy.
+@dataclasses.dataclass(frozen=True)
+class ParallelConfig:
+  """Section `parallel` of a recipe: how a step is spread over devices.
+
+  Attributes:
+    strategy: a name of `STRATEGIES`: 'pmap', every device holds the whole state, or 'mesh', which shards it.
+    data: for 'mesh', number of groups of devices that each hold the whole state; -1 is what the other axes leave.
+    fsdp: for 'mesh', devices that share one copy of the state, each with its own examples; or -1.
+    tensor: for 'mesh', devices that share the heads and the hidden MLP features of each example; or -1.
+  """
+  strategy: str = 'pmap'
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+  def __post_init__(self):
+    choose(STRATEGIES, self.strategy, 'parallel.strategy')
+    if self.strategy == 'pmap' and (self.data, self.fsdp, self.tensor) != (-1, 1, 1):
+      raise UserError(f'parallel: data={self.data}, fsdp={self.fsdp}, tensor={self.tensor} need '
+                      "--config.parallel.strategy=mesh; got 'pmap'")
+
+
+def build(config: ParallelConfig, devices: Sequence[jax.Device] | None = None) -> Any:
+  """Build a strategy.
 
   Args:
+    config: which strategy, and the axes of its mesh.
     devices: all devices of the run, also those of a TPU topology that is not there; None takes what jax finds.
-    strategy: a name of `STRATEGIES`: 'pmap', every device holds the whole state, or 'mesh', which cuts it.
-    data: of 'mesh', the number of groups of devices that each hold the whole state; -1 is what the others leave.
-    fsdp: of 'mesh', how many devices share one copy of the state, each with examples of its own; or -1.
-    tensor: of 'mesh', how many devices share the heads and the hidden MLP features of each example; or -1.
 
   Raises:
-    ValueError: an unknown strategy, or a mesh that is not of as many devices as there are.
+    UserError: a mesh of another number of devices than there are.
   """
-  kind = choose(STRATEGIES, strategy, 'parallel.strategy')
-  if kind is Mesh:
-    return Mesh(devices, data=data, fsdp=fsdp, tensor=tensor)
-  if (data, fsdp, tensor) != (-1, 1, 1):
-    raise ValueError(f'parallel.data={data}, parallel.fsdp={fsdp}, parallel.tensor={tensor} need '
-                     f"--config.parallel.strategy=mesh; it is {strategy!r}")
-  return kind(devices)
+  if config.strategy == 'mesh':
+    return Mesh(devices, data=config.data, fsdp=config.fsdp, tensor=config.tensor)
+  return Pmap(devices)
 
 
+Strategy = Any
 STRATEGIES = {
     'mesh': Mesh,
     'pmap': Pmap,
@@ -50,4 +73,4 @@ STRATEGIES = {
 
 # For a run of many devices that is evaluated on few. Cut over all of them, the state takes as little of each as it can;
 # a model that they do not divide lies whole on each.
-FOR_EVALUATION = (dict(strategy='mesh', data=1, fsdp=-1, tensor=1), dict(strategy='pmap'))
+FOR_EVALUATION = (ParallelConfig('mesh', data=1, fsdp=-1, tensor=1), ParallelConfig('pmap'))
