@@ -1,25 +1,33 @@
-"""From a config to the parts of a run, built but not run: `build`; of those, what compiles: `build_program`."""
+"""From a config to the parts of a run, built but not run: `build`; those that compile: `build_program`."""
+from collections.abc import Callable, Sequence
 import dataclasses
-from typing import Any, Callable
+from typing import Any
 
 from clu import parameter_overview
 from flax import nnx
 import jax
 
-from vit_jax.run import config as config_lib
-from vit_jax import evaluators as evaluators_lib
 from vit_jax.base import platform
-from vit_jax.pretrained import transfer
+from vit_jax.base.durations import Pace
+from vit_jax.base.errors import UserError
 from vit_jax.data.loading.dataset import Dataset
-from vit_jax.models.vit import VisionTransformer
-from vit_jax.base.preprocessing import Normalization
-from vit_jax.objectives import batch_mixing as mix
+from vit_jax.data.sources.info import DatasetInfo
+from vit_jax.distributed import strategy as strategy_lib
+from vit_jax.distributed.strategy import Strategy
+from vit_jax.evaluators import EVALUATORS
+from vit_jax.evaluators.base import EvalContext, Evaluator
+from vit_jax.models.base import Model
+from vit_jax.models.registry import MODELS
+from vit_jax.objectives import batch_mixing, OBJECTIVES
+from vit_jax.objectives.base import Objective
+from vit_jax.run import config as config_lib
+from vit_jax.run.config import Recipe, RunConfig
 from vit_jax.training import optim
-from vit_jax.distributed import strategy as parallel
-from vit_jax.rundir.checkpoint import check_options
-from vit_jax.objectives.classification import Classification
-from vit_jax.training.state import TrainState
-from vit_jax.training.step import make_train_step
+from vit_jax.training.state import join_params, TrainState
+from vit_jax.training.step import BatchSplit, make_train_step, Step, StepModel
+
+# Folded into the run's seed for what an objective initializes, so that a model's own numbers do not depend on it.
+_OBJECTIVE_STREAM = 0x6F626A
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,29 +35,31 @@ class Program:
   """The model and the step: all that compiles, and needs no data to be built.
 
   Attributes:
-    config: the resolved config.
-    train: the loop's own settings, durations in steps.
+    config: of the run; its `model` knows the data's image size, channels and classes.
+    pace: examples per step and per epoch.
+    num_steps: length of the run.
     strategy: how steps are spread over devices.
-    graphdef: the model's NNX graph definition.
-    objective: what the step minimises.
-    normalize: from uint8 to float images.
+    model: the model without values, which answers questions about its parameters.
+    merge: params → model.
+    objective: what the step minimizes.
     create: () → TrainState at step 0.
     step: (state, batch) → (state, metrics).
-    accumulate: micro-batches in a step.
+    num_micro_batches: per step and device.
     schedule: step → learning rate.
     overview: a table of the parameters.
     num_params: how many there are.
   """
-  config: Any
-  train: config_lib.Train
-  strategy: Any
-  graphdef: Any
-  objective: Any
-  normalize: Normalization
+  config: RunConfig
+  pace: Pace
+  num_steps: int
+  strategy: Strategy
+  model: Model
+  merge: Callable[[Any], Any]
+  objective: Objective
   create: Callable[[], TrainState]
-  step: Callable[..., Any]
-  accumulate: int
-  schedule: Callable[..., Any]
+  step: Step
+  num_micro_batches: int
+  schedule: Callable[[Any], jax.Array]
   overview: str
   num_params: int
 
@@ -59,92 +69,108 @@ class Parts(Program):
   """What a config describes, built but not run.
 
   Attributes:
-    checkpoint: arguments of `Checkpoints`, the interval in steps or minutes.
-    data: opened data set.
+    data: opened dataset.
     evaluators: {name: evaluator}.
   """
-  checkpoint: dict[str, Any]
   data: Dataset
-  evaluators: dict[str, Callable[..., dict[str, float]]]
+  evaluators: dict[str, Evaluator]
 
 
-def build(config) -> Parts:
-  """Builds all parts of a run from a config; raises ValueError for a bad one, before anything compiles."""
-  config = config_lib.resolve(config)
+def build(recipe: Recipe | RunConfig) -> Parts:
+  """Build all parts of a run.
+
+  Raises:
+    UserError: a bad config; before anything compiles.
+  """
+  config = recipe if isinstance(recipe, RunConfig) else config_lib.read(recipe)
   platform.require(config.platform)
-  sections = config.to_dict()
   strategy = make_strategy(config)
-  data = Dataset(config.seed, jax.process_index(), jax.process_count(), **sections['data'])
-  program = build_program(config, strategy, data.source.facts)
-
-  def evaluator(kind, **arguments):
-    # Training holds micro-batches; evaluation need not hold more.
-    return evaluators_lib.EVALUATORS[kind](program.graphdef, program.objective, program.normalize, strategy, data,
-                                           config.data.batch_size // program.accumulate, **arguments)
-
-  checkpoint = _in_steps(config, 'checkpoint', data.source.facts)
-  check_options(checkpoint['every'], checkpoint['keep'], checkpoint['keep_best'])
-  suffixes = [''] if program.train.ema_decay is None else ['', '_ema']
-  measured = sorted(f'{name}{suffix}/{metric}' for name, keys in sections['evaluators'].items() for suffix in suffixes
-                    for metric in evaluators_lib.EVALUATORS[keys['kind']].METRICS)
-  if checkpoint['keep_best'] and checkpoint['best'] not in measured:
-    raise ValueError(f"checkpoint.best={checkpoint['best']!r} is not measured; choose from {measured}")
-  return Parts(**vars(program), checkpoint=checkpoint, data=data,
-               evaluators={name: evaluator(**keys) for name, keys in sections['evaluators'].items()})
+  data = Dataset(config.data, config.seed, jax.process_index(), jax.process_count())
+  program = build_program(config, strategy, data.source.info)
+  _check_best(program.config)
+  # Training holds micro-batches; evaluation need not hold more.
+  context = EvalContext(program.merge, config.normalization, program.objective, strategy, data,
+                        config.data.batch_size // program.num_micro_batches)
+  evaluators = {name: EVALUATORS[keys.kind](keys, context) for name, keys in config.evaluators.items()}
+  return Parts(**vars(program), data=data, evaluators=evaluators)
 
 
-def make_strategy(config, devices=None):
-  """The strategy of a resolved config for `devices`, or for those that jax finds; checks that the batch divides."""
-  strategy = parallel.build(**config.parallel.to_dict(), devices=devices)
-  strategy.micro_batches(config.data.batch_size, config.train.micro_batch)  # an error here, before data is opened
+def make_strategy(config: RunConfig, devices: Sequence[jax.Device] | None = None) -> Strategy:
+  """Return the strategy of a config for `devices` (None: those that jax finds), having checked that the batch divides."""
+  strategy = strategy_lib.build(config.parallel, devices)
+  strategy.num_micro_batches(config.data.batch_size, config.train.micro_batch)  # an error here, before data is opened
   return strategy
 
 
-def build_program(config, strategy, facts) -> Program:
-  """Builds the model and the step.
+def build_program(config: RunConfig, strategy: Strategy, info: DatasetInfo) -> Program:
+  """Build the model and the step.
 
   Args:
-    config: resolved.
+    config: of the run.
     strategy: see `make_strategy`.
-    facts: of the training data, see `data.facts`.
+    info: of the training data.
 
   Raises:
-    ValueError: a bad value, or sizes that do not fit each other.
+    UserError: a bad value, or sizes that do not fit each other.
   """
-  sections = config.to_dict()
-  train = config_lib.Train(**_in_steps(config, 'train', facts))
-  accumulate = strategy.micro_batches(config.data.batch_size, train.micro_batch)
-  make_model = lambda: VisionTransformer(
-      image_size=sections['data']['image_size'], channels=facts.channels, num_classes=facts.num_classes,
-      rngs=nnx.Rngs(config.seed), **sections['model'])
-  graphdef, abstract_params = nnx.split(nnx.eval_shape(make_model), nnx.Param)
-  abstract_params = nnx.to_pure_dict(abstract_params)
-  optimizer, schedule = optim.build(train.duration, **_in_steps(config, 'optim', facts))
-  frozen = optim.frozen_tree(abstract_params, config.optim.freeze)
-  jax.eval_shape(optimizer.init, abstract_params)  # a bad mask is an error here
-  objective, normalize = Classification(**sections['objective']), Normalization(**sections['normalization'])
-  objective.check(facts.num_classes, facts.many_labels)
-  mixing = mix.build(facts.num_classes, **sections['mix'])
-  if mixing:
-    mix.check_pairs(config.data.batch_size, strategy.shares, accumulate)
-  transfer.Transfer(**sections['transfer'])  # a bad one is an error here
-  step = make_train_step(graphdef, objective, optimizer, normalize, seed=config.seed, accumulate=accumulate,
-                         ema_decay=train.ema_decay, axis_name=strategy.axis_name, by_block=config.model.unroll,
-                         frozen=frozen, mix=mixing, shards=1 if strategy.axis_name else strategy.shares)
+  config = dataclasses.replace(config, model=dataclasses.replace(
+      config.model, image_size=config.data.image_size, channels=info.channels, num_classes=info.num_classes))
+  pace = Pace(config.data.batch_size, info.examples * config.data.repeats)
+  num_steps = pace.steps(config.train.duration)
+  split = BatchSplit(strategy.num_micro_batches(config.data.batch_size, config.train.micro_batch),
+                     1 if strategy.axis_name else strategy.num_shards, strategy.axis_name)
 
-  def create():
+  def make_model() -> Any:
+    return MODELS[config.model.kind](config.model, rngs=nnx.Rngs(config.seed))
+
+  model = nnx.eval_shape(make_model)
+  graphdef, _ = nnx.split(model, nnx.Param)
+  objective = OBJECTIVES[config.objective.kind](config.objective, info)
+
+  def initial() -> tuple[Any, Any]:
     params = nnx.to_pure_dict(nnx.state(make_model(), nnx.Param))
-    return TrainState.create(params, optimizer, ema=train.ema_decay is not None)
+    key = jax.random.fold_in(jax.random.key(config.seed), _OBJECTIVE_STREAM)
+    own, averages = objective.init(params, key)
+    return join_params(params, own), averages
 
+  abstract_params, _ = jax.eval_shape(initial)
+  optimizer = optim.build(config.optim, num_steps, pace, model, abstract_params)
+  jax.eval_shape(optimizer.transform.init, abstract_params)  # a bad mask is an error here
+  merge = lambda params: nnx.merge(graphdef, params)
+  step = make_train_step(StepModel(merge, model.unstack, model.stack), objective, optimizer,
+                         _preparation(config, info, strategy, split), split, seed=config.seed,
+                         ema_decay=config.train.ema_decay)
+
+  def create() -> TrainState:
+    params, averages = initial()
+    return TrainState.create(params, optimizer.transform, ema=config.train.ema_decay is not None, averages=averages)
+
+  strategy.bind(model)
   strategy.abstract(jax.eval_shape(create))  # sizes that a mesh does not divide are an error here
   return Program(
-      config=config, train=train, strategy=strategy, graphdef=graphdef, objective=objective, normalize=normalize,
-      create=jax.jit(create), step=step, accumulate=accumulate, schedule=schedule,
+      config=config, pace=pace, num_steps=num_steps, strategy=strategy, model=model, merge=merge, objective=objective,
+      create=jax.jit(create), step=step, num_micro_batches=split.num_micro_batches, schedule=optimizer.schedule,
       overview=parameter_overview.get_parameter_overview(abstract_params, include_stats=False),
       num_params=sum(x.size for x in jax.tree.leaves(abstract_params)))
 
 
-def _in_steps(config, section, facts):
-  """The arguments of a section, durations in steps."""
-  return config_lib.in_steps(section, config[section].to_dict(), batch_size=config.data.batch_size,
-                             examples=facts.examples * config.data.repeats)
+def _preparation(config: RunConfig, info: DatasetInfo, strategy: Strategy, split: BatchSplit) -> Callable[..., Any]:
+  """Return (batch, keys) → batch: what is done to a batch on the devices before the objective sees it."""
+  mixing = batch_mixing.build(config.mix, info.num_classes)
+  if mixing is not None:
+    batch_mixing.check_pairs(config.data.batch_size, strategy.num_shards, split.num_micro_batches)
+
+  def prepare(batch: dict[str, jax.Array], keys: jax.Array) -> dict[str, jax.Array]:
+    batch = dict(batch, image=config.normalization(batch['image']))
+    return batch if mixing is None else mixing(batch, keys)
+
+  return prepare
+
+
+def _check_best(config: RunConfig) -> None:
+  """Raise UserError if checkpoints are to be ranked by a metric that is not measured."""
+  suffixes = [''] if config.train.ema_decay is None else ['', '_ema']
+  measured = sorted(f'{name}{suffix}/{metric}' for name, keys in config.evaluators.items() for suffix in suffixes
+                    for metric in EVALUATORS[keys.kind].METRICS)
+  if config.checkpoint.keep_best and config.checkpoint.best not in measured:
+    raise UserError(f'checkpoint.best: {config.checkpoint.best!r} is not measured; choose from {measured}')

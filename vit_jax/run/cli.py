@@ -1,64 +1,104 @@
-"""What the command lines share: a user's mistake is a message and exit status 1, a defect of ours a traceback."""
-import pathlib
-import sys
-import traceback
+"""What the commands share: flags, start-up, and errors.
 
+A user's mistake is a message and exit status 1; a defect is a traceback. Importing this module is quick: jax is imported
+only after the flags are parsed, so that --help does not wait for it.
+"""
+from collections.abc import Callable
+import sys
+from typing import Any, TypeVar
+
+from absl import app
 from absl import flags
 from absl import logging
+from ml_collections.config_flags import config_flags
 
-_HERE = pathlib.Path(__file__).parent.parent
+from vit_jax.base.errors import UserError
+
+T = TypeVar('T')
+
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 
-def call(function, *args):
-  """Calls function(*args) and returns what it returns.
+def call(function: Callable[..., T], *args: Any) -> T:
+  """Return function(*args), or print a user's mistake without a traceback and exit with status 1.
 
-  A ValueError or OSError that our own code raised is about the user's input: its message is printed, without the
-  traceback (--verbosity=1 shows it), and the process exits with status 1. One from a library keeps its traceback.
+  --verbosity=1 shows the traceback too. Errors of the system, such as a full disk, are treated like the user's; all
+  others keep their traceback.
   """
   if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)  # Orbax tells 50 lines a checkpoint otherwise
+    logging.set_verbosity(logging.WARNING)  # otherwise Orbax logs 50 lines per checkpoint
   try:
     return function(*args)
-  except Exception as error:
-    if not _is_users(error) or logging.get_verbosity() > logging.INFO:
+  except (UserError, OSError) as error:
+    if logging.get_verbosity() > logging.INFO:
       _hosts('wait_for_cause')
       raise
     print(f'error: {error}', file=sys.stderr)
     _hosts('leave', error)
-    sys.exit(1)
+    sys.exit(EXIT_ERROR)
   except KeyboardInterrupt as error:
     _hosts('leave', error)
-    sys.exit(130)  # as a shell has it for Ctrl-C
+    sys.exit(EXIT_INTERRUPTED)
+  except Exception:
+    _hosts('wait_for_cause')
+    raise
 
 
-def _is_users(error):
-  raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-  return isinstance(error, (ValueError, OSError)) and _HERE in raised_in.parents
-
-
-def _hosts(function, *args):
-  """Calls a function of `hosts`; commands that never import it are alone."""
+def _hosts(function: str, *args: Any) -> None:
+  """Call a function of `hosts`; commands that never import it run alone."""
   if hosts := sys.modules.get('vit_jax.distributed.hosts'):
     getattr(hosts, function)(*args)
 
 
-def prepare():
-  """Readies the process for jax: compiled programs are kept, see `platform`; before jax computes anything."""
-  from vit_jax.base import platform  # after the flags: --help need not wait for jax
+def no_arguments(argv: list[str], example: str = '--workdir=runs/digits') -> None:
+  """Raise app.UsageError if a command that takes only flags was given arguments."""
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments {argv[1:]}; flags look like {example}')
+
+
+def enable_compilation_cache() -> None:
+  """Keep compiled programs from process to process; before jax computes anything."""
+  from vit_jax.base import platform
   platform.keep_programs()
 
 
-def define_host_flags():
-  """Defines the flags that `start_hosts` reads."""
-  flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where several processes run this command; by '
-                      'default what the TPU pod, SLURM, Open MPI or Kubernetes tells.')
-  flags.DEFINE_integer('processes', None, 'How many processes there are; 1 runs alone, whatever a cluster tells.')
-  flags.DEFINE_integer('process', None, 'Which of them this is, from 0.')
+class RecipeParser(config_flags.ConfigFileFlagParser):
+  """Loads a recipe, by file or by name, and adds the sections it leaves out, so that any key can be overridden."""
+
+  def parse(self, path: str) -> Any:
+    """Return what the recipe's `get_config()` returns, with all sections."""
+    from vit_jax.run import config as config_lib
+    from vit_jax.run import recipes
+    try:
+      config = super().parse(recipes.find(path))
+    except UserError as error:
+      raise flags.IllegalFlagValueError(str(error)) from error
+    return config_lib.with_all_sections(config) if hasattr(config, 'to_dict') else config
+
+
+def define_config_flag(*, required: bool = True) -> None:
+  """Define --config, a recipe, and --config.SECTION.KEY=VALUE."""
+  # Keys that a recipe does not mention are accepted here, and checked by `run.config.read`.
+  config_flags.DEFINE_config_file(
+      'config', None, 'Recipe: a file such as configs/digits.py, or the name of one that comes with vit_jax, such as '
+      'vit:l16,imagenet21k; --config.SECTION.KEY=VALUE overrides a key.', lock_config=False, accept_new_attributes=True)
+  flags.FLAGS['config'].parser = RecipeParser('config', lock_config=False)
+  if required:
+    flags.mark_flag_as_required('config')
+
+
+def define_host_flags() -> None:
+  """Define the flags that `start_hosts` reads."""
+  flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, if several processes run this command; by default '
+                      'taken from the TPU pod, SLURM, Open MPI or Kubernetes.')
+  flags.DEFINE_integer('processes', None, 'Number of processes; 1 runs alone, whatever a cluster says.')
+  flags.DEFINE_integer('process', None, 'Index of this process, from 0.')
   flags.DEFINE_float('start_timeout', 300.0, 'Seconds to wait for all processes.')
 
 
-def start_hosts():
-  """Connects this process to the others of its run, as the flags say."""
-  from vit_jax.distributed import hosts  # after the flags: --help need not wait for jax
+def start_hosts() -> None:
+  """Connect this process to the others of its run, as the flags say."""
+  from vit_jax.distributed import hosts
   values = flags.FLAGS
   hosts.start(values.coordinator, values.processes, values.process, timeout=values.start_timeout)

@@ -1,105 +1,115 @@
-"""What the loop gathers between two log lines."""
+"""What the loop measures between two log lines."""
+from collections.abc import Callable, Mapping
 from concurrent import futures
 import time
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.base.durations import Pace
+from vit_jax.base.errors import UserError
+from vit_jax.objectives.base import mean_of
+from vit_jax.training.step import Metrics
 
-class Window:
-  """Training metrics since the last log line, and times since the last pause of training.
+T = TypeVar('T')
+
+_TOLERATED_WAIT = 0.05  # of the time
+
+
+class Meters:
+  """Sums training metrics since the last log line, and times training since its last pause.
 
   Args:
     schedule: step → learning rate.
-    batch_size: global examples a step.
-    examples: examples an epoch.
+    pace: examples per step and epoch.
   """
 
-  def __init__(self, schedule, batch_size, examples):
-    self._schedule, self._batch_size, self._examples = schedule, batch_size, examples
-    self._merge = jax.jit(lambda total, metrics: total.merge(metrics))
-    self._total = None
+  def __init__(self, schedule: Callable[[Any], jax.Array], pace: Pace):
+    self._schedule, self._pace = schedule, pace
+    self._merge = jax.jit(lambda total, metrics: jax.tree.map(jnp.add, total, metrics))
+    self._total: Metrics | None = None
     self._watcher = futures.ThreadPoolExecutor(1, 'vit_jax-step')
     self.restart_clock()
 
-  def restart_clock(self):
-    """Begins to time anew: what came before (compilation, an evaluation, a save) is no training speed."""
+  def restart_clock(self) -> None:
+    """Start timing again: what came before (compilation, an evaluation, a save) is not training speed."""
     self._since, self._waited, self._steps = time.monotonic(), 0.0, 0
 
-  def elapsed(self):
-    """Seconds since the clock was started."""
+  def elapsed(self) -> float:
+    """Return the seconds since the clock was started."""
     return time.monotonic() - self._since
 
-  def wait(self, draw, running):
-    """Calls `draw` and counts as waiting for input what passes from the end of a step until the next batch is there.
+  def wait(self, fetch: Callable[[], T], running: Metrics) -> T:
+    """Return fetch(), and count the time from the end of a step until the batch is there as waiting for input.
 
     Args:
-      draw: () → batch.
+      fetch: () → batch.
       running: metrics of the step that was started last, on the device.
     """
     ended = self._watcher.submit(lambda: jax.block_until_ready(running) and time.monotonic())
-    batch = draw()
-    if ended.done():  # else the step still ran when the batch came: nothing was waited for
+    batch = fetch()
+    if ended.done():  # otherwise the step was still running when the batch came, and nothing waited
       self._waited += max(0.0, time.monotonic() - ended.result())
     return batch
 
-  def add(self, metrics):
-    """Adds a step's metrics, which stay on the device."""
+  def add(self, metrics: Metrics) -> None:
+    """Add a step's metrics, which stay on the device."""
     self._total = metrics if self._total is None else self._merge(self._total, metrics)
     self._steps += 1
 
-  def take(self, step):
-    """{'train/…': number} since the last call, fetched from the device."""
+  def take(self, step: int) -> dict[str, float]:
+    """Return {'train/…': number} since the last call, fetched from the device."""
     total, self._total = jax.device_get(self._total), None
-    seen = step * self._batch_size
-    values = dict(total.compute(), learning_rate=self._schedule(step - 1), epoch=seen / self._examples)
+    values = {name: mean_of(metric) for name, metric in (total or {}).items()}
+    values.update(learning_rate=float(self._schedule(step - 1)), epoch=step * self._pace.batch_size / self._pace.examples)
     if self._steps:
-      values.update(images_per_second=self._steps * self._batch_size / self.elapsed(),
+      values.update(images_per_second=self._steps * self._pace.batch_size / self.elapsed(),
                     input_wait=self._waited / self.elapsed())
-    return {f'train/{name}': float(value) for name, value in values.items()}
+    return {f'train/{name}': value for name, value in values.items()}
 
 
-class Starvation:
-  """Warns where training waits for its input, but not of the time right after a start, when nothing is made ahead yet.
+class InputStallMonitor:
+  """Warns if input is the bottleneck; ignores the first window after a start, when no batches are ready yet.
 
   Args:
-    every: steps between two warnings, at least.
+    every: least number of steps between two warnings.
   """
 
-  def __init__(self, every):
-    self._every, self._next = every, None
+  def __init__(self, every: int):
+    self._every = every
+    self._next: int | None = None
 
-  def warning(self, step, values):
-    """Text for a person, or None.
+  def warning(self, step: int, values: Mapping[str, float]) -> str | None:
+    """Return a warning, or None.
 
     Args:
       step: of the log line.
-      values: what `Window.take` returned.
+      values: as `Meters.take` returned them.
     """
-    first, share = self._next is None, values.get('train/input_wait', 0.0)
-    self._next = step if first else self._next
-    if first or share <= _TOLERATED or step < self._next:
+    waited = values.get('train/input_wait', 0.0)
+    if self._next is None:
+      self._next = step
+      return None
+    if waited <= _TOLERATED_WAIT or step < self._next:
       return None
     self._next = step + self._every
-    return (f'Training waited for its input {share:.0%} of the time. What helps: data.cache=True, where the decoded images '
-            'fit in memory; more data.threads, up to the number of cores; data.workers, where threads leave cores idle; '
-            'a copy in ArrayRecord format instead of many small files; smaller stored images or a lighter '
-            'data.train_transform.')
+    return (f'Training waited for input {waited:.0%} of the time. Try: data.cache=True, if the decoded images fit in memory; '
+            'more data.threads, up to the number of cores; data.workers, if threads leave cores idle; a copy in ArrayRecord '
+            'format instead of many small files; smaller stored images or a lighter data.train_transform.')
 
 
-def check_finite(metrics, step, saved):
-  """Raises ValueError if a step's loss is not finite, before such a state can take the place of a good checkpoint.
+def check_finite(metrics: Metrics, step: int, saved: int | None) -> None:
+  """Raise UserError if a step's loss is not finite, before such a state can replace a good checkpoint.
 
   Args:
     metrics: of the step, on the device.
     step: which.
-    saved: the latest checkpoint's step, or None.
+    saved: step of the latest checkpoint, or None.
   """
-  loss = float(jax.device_get(metrics).loss.compute())
+  loss = mean_of(jax.device_get(metrics['loss']))
   if not np.isfinite(loss):
     good = 'nothing was saved yet' if saved is None else f'step {saved} is saved'
-    raise ValueError(f'the loss is {loss} at step {step}; {good}. Lower optim.peak_lr, lengthen optim.warmup, or set '
-                     "optim.clip_norm=1.0 and model.dtype='float32'")
-
-
-_TOLERATED = 0.05  # of the time
+    raise UserError(f'loss: {loss} at step {step}; {good}. Lower optim.peak_lr, lengthen optim.warmup, or set '
+                    "optim.clip_norm=1.0 and model.dtype='float32'")

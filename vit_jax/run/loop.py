@@ -1,0 +1,136 @@
+"""The training loop: all I/O of a run, in the order of its lines."""
+import collections
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import jax
+
+from vit_jax.run.build import Parts
+from vit_jax.run.meters import check_finite, InputStallMonitor, Meters
+from vit_jax.run.preemption import StopRequest
+from vit_jax.run.writer import Writer
+from vit_jax.rundir.checkpoint import Checkpoints
+from vit_jax.rundir.record import RunRecord
+from vit_jax.training.state import TrainState
+from vit_jax.training.step import Metrics
+
+
+@dataclasses.dataclass
+class LoopState:
+  """Where a run is: enough to go on from, and what a checkpoint holds.
+
+  Attributes:
+    step: optimizer steps taken.
+    state: on the devices.
+    position: of the data loader, the number of batches that the steps used; None before the first.
+    record: what to store beside the state; its position and metrics are those of the last save.
+  """
+  step: int
+  state: TrainState
+  position: dict[str, int] | None
+  record: RunRecord
+
+
+class Loop:
+  """A loop over the steps of a run, which can be entered at any `LoopState`.
+
+  Args:
+    parts: of the run.
+    checkpoints: where to save.
+    writer: where to log.
+    stop: tells whether the run was asked to stop.
+  """
+
+  def __init__(self, parts: Parts, checkpoints: Checkpoints, writer: Writer, stop: StopRequest):
+    self._parts, self._checkpoints, self._writer, self._stop = parts, checkpoints, writer, stop
+    self._log_every = parts.pace.steps(parts.config.train.log_every)
+    self._eval_every = parts.pace.steps(parts.config.train.eval_every)
+    self._step_fn = parts.strategy.compile(parts.step, donate=True)
+    self._meters = Meters(parts.schedule, parts.pace)
+    self._stalls = InputStallMonitor(self._eval_every)
+    # On a CPU several programs with collectives in flight can deadlock; elsewhere one ahead hides the dispatch.
+    self._ahead = 0 if jax.default_backend() == 'cpu' else 1
+
+  def run(self, at: LoopState) -> LoopState:
+    """Take steps from `at` to the end of the run; the effects of a step come in the order of these lines."""
+    parts, strategy, num_steps = self._parts, self._parts.strategy, self._parts.num_steps
+    batches = iter(parts.data.train_batches())
+    if at.position is not None:
+      batches.set_state(at.position)
+    in_flight: collections.deque[Metrics] = collections.deque()
+    first = at.step + 1
+    batch = strategy.put(next(batches))
+
+    while at.step < num_steps:
+      at.state, metrics = self._step_fn(at.state, batch)
+      at.step += 1
+      at.position = batches.get_state()  # before the next batch is fetched: state and position belong together
+      last = at.step == num_steps
+      if not last:
+        batch = self._meters.wait(lambda: strategy.put(next(batches)), metrics)
+      in_flight.append(metrics)
+      while len(in_flight) > self._ahead:
+        jax.block_until_ready(in_flight.popleft())
+      self._meters.add(metrics)
+      if at.step == first:
+        self._first_step_done(metrics)
+
+      stopping = self._stop.asked(at.step)
+      logged, evaluated = (at.step % every == 0 or last for every in (self._log_every, self._eval_every))
+      if logged:
+        self._log(at, metrics)
+      if evaluated:
+        self._evaluate(at)
+      if last or stopping or self._checkpoints.due(at.step, at_log=logged, evaluated=evaluated):
+        self._save(at, metrics, evaluated)
+      if stopping and not last:
+        self._checkpoints.wait()
+        self._writer.say(f'Stopped after step {at.step}, which is saved; run the same command again to resume.')
+        self._stop.end()
+      if logged or evaluated:
+        self._meters.restart_clock()
+      self._writer.tick(at.step)
+    return at
+
+  def _first_step_done(self, metrics: Metrics) -> None:
+    jax.block_until_ready(metrics)
+    self._writer.say(f'First step took {self._meters.elapsed():.1f} s, including compilation.')
+    self._meters.restart_clock()
+    self._stop.begin()
+
+  def _log(self, at: LoopState, metrics: Metrics) -> None:
+    check_finite(metrics, at.step, self._checkpoints.latest())
+    values = self._meters.take(at.step)
+    self._writer.write(at.step, values)
+    self._writer.progress(at.step, values)
+    if warning := self._stalls.warning(at.step, values):
+      self._writer.say(warning)
+
+  def _evaluate(self, at: LoopState) -> None:
+    values = evaluate(self._parts, at.state)
+    at.record = dataclasses.replace(at.record, metrics=values)
+    self._writer.write(at.step, values)
+    self._writer.say(f'step {at.step}/{self._parts.num_steps}  evaluation  {describe(values)}')
+
+  def _save(self, at: LoopState, metrics: Metrics, evaluated: bool) -> None:
+    check_finite(metrics, at.step, self._checkpoints.latest())
+    at.record = dataclasses.replace(at.record, position=at.position)
+    self._checkpoints.save(at.step, self._parts.strategy.fetch(at.state), at.record,
+                           at.record.metrics if evaluated else None)
+
+
+def evaluate(parts: Parts, state: TrainState) -> dict[str, float]:
+  """Return {'NAME/METRIC': value} of all evaluators, and 'NAME_ema/METRIC' of the averaged parameters."""
+  values = {}
+  for name, evaluator in parts.evaluators.items():
+    for suffix, params in (('', state.params), ('_ema', state.ema)):
+      if params is not None:
+        measured = evaluator(params, state.averages or {})
+        values.update({f'{name}{suffix}/{metric}': value for metric, value in measured.items()})
+  return values
+
+
+def describe(values: Mapping[str, Any]) -> str:
+  """Return metrics as one line."""
+  return '  '.join(f'{name} {value:.4f}' for name, value in values.items())

@@ -1,0 +1,111 @@
+"""Where a run starts: at a checkpoint, at weights of another run or format, or at random numbers."""
+import dataclasses
+import sys
+from typing import Any
+
+import jax
+
+from vit_jax.base import platform
+from vit_jax.base.errors import UserError
+from vit_jax.pretrained import load, transfer
+from vit_jax.pretrained.formats.weights import Weights
+from vit_jax.run.build import Parts
+from vit_jax.run.loop import LoopState
+from vit_jax.run.writer import Writer
+from vit_jax.rundir.checkpoint import Checkpoints
+from vit_jax.rundir.record import RunRecord
+from vit_jax.training.state import join_params, model_params, own_params
+
+
+def restore(parts: Parts, checkpoints: Checkpoints, step: int | None = None) -> LoopState:
+  """Return the state to go on from.
+
+  Args:
+    parts: of the run.
+    checkpoints: of the run.
+    step: which checkpoint; None is the latest, or a new state if there is none.
+
+  Raises:
+    UserError: the checkpoint cannot be read, or is of other classes than the data has.
+  """
+  step = checkpoints.latest() if step is None else step
+  if step is None:
+    return LoopState(0, parts.strategy.create(parts.create), None, make_record(parts))
+  state, record = checkpoints.restore(step, parts.strategy.abstract(jax.eval_shape(parts.create)))
+  names = parts.data.source.class_names
+  if record.class_names != names:
+    raise UserError(f'data.name: the classes of {parts.config.data.name} have changed since step {step}: they were '
+                    f'{list(record.class_names)}, they are {list(names)}; labels would be mixed up')
+  return LoopState(step, parts.strategy.place(state), record.position, make_record(parts, record))
+
+
+def make_record(parts: Parts, before: RunRecord | None = None) -> RunRecord:
+  """Return the record of a run as it is now.
+
+  Args:
+    parts: of the run.
+    before: the record of the checkpoint that the run resumes from, which keeps all but the config: how often to log,
+      evaluate and save may have changed.
+  """
+  source = parts.data.source
+  config = parts.config.to_dict()
+  if before is not None:
+    return dataclasses.replace(before, config=config)
+  return RunRecord(config=config, class_names=source.class_names, channels=source.channels, examples=len(source),
+                   fingerprint=source.fingerprint, image_size=parts.data.image_size, versions=platform.versions())
+
+
+def check_same_records(parts: Parts, at: LoopState) -> None:
+  """Raise UserError if the data position would mean other examples than when it was saved."""
+  source, exclude = parts.data.source, parts.config.data.exclude
+  if at.record.fingerprint == source.fingerprint:
+    return
+  before, now = at.record.examples, len(source)
+  changed = f'there were {before:,}, there are {now:,}' if before != now else f'there are still {now:,}, but others'
+  kept = 'the files' + (f' and the exclusion list {exclude}' if exclude else '')
+  raise UserError(f'data.name: the training records of {source.name} {source.split} have changed since step {at.step}: '
+                  f'{changed}. Resuming would leave out some of an epoch and repeat others. Bring back {kept} as they '
+                  'were, or train on what is there now in another --workdir; --config.init=WORKDIR starts it from the '
+                  'weights of this one')
+
+
+def from_weights(parts: Parts, at: LoopState, weights: Weights | None, writer: Writer) -> None:
+  """Replace the parameters of a new run by those that `config.init` names, as far as they fit.
+
+  Args:
+    parts: of the run.
+    at: step 0.
+    weights: what was read already; None: read it now.
+    writer: where to say what was resized, reset or left out.
+  """
+  config = parts.config
+  weights = weights or load.read(config.init or '')
+  fresh = model_params(at.state.params)
+  params, lines = transfer.fit(weights, fresh, parts.data.source, config.model, config.transfer)
+  writer.say('\n'.join([f'Starting from {config.init}:', *(f'  {line}' for line in lines or ['everything as it is'])]))
+  params = join_params(params, own_params(at.state.params))
+  ema = None if at.state.ema is None else jax.tree.map(lambda x: x.copy(), params)
+  at.state = parts.strategy.place(at.state.replace(params=params, ema=ema))
+
+
+def facts(parts: Parts) -> dict[str, Any]:
+  """Return what must be the same on all processes of a run."""
+  source = parts.data.source
+  return dict(config=parts.config.to_dict(), versions=dict(platform.versions(), python=sys.version.split()[0]),
+              examples=len(source), fingerprint=source.fingerprint, class_names=source.class_names)
+
+
+def greeting(parts: Parts, run_dir: object, at: LoopState) -> str:
+  """Return the lines that a run starts with."""
+  devices, config = jax.devices(), parts.config
+  per_device = config.data.batch_size // parts.strategy.num_shards
+  return '\n'.join([
+      f'devices     {len(devices)} × {devices[0].device_kind} ({devices[0].platform}), {jax.process_count()} process(es)',
+      f'strategy    {parts.strategy}',
+      f'batch       {config.data.batch_size} global, {per_device} per device, in {parts.num_micro_batches} micro-batch(es)',
+      f'data        {config.data.name} {config.data.train_split}: {len(parts.data.source):,} examples, '
+      f'{parts.data.source.num_classes} classes',
+      f'input       {parts.data.describe_loading()}',
+      f'parameters  {parts.num_params:,}',
+      f'steps       {parts.num_steps:,}' + (f', resuming after step {at.step:,}' if at.step else ''),
+      f'workdir     {run_dir}'])
