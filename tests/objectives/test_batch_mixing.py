@@ -8,32 +8,34 @@ import pytest
 from scipy import special, stats
 
 from tests import tiny
-from tests.test_step import assert_close, batches, GRAPHDEF, NORMALIZE, optimizer, run
-from vit_jax.run import config as config_lib
-from vit_jax.objectives import losses
+from tests.training.test_step import assert_close, batches, INFO, make_step, prepare, run
 from vit_jax import train
-from vit_jax.models import layers
-from vit_jax.objectives import batch_mixing as mix_lib
-from vit_jax.training import step as step_lib
-from vit_jax.objectives.classification import Classification
+from vit_jax.base.errors import UserError
 from vit_jax.distributed.batch_split import count_micro_batches
+from vit_jax.models import layers
+from vit_jax.objectives import batch_mixing, losses
+from vit_jax.objectives.batch_mixing import MixConfig
+from vit_jax.objectives.classification import Classification, ClassificationConfig
+from vit_jax.run import config as config_lib
+from vit_jax.run.build import build
+from vit_jax.training import step as step_lib
 
 SIZE, CLASSES = (12, 10), 3
 
 
 @functools.cache
 def mixed(pairs=64, seed=0, **strength):
-  """(batch before, batch after) as NumPy arrays."""
+  """Return (batch before, batch after) as NumPy arrays."""
   rng = np.random.default_rng(seed)
   batch = dict(image=rng.normal(size=(2 * pairs, *SIZE, 2)).astype(np.float32),
                label=rng.integers(0, CLASSES, 2 * pairs).astype(np.int32), id=np.arange(2 * pairs))
   keys = step_lib.example_keys(seed, 0, jnp.arange(2 * pairs))
-  after = jax.jit(mix_lib.build(CLASSES, **strength))(batch, keys)
+  after = jax.jit(batch_mixing.build(MixConfig(**strength), CLASSES))(batch, keys)
   return batch, {name: np.asarray(value) for name, value in after.items()}
 
 
-def shares(batch, after):
-  """The first's share of itself in each pair, from the labels; pairs of one class are left out (None)."""
+def own_weights(batch, after):
+  """Return the first's weight in its own mixture for each pair, from the labels; NaN for pairs of one class."""
   first, second = batch['label'][::2], batch['label'][1::2]
   rows = np.arange(len(first))
   own = after['label'][::2][rows, first]
@@ -58,7 +60,7 @@ def test_labels_have_mass_one_and_lose_nothing(strength):
 @pytest.mark.parametrize('alpha', [0.2, 1.0])
 def test_mixup_equals_its_definition(alpha):
   batch, after = mixed(mixup=alpha)
-  share = shares(batch, after)
+  share = own_weights(batch, after)
   assert np.nanmin(share) >= 0.5 and np.nanmax(share) <= 1.0
   for i, part in enumerate(share):
     if not np.isnan(part):
@@ -68,8 +70,8 @@ def test_mixup_equals_its_definition(alpha):
 
 
 @pytest.mark.parametrize('alpha', [0.2, 1.0])
-def test_mixup_draws_the_larger_part_of_a_beta(alpha):
-  share = shares(*mixed(pairs=2000, mixup=alpha))
+def test_mixup_weights_are_the_larger_part_of_a_beta(alpha):
+  share = own_weights(*mixed(pairs=2000, mixup=alpha))
   share = share[~np.isnan(share)]
   cdf = lambda x: special.betainc(alpha, alpha, x) - special.betainc(alpha, alpha, 1 - x)
   assert stats.kstest(share, cdf).pvalue > 1e-3
@@ -77,7 +79,7 @@ def test_mixup_draws_the_larger_part_of_a_beta(alpha):
 
 def test_cutmix_swaps_one_rectangle_and_counts_its_pixels():
   batch, after = mixed(cutmix=1.0)
-  share = shares(batch, after)
+  share = own_weights(batch, after)
   for i, part in enumerate(share):
     first, second = batch['image'][2 * i:2 * i + 2]
     new_first, new_second = after['image'][2 * i:2 * i + 2]
@@ -94,7 +96,7 @@ def test_cutmix_swaps_one_rectangle_and_counts_its_pixels():
 def test_cutmix_boxes_have_the_drawn_sides_and_a_centre_anywhere():
   """Uniform area: the mean side is E[√u] = 2/3; cutting off at the edges leaves side · (1 - side / 4) of it on average."""
   keys = jax.random.split(jax.random.key(0), 4000)
-  own = np.asarray(jax.vmap(lambda key: mix_lib._cutmix_part(key, 1.0, (40, 40)))(keys))
+  own = np.asarray(jax.vmap(lambda key: batch_mixing._cutmix_weights(key, 1.0, (40, 40)))(keys))
   pasted = own == 0
   sides = pasted.any(axis=2).mean(axis=1)
   assert sides.mean() == pytest.approx(2 / 3 - 1 / 8, abs=0.02)  # E[s - s² / 4], s² uniform
@@ -102,32 +104,31 @@ def test_cutmix_boxes_have_the_drawn_sides_and_a_centre_anywhere():
   np.testing.assert_allclose(pasted.mean(axis=0), pasted.mean(axis=0)[::-1, ::-1], atol=0.06)  # central symmetry
 
 
-def test_both_take_turns():
+def test_both_kinds_are_equally_likely():
   batch, after = mixed(pairs=400, mixup=1.0, cutmix=1.0)
   pasted = ((after['image'] == batch['image']) | (after['image'] == np.roll(batch['image'], -1, 0))).all(axis=(1, 2, 3))
   assert abs(pasted[::2].sum() - 200) < 50
 
 
-def test_nothing_asked_for_is_nothing_traced():
-  assert mix_lib.build(CLASSES) is None
-  keys = config_lib.resolve(tiny.config('nowhere')).mix
-  assert mix_lib.build(10, **keys) is None
+def test_off_traces_nothing():
+  assert batch_mixing.build(MixConfig(), CLASSES) is None
+  assert batch_mixing.build(config_lib.read(tiny.config('nowhere')).mix, 10) is None
 
 
 def test_many_labels_become_their_convex_combination():
   labels = np.array([[1, 0, 1], [0, 0, 1], [0, 0, 0], [1, 1, 0]], np.int32)
   keys = step_lib.example_keys(0, 0, jnp.arange(4))
   batch = dict(image=np.zeros((4, *SIZE, 1), np.float32), label=labels)
-  after = np.asarray(mix_lib.build(CLASSES, mixup=1.0)(batch, keys)['label'])
+  after = np.asarray(batch_mixing.build(MixConfig(mixup=1.0), CLASSES)(batch, keys)['label'])
   part = after[0, 0]
   np.testing.assert_allclose(after[:2], [[part, 0, 1], [1 - part, 0, 1]], atol=1e-6)
   assert after[3, 0] == pytest.approx(after[3, 1]) and after[2, 0] == pytest.approx(1 - after[3, 0])
 
 
-def test_the_keys_are_no_layers_keys():
+def test_the_keys_differ_from_those_of_the_layers():
   key = jax.random.key(7)
   data = lambda key: np.asarray(jax.random.key_data(key)).tolist()
-  ours = data(jax.random.fold_in(key, mix_lib._STREAM))
+  ours = data(jax.random.fold_in(key, batch_mixing._STREAM))
   assert ours not in data(jax.random.split(key, 1000))
   assert ours not in data(jax.vmap(lambda n: layers.fold_in(key[None], n)[0])(jnp.arange(64)))
 
@@ -147,28 +148,29 @@ def test_the_loss_of_a_mixture_is_the_mixture_of_the_losses(smoothing):
     np.testing.assert_allclose(loss(logits, soft, smoothing), expected, rtol=1e-5)
 
 
-def test_accurate_is_the_class_with_the_largest_share():
+def test_the_label_of_largest_weight_is_correct():
   labels = np.array([[0.7, 0.3, 0.0], [0.4, 0.6, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 0.0]], np.float32)
   model = lambda images, rngs: jnp.array([[2.0, 1.0, 0.0]] * 4)
-  _, values = Classification()(model, dict(image=None, label=labels), None)
-  np.testing.assert_array_equal(values['accuracy'], [1.0, 0.0, 1.0, 0.0])
+  for row, expected in zip(range(4), [1.0, 0.0, 1.0, 0.0], strict=True):
+    batch = dict(image=None, label=labels, mask=jnp.arange(4) == row)
+    total, count = Classification(ClassificationConfig(), INFO)(model, {}, {}, batch, None).metrics['accuracy']
+    assert (float(total), float(count)) == (expected, 1.0)
 
 
 # In the step.
 
 
-def make_step(accumulate=1, axis_name=None):
-  return step_lib.make_train_step(GRAPHDEF, Classification(label_smoothing=0.1), optimizer(), NORMALIZE, seed=0,
-                                  accumulate=accumulate, ema_decay=None, axis_name=axis_name,
-                                  mix=mix_lib.build(CLASSES, mixup=0.4, cutmix=1.0))
+def mixing_step(**options):
+  mixing = batch_mixing.build(MixConfig(mixup=0.4, cutmix=1.0), CLASSES)
+  return make_step(prepare=lambda batch, keys: mixing(prepare(batch, keys), keys), **options)
 
 
-def test_accumulation_and_devices_change_nothing():
-  plain, plain_metrics = run(jax.jit(make_step()), batches(2), ema=False)
+def test_micro_batches_and_devices_change_nothing():
+  plain, plain_metrics = run(jax.jit(mixing_step()), batches(2), ema=False)
   cut = lambda batch: {name: x.reshape(2, 4, *x.shape[1:]) for name, x in batch.items()}
-  over_devices = jax.vmap(make_step(accumulate=2, axis_name='batch'), in_axes=(None, 0), axis_name='batch')
+  over_devices = jax.vmap(mixing_step(num_micro_batches=2, axis_name='batch'), in_axes=(None, 0), axis_name='batch')
   two_devices = lambda state, batch: jax.tree.map(lambda x: x[0], over_devices(state, cut(batch)))
-  for step in (make_step(accumulate=4), two_devices):
+  for step in (mixing_step(num_micro_batches=4), two_devices):
     states, metrics = run(jax.jit(step), batches(2), ema=False)
     assert_close(states[-1].params, plain[-1].params, atol=2e-6, rtol=2e-5)
     assert metrics[-1] == pytest.approx(plain_metrics[-1], rel=1e-4)
@@ -185,26 +187,26 @@ def test_eight_devices_train_like_one(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize('changes, message', [
-    ({'mix.mixup': -0.1}, 'mix.mixup is a concentration, at least 0'),
-    ({'mix.cutmix': float('inf')}, 'mix.cutmix is a concentration'),
-    ({'mix.alpha': 0.1}, 'unknown config key mix.alpha; valid keys are .*mix.cutmix'),
+    ({'mix.mixup': -0.1}, 'mix.mixup: expected a positive concentration, or 0 for off, got -0.1'),
+    ({'mix.cutmix': float('inf')}, 'mix.cutmix: expected a positive concentration'),
+    ({'mix.alpha': 0.1}, 'mix.alpha: unknown config key;.* valid keys are .*mix.cutmix'),
     ({'mix.mixup': 0.2, 'data.batch_size': 60, 'train.micro_batch': 15},
-     'each of the 1 shares of data.batch_size=60.*even number.*has 15 of 60.*: --config.train.micro_batch=30'),
-    ({'mix.mixup': 0.2, 'data.batch_size': 63}, 'has 63 of 63.*: --config.data.batch_size=64'),
+     'each of the 1 shards of data.batch_size=60.*even number.*got 15 of 60.*: --config.train.micro_batch=30'),
+    ({'mix.mixup': 0.2, 'data.batch_size': 63}, 'got 63 of 63.*: --config.data.batch_size=64'),
     ({'mix.mixup': 0.2, 'data.name': 'tiny_scenes', 'data.train_split': 'train', 'evaluators': {}},
      "use objective.loss='sigmoid'"),
 ])
 def test_bad_input_is_an_error_before_anything_compiles(changes, message, data_dir):
-  with pytest.raises(ValueError, match=message):
-    train.build(tiny.config(data_dir, **changes))
+  with pytest.raises(UserError, match=message):
+    build(tiny.config(data_dir, **changes))
 
 
-@pytest.mark.parametrize('batch_size, shares, accumulate', [(60, 1, 4), (60, 4, 3), (60, 4, 1), (14, 2, 1), (12, 2, 2)])
-def test_what_a_refused_batch_is_told_to_be_fits(batch_size, shares, accumulate):
-  with pytest.raises(ValueError, match=f'each of the {shares} shares') as error:
-    mix_lib.check_pairs(batch_size, shares, accumulate)
+@pytest.mark.parametrize('batch_size, num_shards, num_micro_batches', [(60, 1, 4), (60, 4, 3), (60, 4, 1), (14, 2, 1), (12, 2, 2)])
+def test_what_the_error_suggests_fits(batch_size, num_shards, num_micro_batches):
+  with pytest.raises(UserError, match=f'each of the {num_shards} shards') as error:
+    batch_mixing.check_pairs(batch_size, num_shards, num_micro_batches)
   key, value = str(error.value).rpartition('--config.')[2].split('=')
   if key == 'data.batch_size':
-    mix_lib.check_pairs(int(value), shares, 1)
+    batch_mixing.check_pairs(int(value), num_shards, 1)
   else:
-    mix_lib.check_pairs(batch_size, shares, count_micro_batches(batch_size, shares, int(value)))
+    batch_mixing.check_pairs(batch_size, num_shards, count_micro_batches(batch_size, num_shards, int(value)))

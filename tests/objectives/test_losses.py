@@ -3,8 +3,9 @@ import jax
 import numpy as np
 import pytest
 
+from vit_jax.base.errors import UserError
 from vit_jax.objectives import losses
-from vit_jax.base.choices import choose
+from vit_jax.objectives.classification import ClassificationConfig
 
 CLASSES = 5
 LABELS = np.array([0, CLASSES - 1, 2, 0])  # the first and the last class too
@@ -75,5 +76,5 @@ def test_sigmoid_gradient_with_the_papers_head_bias_is_the_residual():
 
 
 def test_an_unknown_name_lists_the_choices():
-  with pytest.raises(ValueError, match=r"unknown loss 'hinge'; choose from \['sigmoid', 'softmax'\]"):
-    choose(losses.LOSSES, 'hinge', 'loss')
+  with pytest.raises(UserError, match=r"objective.loss: unknown 'hinge'; choose from \['sigmoid', 'softmax'\]"):
+    ClassificationConfig(loss='hinge')

@@ -1,18 +1,49 @@
+"""What the loop measures between log lines: means, speed, and the time spent waiting for input."""
 import time
 
 import jax.numpy as jnp
 import pytest
 
-from vit_jax.training.step import TrainMetrics
-from vit_jax.run.meters import Starvation, Window
+from vit_jax.base.durations import Pace
+from vit_jax.base.errors import UserError
+from vit_jax.run.meters import check_finite, InputStallMonitor, Meters
 
 
-def metrics(loss=1.0):
-  return TrainMetrics.single_from_model_output(loss=jnp.float32(loss), accuracy=jnp.float32(0.5), grad_norm=jnp.float32(2.0))
+def metrics(loss=1.0, count=4):
+  return dict(loss=(jnp.float32(loss * count), jnp.float32(count)), grad_norm=(jnp.float32(2.0), jnp.float32(1.0)))
+
+
+def meters():
+  return Meters(lambda step: jnp.float32(0.1 * step), Pace(batch_size=4, examples=8))
+
+
+def test_means_are_over_all_examples_since_the_last_line():
+  measured = meters()
+  measured.add(metrics(1.0, count=4))
+  measured.add(metrics(4.0, count=2))
+  values = measured.take(6)
+  assert values['train/loss'] == pytest.approx((4 * 1.0 + 2 * 4.0) / 6)
+  assert values['train/grad_norm'] == pytest.approx(2.0)
+  assert values['train/learning_rate'] == pytest.approx(0.5) and values['train/epoch'] == 3.0
+  measured.add(metrics(7.0))
+  assert measured.take(7)['train/loss'] == pytest.approx(7.0)
+
+
+def test_an_objective_may_report_any_metric():
+  measured = meters()
+  measured.add(dict(metrics(), psnr=(jnp.float32(30.0), jnp.float32(2.0))))
+  assert measured.take(1)['train/psnr'] == pytest.approx(15.0)
+
+
+@pytest.mark.parametrize('loss', [float('nan'), float('inf')])
+def test_a_loss_that_is_not_finite_stops_the_run(loss):
+  with pytest.raises(UserError, match='^loss: (nan|inf) at step 7; step 4 is saved. Lower optim.peak_lr'):
+    check_finite(metrics(loss), 7, 4)
+  check_finite(metrics(1.0), 7, None)
 
 
 class Running:
-  """Stands in for the metrics of a step that takes so long."""
+  """Stands in for the metrics of a step that takes `seconds`."""
 
   def __init__(self, seconds):
     self._end = time.monotonic() + seconds
@@ -22,43 +53,43 @@ class Running:
     return self
 
 
-def window_with(draw_seconds, step_seconds, steps=3):
-  """The wait that a window counts where a batch takes so long to draw and a step so long to run."""
-  window = Window(lambda step: 0.1, batch_size=4, examples=8)
+def measured_wait(fetch_seconds, step_seconds, steps=3):
+  """Return the seconds of waiting per step for given times to fetch a batch and to run a step."""
+  window = meters()
   window.add(metrics())
   for _ in range(steps):
     running = Running(step_seconds)
-    window.wait(lambda: time.sleep(draw_seconds), running)
+    window.wait(lambda: time.sleep(fetch_seconds), running)
     running.block_until_ready()
   return window.take(4)['train/input_wait'] * window.elapsed() / steps
 
 
-def test_a_batch_that_comes_while_the_step_runs_is_not_waited_for():
-  assert window_with(draw_seconds=0.01, step_seconds=0.2) == 0
+def test_a_batch_that_comes_while_the_step_runs_is_no_wait():
+  assert measured_wait(fetch_seconds=0.01, step_seconds=0.2) == 0
 
 
-def test_only_what_passes_after_the_step_is_waited_for():
-  assert 0.1 < window_with(draw_seconds=0.2, step_seconds=0.05) <= 0.2
+def test_only_the_time_after_the_step_counts_as_waiting():
+  assert 0.1 < measured_wait(fetch_seconds=0.2, step_seconds=0.05) <= 0.2
 
 
-@pytest.mark.parametrize('share, told', [(0.0, False), (0.05, False), (0.051, True), (1.0, True)])
-def test_waiting_more_than_a_twentieth_is_told(share, told):
-  starvation = Starvation(every=100)
-  assert starvation.warning(10, {'train/input_wait': 1.0}) is None  # the first window after a start
-  warning = starvation.warning(20, {'train/input_wait': share})
-  assert (warning is not None) == told
-  if told:
-    assert f'{share:.0%}' in warning
+@pytest.mark.parametrize('waited, warned', [(0.0, False), (0.05, False), (0.051, True), (1.0, True)])
+def test_waiting_more_than_a_twentieth_of_the_time_is_a_warning(waited, warned):
+  monitor = InputStallMonitor(every=100)
+  assert monitor.warning(10, {'train/input_wait': 1.0}) is None  # the first window after a start
+  warning = monitor.warning(20, {'train/input_wait': waited})
+  assert (warning is not None) == warned
+  if warned:
+    assert f'{waited:.0%}' in warning
     assert all(knob in warning for knob in ('data.threads', 'data.workers', 'data.cache', 'ArrayRecord', 'transform'))
 
 
-def test_it_is_told_once_an_interval():
-  starvation = Starvation(every=100)
-  told = [step for step in range(10, 410, 10) if starvation.warning(step, {'train/input_wait': 0.5})]
-  assert told == [20, 120, 220, 320]
+def test_the_warning_comes_once_per_interval():
+  monitor = InputStallMonitor(every=100)
+  warned = [step for step in range(10, 410, 10) if monitor.warning(step, {'train/input_wait': 0.5})]
+  assert warned == [20, 120, 220, 320]
 
 
 def test_a_line_without_a_wait_is_no_reason_to_warn():
-  starvation = Starvation(every=100)
-  starvation.warning(1, {})
-  assert starvation.warning(2, {}) is None
+  monitor = InputStallMonitor(every=100)
+  monitor.warning(1, {})
+  assert monitor.warning(2, {}) is None

@@ -1,4 +1,4 @@
-"""What a run writes: metrics.jsonl whole across cuts, TensorBoard events, lines on the terminal."""
+"""What a run writes: metrics.jsonl whole across interruptions, TensorBoard events, lines on the terminal."""
 import json
 import struct
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from vit_jax.run.writer import Report
+from vit_jax.run.writer import Writer
+from vit_jax.rundir.layout import RunDir
 
 
 def lines_of(workdir):
@@ -14,24 +15,24 @@ def lines_of(workdir):
 
 
 def write(workdir, steps, start=0, value=0.0):
-  report = Report(workdir, 100, start)
+  writer = Writer(RunDir(workdir), 100, start)
   for step in steps:
-    report.write(step, {'train/loss': value + step})
-  report.close()
+    writer.write(step, {'train/loss': value + step})
+  writer.close()
 
 
 PROGRESS = {'train/loss': 0.25, 'train/learning_rate': 1e-3, 'train/images_per_second': 1234.0, 'train/input_wait': 0.5}
 
 
 def test_every_write_is_a_line_of_json(tmp_path):
-  report = Report(tmp_path, 10, 0)
-  report.write(1, {'train/loss': np.float32(0.5), 'train/lr': 1})
-  report.write(1, {'test/accuracy': 1 / 3})
-  report.write(2, {'train/loss': 1e-30})
+  writer = Writer(RunDir(tmp_path), 10, 0)
+  writer.write(1, {'train/loss': np.float32(0.5), 'train/lr': 1})
+  writer.write(1, {'test/accuracy': 1 / 3})
+  writer.write(2, {'train/loss': 1e-30})
   # On the disk at once: a kill loses nothing.
   assert lines_of(tmp_path) == [{'step': 1, 'train/loss': 0.5, 'train/lr': 1.0}, {'step': 1, 'test/accuracy': 1 / 3},
                                 {'step': 2, 'train/loss': 1e-30}]
-  report.close()
+  writer.close()
 
 
 def test_lines_after_the_resumed_step_are_dropped(tmp_path):
@@ -53,10 +54,10 @@ def test_all_lines_of_the_resumed_step_stay(tmp_path):
   assert [line['step'] for line in lines_of(tmp_path)] == [1, 2, 2]
 
 
-def test_numbers_that_are_none_stay_valid_json(tmp_path):
-  report = Report(tmp_path, 10, 0)
-  report.write(1, {'train/loss': float('nan'), 'train/grad_norm': float('inf')})
-  report.close()
+def test_values_that_are_not_numbers_stay_valid_json(tmp_path):
+  writer = Writer(RunDir(tmp_path), 10, 0)
+  writer.write(1, {'train/loss': float('nan'), 'train/grad_norm': float('inf')})
+  writer.close()
   refuse = lambda name: pytest.fail(f'{name} is not JSON')
   for line in (tmp_path / 'metrics.jsonl').read_text().splitlines():
     assert json.loads(line, parse_constant=refuse)['step'] == 1
@@ -86,11 +87,11 @@ def test_tensorboard_gets_the_same_values(tmp_path):
   assert scalars == [(1, 1.0), (5, 5.0)]
 
 
-def test_progress_is_a_line_where_there_is_no_terminal(tmp_path, capsys):
-  report = Report(tmp_path, 100, 0)
-  report.say('hello')
-  report.progress(10, PROGRESS)
-  report.close()
+def test_progress_is_a_line_without_a_terminal(tmp_path, capsys):
+  writer = Writer(RunDir(tmp_path), 100, 0)
+  writer.say('hello')
+  writer.progress(10, PROGRESS)
+  writer.close()
   hello, line = capsys.readouterr().out.splitlines()
   assert hello == 'hello'
   assert line.startswith('step 10/100 ') and ' eta ' in line
@@ -98,32 +99,32 @@ def test_progress_is_a_line_where_there_is_no_terminal(tmp_path, capsys):
     assert f'{shown} ' in line
 
 
-def test_the_remaining_time_is_told_from_the_pace_of_this_process(tmp_path, capsys, monkeypatch):
+def test_the_remaining_time_follows_from_the_pace_of_this_process(tmp_path, capsys, monkeypatch):
   clock = [1000.0]
   monkeypatch.setattr('vit_jax.run.writer.time.monotonic', lambda: clock[0])
-  report = Report(tmp_path, 100, 49)
+  writer = Writer(RunDir(tmp_path), 100, 49)
   clock[0] += 500  # start-up, compilation and the first step
-  report.progress(50, PROGRESS)
-  report.tick(50)
+  writer.progress(50, PROGRESS)
+  writer.tick(50)
   clock[0] += 60
-  report.progress(60, PROGRESS)  # 10 steps a minute, 40 to go
-  report.tick(60)
-  report.close()
+  writer.progress(60, PROGRESS)  # 10 steps a minute, 40 to go
+  writer.tick(60)
+  writer.close()
   first, then = capsys.readouterr().out.splitlines()
   assert first.endswith('eta ?') and then.endswith('eta 04:00')
 
 
-def test_a_silent_report_does_nothing(tmp_path, capsys):
-  report = Report(tmp_path, 100, 0, active=False)
-  report.say('hello')
-  report.write(1, {'train/loss': 1.0})
-  report.progress(1, PROGRESS)
-  report.close()
+def test_a_inactive_writer_does_nothing(tmp_path, capsys):
+  writer = Writer(RunDir(tmp_path), 100, 0, active=False)
+  writer.say('hello')
+  writer.write(1, {'train/loss': 1.0})
+  writer.progress(1, PROGRESS)
+  writer.close()
   assert list(tmp_path.iterdir()) == []
   assert capsys.readouterr() == ('', '')
 
 
-def test_a_silent_report_leaves_the_lines_alone(tmp_path):
+def test_a_inactive_writer_leaves_the_lines_alone(tmp_path):
   write(tmp_path, [1, 2, 3])
-  Report(tmp_path, 100, 1, active=False).close()
+  Writer(RunDir(tmp_path), 100, 1, active=False).close()
   assert [line['step'] for line in lines_of(tmp_path)] == [1, 2, 3]

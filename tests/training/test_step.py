@@ -1,24 +1,27 @@
-"""The step: accumulation, averages, keys and hashes, on one device and on two simulated ones."""
+"""The step: micro-batches, EMA, keys and hashes, on one device and on two simulated ones."""
 import functools
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from vit_jax.models import layers
 from vit_jax.base.preprocessing import Normalization
-from vit_jax.training import optim
+from vit_jax.data.sources.info import DatasetInfo
+from vit_jax.models import layers
+from vit_jax.objectives.base import mean_of, Outcome
+from vit_jax.objectives.classification import Classification, ClassificationConfig
 from vit_jax.training import step as step_lib
-from vit_jax.objectives.classification import Classification
-from vit_jax.training.state import TrainState
+from vit_jax.training.optim import Optimizer
+from vit_jax.training.state import join_params, model_params, own_params, TrainState
 
 BATCH = 8
 
 
 class Network(nnx.Module):
-  """A small model with dropout: what a step needs to know of a model."""
+  """A small model with dropout: all that a step needs of a model."""
 
   def __init__(self, rngs):
     self.hidden = nnx.Linear(64, 8, rngs=rngs)
@@ -30,8 +33,16 @@ class Network(nnx.Module):
 
 
 GRAPHDEF, ABSTRACT = nnx.split(nnx.eval_shape(lambda: Network(nnx.Rngs(0))), nnx.Param)
-OBJECTIVE = Classification(label_smoothing=0.1)
+INFO = DatasetInfo(examples=100, num_classes=3, channels=1)
+OBJECTIVE = Classification(ClassificationConfig(label_smoothing=0.1), INFO)
 NORMALIZE = Normalization()
+MODEL = step_lib.StepModel(lambda params: nnx.merge(GRAPHDEF, params), lambda params: params, lambda tree, params: tree)
+
+
+def prepare(batch, keys):
+  """Normalize the images of a batch."""
+  del keys
+  return dict(batch, image=NORMALIZE(batch['image']))
 
 
 def random_params(seed=0):
@@ -46,29 +57,28 @@ def batches(count, seed=0, size=BATCH):
                rng=rng.integers(0, 2**32, size, dtype=np.uint32)) for i in range(count)]
 
 
-def optimizer():
-  return optim.build(10, name='sgd', peak_lr=0.5, schedule='constant', clip_norm=None,
-                     options=dict(momentum=0.0))[0]
+def optimizer(frozen=None):
+  return Optimizer(optax.sgd(0.5), lambda step: jnp.float32(0.5), frozen)
 
 
-def make_step(accumulate=1, ema_decay=None, axis_name=None, seed=0):
-  return step_lib.make_train_step(GRAPHDEF, OBJECTIVE, optimizer(), NORMALIZE, seed=seed, accumulate=accumulate,
-                                  ema_decay=ema_decay, axis_name=axis_name)
+def make_step(num_micro_batches=1, ema_decay=None, axis_name=None, seed=0, objective=OBJECTIVE, prepare=prepare):
+  split = step_lib.BatchSplit(num_micro_batches, axis_name=axis_name)
+  return step_lib.make_train_step(MODEL, objective, optimizer(), prepare, split, seed=seed, ema_decay=ema_decay)
 
 
 def run(step, data, ema=True):
-  """(states after each step, metrics of each)."""
-  state, states, metrics = TrainState.create(random_params(), optimizer(), ema=ema), [], []
+  """Return (states after each step, metrics of each)."""
+  state, states, metrics = TrainState.create(random_params(), optimizer().transform, ema=ema), [], []
   for batch in data:
     state, values = step(state, batch)
     states.append(state)
-    metrics.append({name: float(value) for name, value in values.compute().items()})
+    metrics.append({name: mean_of(value) for name, value in values.items()})
   return states, metrics
 
 
 @pytest.fixture(scope='module')
 def plain():
-  """Three steps with an average, the run that others are compared with."""
+  """Return three steps with an EMA, the run that others are compared with."""
   return run(plain_step(), batches(3))
 
 
@@ -87,8 +97,8 @@ def permuted(batch, order):
   return {name: values[order] for name, values in batch.items()}
 
 
-def test_accumulation_gives_the_same_step(plain):
-  states, metrics = run(jax.jit(make_step(accumulate=4, ema_decay=0.7)), batches(3))
+def test_micro_batches_give_the_same_step(plain):
+  states, metrics = run(jax.jit(make_step(num_micro_batches=4, ema_decay=0.7)), batches(3))
   assert_close(states[-1].params, plain[0][-1].params, atol=2e-6, rtol=2e-5)
   assert states[-1].seen == plain[0][-1].seen
   for ours, expected in zip(metrics, plain[1]):
@@ -96,7 +106,7 @@ def test_accumulation_gives_the_same_step(plain):
 
 
 def test_two_devices_give_the_same_step(plain):
-  over_devices = jax.vmap(make_step(accumulate=2, ema_decay=0.7, axis_name='batch'), in_axes=(None, 0),
+  over_devices = jax.vmap(make_step(num_micro_batches=2, ema_decay=0.7, axis_name='batch'), in_axes=(None, 0),
                           axis_name='batch')
   step = lambda state, batch: over_devices(state, {n: x.reshape(2, 4, *x.shape[1:]) for n, x in batch.items()})
   first = lambda state, batch: jax.tree.map(lambda x: x[0], step(state, batch))
@@ -126,7 +136,7 @@ def test_a_step_moves_against_the_gradient_of_the_mean_loss(plain, i):
   assert plain[1][i] == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_average_is_exponential(plain):
+def test_the_ema_is_exponential(plain):
   average = jax.tree.map(np.float64, random_params())
   for state in plain[0]:
     average = jax.tree.map(lambda e, p: 0.7 * e + 0.3 * np.float64(p), average, state.params)
@@ -143,7 +153,7 @@ def test_the_same_run_is_the_same_bit_for_bit(plain):
   assert metrics == plain[1]
 
 
-def test_another_seed_drops_others_and_without_a_decay_there_is_no_average(plain):
+def test_another_seed_drops_other_units_and_without_a_decay_there_is_no_ema(plain):
   states, _ = run(jax.jit(make_step(seed=1)), batches(1), ema=False)
   assert states[0].ema is None
   difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), states[0].params, plain[0][0].params)
@@ -157,7 +167,7 @@ def test_order_within_a_batch_does_not_matter(plain):
   assert_close(states[-1].params, plain[0][-1].params, atol=2e-6, rtol=2e-5)
 
 
-# The hash of what was seen.
+# The hash of the examples seen.
 
 
 def hashed(data):
@@ -180,7 +190,7 @@ def test_the_hash_equals_its_definition():
   assert hashed(batches(4)) == seen
 
 
-def test_the_hash_tells_runs_apart():
+def test_different_runs_have_different_hashes():
   one, two, three = batches(3)
   other_id = dict(one, id=one['id'] + (np.arange(BATCH) == 3).astype(np.int32))
   other_rng = dict(one, rng=one['rng'] ^ np.where(np.arange(BATCH) == 3, 4, 0).astype(np.uint32))
@@ -213,3 +223,69 @@ def test_keys_differ_by_example_step_and_seed():
   numbers = np.arange(50, dtype=np.uint32)
   keys = np.concatenate([key_data(seed, step, numbers) for seed in (0, 1) for step in (0, 1)])
   assert len(np.unique(keys, axis=0)) == 200
+
+
+# Objectives with parameters and running averages of their own.
+
+
+class Scaled:
+  """Scales the logits by a trained number and keeps a running mean of the losses: an objective that owns both."""
+
+  metrics = ('scale', 'top')
+
+  def init(self, params, key):
+    del params, key
+    return {'scale': jnp.ones(())}, {'loss': jnp.zeros(())}
+
+  def __call__(self, model, own, averages, batch, keys):
+    logits = own['scale'] * model(batch['image'], keys)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
+    top = (logits.max(axis=-1) > 0.1).sum(dtype=jnp.float32)  # a metric that counts otherwise than by examples
+    return Outcome(losses, dict(scale=(own['scale'], jnp.float32(1)), top=(top, jnp.float32(2 * len(losses)))),
+                   dict(loss=losses.mean() + 0 * averages['loss']))
+
+  def update(self, averages, means, params):
+    assert set(params) == {'hidden', 'head', 'objective'}
+    return dict(loss=0.9 * averages['loss'] + 0.1 * means['loss'])
+
+
+def run_scaled(step, data):
+  objective = Scaled()
+  own, averages = objective.init({}, None)
+  state = TrainState.create(join_params(random_params(), own), optimizer().transform, ema=True, averages=averages)
+  metrics = []
+  for batch in data:
+    state, values = step(state, batch)
+    metrics.append({name: mean_of(value) for name, value in values.items()})
+  return state, metrics
+
+
+def test_an_objective_may_own_parameters_and_averages():
+  state, metrics = run_scaled(jax.jit(make_step(ema_decay=0.7, objective=Scaled())), batches(3))
+  assert own_params(state.params)['scale'] != 1.0 and own_params(state.ema)['scale'] != 1.0
+  assert set(model_params(state.params)) == {'hidden', 'head'}
+  average = 0.0
+  for values in metrics:
+    average = 0.9 * average + 0.1 * values['loss']
+  assert float(state.averages['loss']) == pytest.approx(average, rel=1e-5)
+  assert 0.0 <= metrics[0]['top'] <= 0.5 and metrics[0]['scale'] == 1.0
+  for changes in (dict(num_micro_batches=4),):
+    other, other_metrics = run_scaled(jax.jit(make_step(ema_decay=0.7, objective=Scaled(), **changes)), batches(3))
+    assert_close(other.params, state.params, atol=2e-6, rtol=2e-5)
+    assert_close(other.averages, state.averages, rtol=1e-5)
+    assert other_metrics[-1] == pytest.approx(metrics[-1], rel=1e-4)
+
+
+def test_an_objectives_averages_are_those_of_all_devices():
+  state, metrics = run_scaled(jax.jit(make_step(ema_decay=0.7, objective=Scaled())), batches(2))
+  over_devices = jax.vmap(make_step(ema_decay=0.7, objective=Scaled(), axis_name='batch'), in_axes=(None, 0),
+                          axis_name='batch')
+  first = lambda state, batch: jax.tree.map(lambda x: x[0], over_devices(
+      state, {name: x.reshape(2, 4, *x.shape[1:]) for name, x in batch.items()}))
+  other, other_metrics = run_scaled(jax.jit(first), batches(2))
+  assert_close(other.averages, state.averages, rtol=1e-5)
+  assert other_metrics[-1] == pytest.approx(metrics[-1], rel=1e-4)
+
+
+def test_an_objective_without_averages_leaves_none_in_the_state(plain):
+  assert plain[0][-1].averages is None and 'objective' not in plain[0][-1].params

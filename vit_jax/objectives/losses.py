@@ -3,16 +3,18 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num
+from jaxtyping import Float, Num
+import numpy as np
 import optax
 
 from vit_jax.base.errors import UserError
 
+ArrayLike = jax.Array | np.ndarray
 Loss = Callable[[jax.Array, jax.Array, float], jax.Array]
 
 
-def softmax(logits: Float[Array, 'batch classes'], labels: Num[Array, 'batch *classes'],
-            label_smoothing: float = 0.0) -> Float[Array, ' batch']:
+def softmax(logits: Float[ArrayLike, 'batch classes'], labels: Num[ArrayLike, 'batch *classes'],
+            label_smoothing: float = 0.0) -> Float[jax.Array, ' batch']:
   """Return the cross-entropy of one class out of many.
 
   Args:
@@ -30,8 +32,8 @@ def softmax(logits: Float[Array, 'batch classes'], labels: Num[Array, 'batch *cl
   return optax.softmax_cross_entropy(logits, targets)
 
 
-def sigmoid(logits: Float[Array, 'batch classes'], labels: Num[Array, 'batch *classes'],
-            label_smoothing: float = 0.0) -> Float[Array, ' batch']:
+def sigmoid(logits: Float[ArrayLike, 'batch classes'], labels: Num[ArrayLike, 'batch *classes'],
+            label_smoothing: float = 0.0) -> Float[jax.Array, ' batch']:
   """Return the binary cross-entropy of every class, summed over the classes: the paper's pre-training loss.
 
   Its smoothed targets are 1 - label_smoothing and label_smoothing (0.9999 and 0.0001 in the ImageNet-21k
@@ -51,9 +53,9 @@ def sigmoid(logits: Float[Array, 'batch classes'], labels: Num[Array, 'batch *cl
   return optax.sigmoid_binary_cross_entropy(logits, targets).sum(axis=-1)
 
 
-def to_soft_labels(labels: Num[Array, 'batch *classes'], num_classes: int) -> Float[Array, 'batch classes']:
+def to_soft_labels(labels: Num[ArrayLike, 'batch *classes'], num_classes: int) -> Float[jax.Array, 'batch classes']:
   """Return labels, (B,) integers or (B, classes) numbers in 0..1, as (B, classes) float32."""
-  return jax.nn.one_hot(labels, num_classes) if labels.ndim == 1 else labels.astype(jnp.float32)
+  return jax.nn.one_hot(labels, num_classes) if labels.ndim == 1 else jnp.asarray(labels, jnp.float32)
 
 
 LOSSES: dict[str, Loss] = {
