@@ -14,23 +14,27 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from vit_jax import evaluate
-from vit_jax.run import build as parts
 from vit_jax import train
+from vit_jax.base.errors import FileError, UserError
 from vit_jax.data.sources import exclude
 from vit_jax.data.sources import registry as sources
-from vit_jax.rundir.checkpoint import Checkpoints
+from vit_jax.run import build as build_lib
+from vit_jax.run import evaluation, start
+from vit_jax.run import loop as loop_lib
+from vit_jax.run.build import build
 from vit_jax.run.preemption import StopRequest
+from vit_jax.rundir.checkpoint import Checkpoints
+from vit_jax.rundir.record import RunRecord
 
 KILLS = int(os.environ.get('VIT_JAX_TEST_KILLS', 2))
 
 
 def final_state(config, workdir):
-  """(step, state as NumPy arrays, record) of the latest checkpoint."""
-  parts = train.build(config)
-  checkpoints = Checkpoints(workdir / 'checkpoints', **parts.checkpoint)
-  step, state, record = train.restore(parts, checkpoints)
-  return step, parts.strategy.fetch(state), record
+  """Return (step, state as NumPy arrays, record) of the latest checkpoint."""
+  parts = build(config)
+  checkpoints = Checkpoints(workdir / 'checkpoints', parts.config.checkpoint, read_only=True)
+  at = start.restore(parts, checkpoints)
+  return at.step, parts.strategy.fetch(at.state), at.record
 
 
 def assert_identical(config, workdir, other):
@@ -59,9 +63,9 @@ def test_a_run_leaves_what_it_promises(finished):
   assert list((workdir / 'tensorboard').glob('events*'))
   assert json.loads((workdir / 'config.json').read_text())['data']['batch_size'] == 64
   _, state, record = final_state(config, workdir)
-  assert record['class_names'] == [str(digit) for digit in range(10)]
-  assert record['config']['normalization'] == dict(mean=0.5, std=0.5) and record['versions']['jax'] == jax.__version__
-  assert record['position'] == dict(next_index=12) and state.step == 12
+  assert record.class_names == tuple(str(digit) for digit in range(10))
+  assert record.config['normalization'] == dict(mean=0.5, std=0.5) and record.versions['jax'] == jax.__version__
+  assert record.position == dict(next_index=12) and state.step == 12
 
 
 def test_training_learns(data_dir, tmp_path):
@@ -120,7 +124,7 @@ def test_kills_at_random_moments_change_nothing(data_dir, tmp_path):
     lived.append(saved(tmp_path / 'killed'))
   output, error = (process := tiny.command('main', *arguments)).communicate()
   assert process.returncode == 0, error
-  assert 'going on after step' in output and len(set(lived)) > 1
+  assert 'resuming after step' in output and len(set(lived)) > 1
   assert_identical(config, tmp_path / 'killed', tmp_path / 'whole')
 
 
@@ -141,7 +145,7 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference(finished, da
   _, workdir, _ = finished
   before = sorted(workdir.rglob('*'))
   other = tiny.config(data_dir, **{'optim.peak_lr': 0.5, 'train.duration': '13 steps'})
-  with pytest.raises(ValueError) as error:
+  with pytest.raises(UserError) as error:
     train.run(other, workdir)
   assert 'optim.peak_lr: 0.003 there, 0.5 here' in str(error.value)
   assert 'train.duration: "12 steps" there, "13 steps" here' in str(error.value)
@@ -178,9 +182,9 @@ def test_evaluate_on_devices_that_divide_neither_batch_nor_model(finished, tmp_p
 
 
 def test_epochs_and_examples_become_steps(data_dir):
-  parts = train.build(tiny.config(data_dir, **{'train.duration': '10 epochs', 'train.eval_every': '640 examples'}))
-  assert parts.train.duration == 47  # 300 · 10 / 64 = 46.9
-  assert parts.train.eval_every == 10
+  parts = build(tiny.config(data_dir, **{'train.duration': '10 epochs', 'train.eval_every': '640 examples'}))
+  assert parts.num_steps == 47  # 300 · 10 / 64 = 46.9
+  assert parts.pace.steps(parts.config.train.eval_every) == 10
 
 
 @pytest.mark.parametrize('devices', [2, 8])
@@ -191,7 +195,7 @@ def test_many_devices_train_like_one(devices, finished, tmp_path):
                          devices=devices)
   output, error = process.communicate()
   assert process.returncode == 0, error
-  assert f'devices     {devices} ×' in output and f'64 global, {64 // devices} a device' in output
+  assert f'devices     {devices} ×' in output and f'64 global, {64 // devices} per device' in output
   for names in (('train/loss', 'train/grad_norm'), ('test/loss', 'test_ema/loss'), ('test/accuracy',)):
     np.testing.assert_allclose(tiny.metrics(tmp_path / 'run', names), tiny.metrics(workdir, names), rtol=2e-5)
   (_, state, _), (_, one, _) = final_state(config, tmp_path / 'run'), final_state(config, workdir)
@@ -218,39 +222,39 @@ def test_taken_up_on_another_number_of_devices(finished, tmp_path):
 BAD = {
     'unknown key': ({'optim.peek_lr': 1}, 'unknown config key optim.peek_lr; valid keys are .*optim.peak_lr'),
     'unknown section': ({'optimizer': {}}, 'unknown config key optimizer; valid keys are .*optim'),
-    'variant': ({'model.variant': 'Q/16'}, "unknown variant 'Q/16'"),
-    'optimizer': ({'optim.name': 'adamz'}, "unknown optimizer 'adamz'; choose from .*adamw"),
+    'variant': ({'model.variant': 'Q/16'}, "model.variant: unknown 'Q/16'"),
+    'optimizer': ({'optim.name': 'adamz'}, "optim.name: unknown 'adamz'; choose from .*adamw"),
     'optimizer option': ({'optim.options': {'b3': 1}}, r"adamw has no \['b3'\]; valid options are .*'b2'"),
-    'schedule': ({'optim.schedule': 'cosin'}, "unknown schedule 'cosin'; choose from .*cosine"),
+    'schedule': ({'optim.schedule': 'cosin'}, "optim.schedule: unknown 'cosin'; choose from .*cosine"),
     'long warm-up': ({'optim.warmup': '99 steps'}, 'longer than the run'),
-    'loss': ({'objective.loss': 'hinge'}, "unknown loss 'hinge'"),
-    'strategy': ({'parallel': {'strategy': 'magic'}}, "unknown parallel.strategy 'magic'"),
+    'loss': ({'objective.loss': 'hinge'}, "objective.loss: unknown 'hinge'"),
+    'strategy': ({'parallel': {'strategy': 'magic'}}, "parallel.strategy: unknown 'magic'"),
     'data set': ({'data.name': 'digitz'}, "[Uu]nknown data set 'digitz'.*digits"),
     'unprepared': ({'data.name': 'mnist'}, 'not prepared'),
-    'threads': ({'data.threads': -1}, 'data.threads must be at least 0'),
-    'workers': ({'data.workers': -1}, 'data.workers must be at least 0'),
-    'workers and cache': ({'data.workers': 2, 'data.cache': True}, 'data.cache keeps .* set data.workers=0'),
-    'repeats': ({'data.repeats': 0}, 'data.repeats must be at least 1'),
-    'uneven repeats': ({'data.repeats': 3}, 'data.batch_size must be a multiple of data.repeats, 3; got 64'),
+    'threads': ({'data.threads': -1}, 'data.threads: must be at least 0'),
+    'workers': ({'data.workers': -1}, 'data.workers: must be at least 0'),
+    'workers and cache': ({'data.workers': 2, 'data.cache': True}, 'data.workers: data.cache keeps .*; set data.workers=0'),
+    'repeats': ({'data.repeats': 0}, 'data.repeats: must be at least 1'),
+    'uneven repeats': ({'data.repeats': 3}, 'data.batch_size: must be a multiple of data.repeats=3, got 64'),
     'split': ({'data.train_split': 'training'}, "split.*'training'.*train"),
     'evaluation split': ({'evaluators': {'x': {'kind': 'classification', 'split': 'dev'}}}, "split.*'dev'"),
-    'evaluator': ({'evaluators': {'x': {'kind': 'guess'}}}, "unknown evaluators.x.kind 'guess'"),
+    'evaluator': ({'evaluators': {'x': {'kind': 'guess'}}}, "evaluators.x.kind: unknown 'guess'"),
     'transform': ({'data.train_transform': 'spin'}, 'spin'),
-    'patch': ({'model.patch_size': 3}, r'image size \(8, 8\) is not divisible by the patch size \(3, 3\)'),
-    'heads': ({'model.heads': 3}, 'width 16 is not divisible by 3 heads'),
+    'patch': ({'model.patch_size': 3}, r'data.image_size: \(8, 8\) is not divisible by the patch size \(3, 3\)'),
+    'heads': ({'model.heads': 3}, 'model.heads: must divide the width 16, got 3'),
     'micro-batch': ({'data.batch_size': 64, 'train.micro_batch': 15},
                     'train.micro_batch=15 does not divide the 64 images.*: 16'),
     'duration': ({'train.duration': '3 fortnights'}, "train.duration: expected a duration such as.*'3 fortnights'"),
     'type': ({'data.batch_size': 'big'}, "data.batch_size: expected int, got 'big'"),
     'platform': ({'platform': 'tpu'}, "platform 'tpu' was asked for, but jax finds"),
-    'unknown platform': ({'platform': 'abacus'}, "unknown platform 'abacus'; choose from"),
+    'unknown platform': ({'platform': 'abacus'}, "platform: unknown 'abacus'; choose from"),
     'best metric': ({'checkpoint.keep_best': 1, 'checkpoint.best': 'test/acc'}, "'test/acc' is not measured; choose from .*'test/accuracy'"),
-    'learning rate': ({'optim.peak_lr': float('nan')}, 'optim.peak_lr must be at least 0, got nan'),
-    'clipping': ({'optim.clip_norm': -1.0}, 'optim.clip_norm must be positive'),
+    'learning rate': ({'optim.peak_lr': float('nan')}, 'optim.peak_lr: must be at least 0, got nan'),
+    'clipping': ({'optim.clip_norm': -1.0}, 'optim.clip_norm: must be positive'),
     'std': ({'normalization.std': 0.0}, 'normalization.std: must be positive'),
-    'seed': ({'seed': -1}, 'seed must be in'),
+    'seed': ({'seed': -1}, 'seed: must be in'),
     'weights': ({'objective.class_weights': (1.0, 2.0)}, 'class_weights: expected 10 numbers'),
-    'resize': ({'transfer.resize': 'cubic'}, "unknown transfer.resize 'cubic'"),
+    'resize': ({'transfer.resize': 'cubic'}, "transfer.resize: unknown 'cubic'"),
     'empty init': ({'init': ''}, 'name them: --config.init='),
     'mask': ({'optim.decay_mask': 'kernels'}, 'matches no parameter'),
 }
@@ -258,22 +262,22 @@ BAD = {
 
 @pytest.mark.parametrize('changes, message', BAD.values(), ids=BAD)
 def test_bad_input_is_an_error_before_anything_compiles(changes, message, data_dir, tmp_path, monkeypatch):
-  monkeypatch.setattr(train, '_loop', lambda *args: pytest.fail('reached the loop'))
-  with pytest.raises((ValueError, OSError), match='(?s)' + message):
+  monkeypatch.setattr(train, 'Loop', lambda *args: pytest.fail('reached the loop'))
+  with pytest.raises(UserError, match='(?s)' + message):
     train.run(tiny.config(data_dir, **changes), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
 
 def test_an_unwritable_workdir(data_dir, tmp_path):
   (tmp_path / 'file').write_text('')
-  with pytest.raises(OSError, match='cannot write to the workdir'):
+  with pytest.raises(FileError, match='cannot write the config'):
     train.run(tiny.config(data_dir), tmp_path / 'file' / 'run')
 
 
 def test_a_bad_command_line_prints_one_line_and_fails(data_dir, tmp_path):
   recipe = tiny.write(tiny.config(data_dir), tmp_path)
   for arguments, message in [
-      ((f'--config={recipe}', f'--workdir={tmp_path / "run"}', '--config.optim.peek_lr=1'), 'error: unknown config key'),
+      ((f'--config={recipe}', f'--workdir={tmp_path / "run"}', '--config.optim.peek_lr=1'), 'error: optim.peek_lr: unknown config key'),
       ((f'--config={recipe}',), 'Flag --workdir must have a value'),
       ((f'--config={tmp_path}/none.py', f'--workdir={tmp_path / "run"}'), 'none.py'),
   ]:
@@ -367,7 +371,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(d
     return broken
 
   monkeypatch.setattr(parts, 'make_train_step', make_train_step)
-  with pytest.raises(ValueError, match='the loss is nan at step 7; step 4 is saved'):
+  with pytest.raises(UserError, match='loss: nan at step 7; step 4 is saved'):
     train.run(config, tmp_path)
   assert saved(tmp_path) == ('4',)
 
@@ -388,26 +392,28 @@ def test_other_training_records_than_before_are_refused(data_dir, tmp_path, monk
   run = lambda: train.run(tiny.config(data_dir, **{'data.exclude': str(path)}), tmp_path / 'run')
   write(3, 5)
   with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-    patch.setattr(train, 'evaluate', _fail)  # at step 6, when step 4 is saved
+    patch.setattr(loop_lib, 'evaluate', _fail)  # at step 6, when step 4 is saved
     run()
-  for numbers, changed in (((3,), 'there were 298, there are 299'), ((3, 6), 'there are 298 still, but others')):
+  for numbers, changed in (((3,), 'there were 298, there are 299'), ((3, 6), 'there are still 298, but others')):
     write(*numbers)
-    with pytest.raises(ValueError, match=rf'records of digits train\[:300\] have changed since step 4: {changed}.*list.txt'):
+    with pytest.raises(UserError, match=rf'records of digits train\[:300\] have changed since step 4: {changed}.*list.txt'):
       run()
   write(5, 3)
   run()
   write(3)
   assert run()['test/accuracy'] >= 0.0  # finished: no example is drawn any more
-  assert evaluate.evaluate(tmp_path / 'run', 12, None)[0] == 12
+  assert evaluation.evaluate(tmp_path / 'run', 12)[0] == 12
 
 
 def test_a_checkpoint_that_does_not_say_its_records_goes_on(finished):
   """As version 0.1.0 saved them."""
   config, workdir, _ = finished
   step, state, record = final_state(config, workdir)
-  old = {key: value for key, value in record.items() if key not in ('examples', 'numbering')}
+  values = {key: value for key, value in record.to_json().items() if key not in ('examples', 'numbering')}
+  old = RunRecord.from_json(values)
+  assert (old.examples, old.fingerprint) == (None, None)
   checkpoints = types.SimpleNamespace(restore=lambda step, abstract: (state, old))
-  assert len(old) == len(record) - 2 and train.restore(train.build(config), checkpoints, step)[2] == record
+  assert start.restore(build(config), checkpoints, step).record == record
 
 
 def _fail(*arguments):
@@ -420,10 +426,10 @@ def test_damaged_files_of_a_run_are_named(finished, tmp_path):
   for path in (tmp_path / 'run' / 'checkpoints' / '12' / 'state').rglob('*'):
     if path.is_file():
       path.write_bytes(path.read_bytes()[:10])
-  with pytest.raises(ValueError, match='the checkpoint of step 12 .* cannot be read'):
+  with pytest.raises(UserError, match='12: cannot read this checkpoint'):
     train.run(config, tmp_path / 'run')
   (tmp_path / 'run' / 'config.json').write_text('{"data":')
-  with pytest.raises(ValueError, match='config.json is damaged'):
+  with pytest.raises(UserError, match='config.json: damaged'):
     train.run(config, tmp_path / 'run')
 
 

@@ -1,25 +1,29 @@
 """vit_jax: pre-train, fine-tune and study Vision Transformers in JAX.
 
-Names are imported when first used: `import vit_jax` is quick and starts no jax backend.
+The public names are in PUBLIC. They are imported when first used: `import vit_jax` is quick and starts no jax backend.
 """
 import importlib
+from typing import Any
 
-__version__ = '0.1.0'
+__version__ = '0.2.0.dev0'
 
-# Public name: the module that holds it.
-_PUBLIC = {
+# Public name: the module that holds it, or that it is.
+PUBLIC = {
     'VisionTransformer': 'vit_jax.models.vit',
-    'hosts': 'vit_jax.distributed.hosts',
+    'ViTConfig': 'vit_jax.models.config',
+    'hosts': 'vit_jax.distributed.hosts',  # hosts.start() before jax is used, in scripts of several processes
     'load': 'vit_jax.pretrained.load',
     'preprocess': 'vit_jax.inference.predict',
-    'train': 'vit_jax.train',
+    'recipe': 'vit_jax.run.recipes',
+    'save': 'vit_jax.pretrained.save',
+    'train': 'vit_jax.train',  # train.run(config, workdir)
 }
 
-__all__ = sorted(_PUBLIC)
+__all__ = sorted(PUBLIC)
 
 
-def __getattr__(name):
-  if name not in _PUBLIC:
+def __getattr__(name: str) -> Any:
+  if name not in PUBLIC:
     raise AttributeError(f'module vit_jax has no attribute {name!r}; it has {__all__}')
-  module = importlib.import_module(_PUBLIC[name])
-  return module if module.__name__.endswith(f'.{name}') and not hasattr(module, name) else getattr(module, name)
+  module = importlib.import_module(PUBLIC[name])
+  return module if name in ('hosts', 'train') else getattr(module, name)

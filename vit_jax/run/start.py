@@ -50,7 +50,8 @@ def make_record(parts: Parts, before: RunRecord | None = None) -> RunRecord:
   source = parts.data.source
   config = parts.config.to_dict()
   if before is not None:
-    return dataclasses.replace(before, config=config)
+    return dataclasses.replace(before, config=config, examples=before.examples or len(source),
+                               fingerprint=before.fingerprint or source.fingerprint)
   return RunRecord(config=config, class_names=source.class_names, channels=source.channels, examples=len(source),
                    fingerprint=source.fingerprint, image_size=parts.data.image_size, versions=platform.versions())
 
@@ -60,7 +61,7 @@ def check_same_records(parts: Parts, at: LoopState) -> None:
   source, exclude = parts.data.source, parts.config.data.exclude
   if at.record.fingerprint == source.fingerprint:
     return
-  before, now = at.record.examples, len(source)
+  before, now = at.record.examples or 0, len(source)
   changed = f'there were {before:,}, there are {now:,}' if before != now else f'there are still {now:,}, but others'
   kept = 'the files' + (f' and the exclusion list {exclude}' if exclude else '')
   raise UserError(f'data.name: the training records of {source.name} {source.split} have changed since step {at.step}: '

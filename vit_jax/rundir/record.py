@@ -11,20 +11,20 @@ class RunRecord:
     config: the run's config as plain values.
     class_names: one name per logit.
     channels: of the images.
-    examples: of the training split.
-    fingerprint: of the training records; changes if an index would mean another record.
     image_size: (rows, columns) in pixels.
     versions: {package: version}.
+    examples: of the training split; None if a run of version 0.1.0 did not say.
+    fingerprint: of the training records, changes if an index would mean another record; None likewise.
     position: of the data loader, None before the first batch.
     metrics: {name: value} of the last evaluation.
   """
   config: dict[str, Any]
   class_names: tuple[str, ...]
   channels: int
-  examples: int
-  fingerprint: str
   image_size: tuple[int, int]
   versions: dict[str, str]
+  examples: int | None = None
+  fingerprint: str | None = None
   position: dict[str, int] | None = None
   metrics: dict[str, float] = dataclasses.field(default_factory=dict)
 
