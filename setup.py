@@ -1,6 +1,6 @@
-"""Installs vit_jax: `pip install -e .`, or with extras `pip install -e '.[test]'`.
+"""Install vit_jax: `pip install -e .`, or with extras `pip install -e '.[test]'`.
 
-Every range names versions the tests ran with; `constraints.txt` pins the exact set that continuous integration used.
+Each range is of versions that the tests ran with; `constraints.txt` pins the exact set of continuous integration.
 """
 import pathlib
 import re
@@ -11,7 +11,14 @@ HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r"^__version__ = '(.+)'$", (HERE / 'vit_jax' / '__init__.py').read_text(), re.MULTILINE)[1]
 
 PLOT = ['matplotlib>=3.8,<4']
-TEST = ['pytest>=8,<10', 'pytest-xdist>=3.6,<4', *PLOT]
+TEST = [
+    'beartype>=0.23,<1',  # with jaxtyping: checks the array shapes in signatures, in tests only
+    'jaxtyping>=0.3.11,<0.4',
+    'pytest>=8,<10',
+    'pytest-xdist>=3.6,<4',
+    'setuptools>=70.1,<90',  # builds the wheel that a test installs, without the network
+    *PLOT,
+]
 
 setuptools.setup(
     name='vit_jax',
@@ -22,24 +29,26 @@ setuptools.setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=setuptools.find_packages(include=['vit_jax', 'vit_jax.*']),
+    package_dir={'vit_jax.configs': 'configs'},  # the recipes; nothing is installed as a top-level `configs`
+    entry_points={'console_scripts': ['vit-jax = vit_jax.__main__:main']},
     install_requires=[
         'absl-py>=2.1,<3',
         'array_record>=0.8,<0.9',  # records on disk with random access
         'clu>=0.0.12,<0.1',
-        'etils[epath]>=1.10,<2',  # local and gs:// paths alike
+        'etils[epath]>=1.10,<2',  # the same interface for local and gs:// paths
         'flax>=0.12.8,<0.13',
         'jax>=0.10,<0.13',
         'ml-collections>=1.0,<2',
         'ml_dtypes>=0.5,<1',
         'numpy>=2,<3',
-        'opencv-python-headless>=4.12,<6',  # resizes without antialiasing, as tf.image does, 10 times as fast as Pillow
+        'opencv-python-headless>=4.12,<6',  # resizes without antialiasing as tf.image does, 10 times as fast as Pillow
         'optax>=0.2.8,<0.3',
         'orbax-checkpoint>=0.12.8,<0.13',
         'pillow>=11,<14',
         'safetensors>=0.5,<1',
-        'scikit-learn>=1.5,<2',  # ships the digits
+        'scikit-learn>=1.5,<2',  # contains the digits dataset
         'scipy>=1.13,<2',
-        'simplejpeg>=1.9,<2',  # JPEG by libjpeg-turbo 3, which the wheel brings along
+        'simplejpeg>=1.9,<2',  # JPEG by libjpeg-turbo 3, which is inside the wheel
         'tensorboardX>=2.6.2,<3',  # event files without TensorFlow
         'tensorflow-datasets>=4.9.10,<5',
         'tqdm>=4.66,<5',
@@ -47,10 +56,11 @@ setuptools.setup(
     extras_require={
         'tpu': ['jax[tpu]', 'gcsfs'],
         'cuda': ['jax[cuda13]'],
-        # Only to build TFDS data sets from raw archives; TFDS 4.9.10's command does not start without the last two.
+        # Only to build TFDS datasets from raw archives; the command of TFDS 4.9.10 does not start without the last two.
         'prepare': ['tensorflow-cpu>=2.18,<3', 'apache-beam>=2.60,<3', 'mlcroissant>=1.0,<2'],
         'plot': PLOT,
         'test': TEST,
-        'dev': TEST + ['ruff>=0.8,<1'],
+        # [nodejs] is a wheel with Node.js, which pyright would otherwise download.
+        'dev': [*TEST, 'pyright[nodejs]>=1.1.414,<2', 'ruff>=0.17,<1'],
     },
 )

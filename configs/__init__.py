@@ -1,1 +1,1 @@
-"""Recipes: one file each, `get_config()` returns an ml_collections.ConfigDict."""
+"""Recipes: one per file, whose `get_config()` returns an ml_collections.ConfigDict; imported as `vit_jax.configs`."""

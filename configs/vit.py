@@ -2,22 +2,25 @@
 
   python -m vit_jax.main --config=configs/vit.py:l16,imagenet21k --workdir=gs://BUCKET/l16_i21k
 
-The argument is MODEL,DATASET: b16, b32, l16, l32 or h14; imagenet, imagenet21k or jft (not public: give your own TFDS
-data set's name with --config.data.name=NAME).
+The argument is MODEL,DATASET:
+  MODEL: b16, b32, l16, l32 or h14
+  DATASET: imagenet, imagenet21k or jft (not public: name a TFDS dataset of your own with --config.data.name=NAME)
 
-Hardware: TPU v3 in the paper (table 2): L/16 on ImageNet-21k 230 core-days, H/14 on JFT 2,500.
-Time: ImageNet-21k, 90 epochs, about 312,000 steps of 4,096 images.
-Accuracy (the paper's, ImageNet top-1 in percent after fine-tuning at 384 pixels, table 5; not measured by us):
+Hardware: TPU v3 in the paper (table 2): 230 core-days for L/16 on ImageNet-21k, 2,500 for H/14 on JFT.
+Time: 90 epochs of ImageNet-21k: about 312,000 steps of 4,096 images.
+Accuracy: the paper's (table 5): ImageNet top-1 in percent after fine-tuning at 384 pixels; not measured by us.
 
-             b16    b32    l16    l32    h14
-  imagenet   77.91  73.38  76.53  71.16  -
-  imagenet21k 83.97 81.28  85.15  80.99  85.13
-  jft        84.15  80.73  87.12  84.37  88.04
+               b16    b32    l16    l32    h14
+  imagenet     77.91  73.38  76.53  71.16  -
+  imagenet21k  83.97  81.28  85.15  80.99  85.13
+  jft          84.15  80.73  87.12  84.37  88.04
 """
-from configs import common
+import ml_collections
+
+from vit_jax.configs import common
 
 
-def get_config(arg='b16,imagenet'):
-  """Returns the recipe for 'MODEL,DATASET'."""
+def get_config(arg: str = 'b16,imagenet') -> ml_collections.ConfigDict:
+  """Return the recipe for 'MODEL,DATASET'."""
   model, _, dataset = arg.partition(',')
   return common.pretrain(model, dataset or 'imagenet')
