@@ -3,7 +3,7 @@ import ast
 
 import pytest
 
-from tests.rooms import BY_NAME, MOST_FILES, PACKAGE, room_of, ROOMS, ROOT
+from tests.rooms import BY_NAME, DOCUMENT, MOST_FILES, PACKAGE, ROOMS, ROOT, document, room_of
 
 
 def modules():
@@ -77,9 +77,15 @@ def test_doors_that_stay_shut(folder, forbidden):
     assert not found, f'{path} imports {found}'
 
 
-def test_configs_import_only_ml_collections_and_common():
+def test_recipes_import_only_ml_collections_and_their_common_tables():
+  """Loading a recipe is quick: no jax."""
   for path in (ROOT / 'configs').glob('*.py'):
-    assert set(imports(path)) <= {'ml_collections', 'configs.common'}, path
+    assert set(imports(path)) <= {'ml_collections', 'vit_jax.configs', 'vit_jax.base.choices'}, path
+
+
+def test_the_tree_in_the_document_is_up_to_date():
+  text = DOCUMENT.read_text()
+  assert document(text) == text, 'run: python -m tests.rooms'
 
 
 def test_public_names_have_docstrings():

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import common
+from vit_jax.configs import common
 from vit_jax.run import config as config_lib
 from vit_jax.evaluators import EVALUATORS
 from vit_jax.models.registry import MODELS
@@ -54,7 +54,7 @@ class Unread:
 
 
 def recipe(name, argument=None):
-  get_config = importlib.import_module(f'configs.{name}').get_config
+  get_config = importlib.import_module(f'vit_jax.configs.{name}').get_config
   return get_config() if argument is None else get_config(argument)
 
 

@@ -5,7 +5,7 @@ import pathlib
 import subprocess
 import sys
 
-from configs import digits
+from vit_jax.configs import digits
 
 ROOT = pathlib.Path(__file__).parent.parent
 

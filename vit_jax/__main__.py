@@ -4,7 +4,6 @@
 
 Nothing heavy is imported before the command is known.
 """
-import ast
 import importlib
 import pathlib
 import sys
@@ -31,8 +30,8 @@ def usage() -> str:
 
 def _summary(module: str) -> str:
   """Read the first line of a module's docstring without importing the module."""
-  source = pathlib.Path(__file__).with_name(f'{module}.py').read_text()
-  return (ast.get_docstring(ast.parse(source)) or '').partition('\n')[0]
+  with pathlib.Path(__file__).with_name(f'{module}.py').open(encoding='utf-8') as source:
+    return next(source).strip().strip('"')
 
 
 def main() -> None:

@@ -59,7 +59,7 @@ class VitJax:
 
 def recipe(model, batch, dtype, image_size, changes):
   """The ImageNet recipe for one device, without dropout and hidden layer and with the usual loss, as the peers are."""
-  from configs import vit
+  from vit_jax.configs import vit
   config = vit.get_config('b16,imagenet')
   config.data.update(batch_size=batch, image_size=image_size)
   config.model.update(variant=model, dtype=dtype, dropout=0.0, representation_size=None, head_bias=0.0)

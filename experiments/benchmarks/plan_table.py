@@ -12,7 +12,7 @@ from absl import app
 from absl import flags
 import jax
 
-from configs import vit
+from vit_jax.configs import vit
 from vit_jax import plan
 
 FOLDER = pathlib.Path(__file__).parent

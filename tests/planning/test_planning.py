@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import finetune
-from configs import vit
+from vit_jax.configs import finetune
+from vit_jax.configs import vit
 from experiments.benchmarks import plan_table
 from tests import tiny
 from vit_jax.run import config as config_lib

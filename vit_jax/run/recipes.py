@@ -89,7 +89,9 @@ def recipe(name: str, **overrides: object) -> ml_collections.ConfigDict:
       *sections, last = key.split('.')
       section = config
       for part in sections:
-        section = section.setdefault(part, ml_collections.ConfigDict())
+        if part not in section:
+          section[part] = {}
+        section = section[part]
         if not isinstance(section, ml_collections.ConfigDict):
           raise UserError(f'{key}: {part} is a value, not a section; got {section!r} there')
       section[last] = value
