@@ -94,7 +94,7 @@ class Encoder(nnx.Module):
     self.depth = config.depth
     self.stochastic_depth = config.stochastic_depth
     self.unroll = config.unroll
-    self.remat = keep_all if config.remat is None else choose(REMAT, config.remat, 'model.remat')
+    self.remat = choose(REMAT, config.remat or 'none', 'model.remat')
 
   def __call__(self, x: Tokens, rngs: Rngs = None, num_layers: int | None = None,
                first_only: bool = False) -> Float[Array, 'batch outputs width']:
@@ -153,6 +153,7 @@ _INPUT = 'block input'
 REMAT: dict[str, Callable[..., Any]] = {
     'dots': functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(layers.DENSE)),
     'full': jax.checkpoint,  # only a block's input
+    'none': keep_all,
     'offload': functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[], names_which_can_be_offloaded=[_INPUT], offload_src='device',
         offload_dst='pinned_host')),  # the same, in host memory

@@ -95,5 +95,6 @@ def _token(token: nnx.Param | None) -> Token:
 POSITIONS: Mapping[str, type] = {
     'learned': Learned,
     'learned2d': Learned2D,
+    'none': NoPosition,
     'sincos2d': SinCos2D,
 }

@@ -12,7 +12,7 @@ from vit_jax.models.base import Images, Rngs
 from vit_jax.models.config import ViTConfig
 from vit_jax.models.encoder import Encoder
 from vit_jax.models.pooling import POOLS
-from vit_jax.models.positions import NoPosition, POSITIONS
+from vit_jax.models.positions import POSITIONS
 from vit_jax.models.vit_tree import ViTTree
 
 
@@ -38,8 +38,8 @@ class VisionTransformer(nnx.Module, ViTTree):
     self.token = nnx.Param(jnp.zeros((width,), jnp.float32)) if config.class_token else None
     self.registers = nnx.Param(nnx.initializers.normal(0.02)(
         rngs.params(), (config.registers, width), jnp.float32)) if config.registers else None
-    position = NoPosition if config.position is None else choose(POSITIONS, config.position, 'model.position')
-    self.position = position(config.grid, width, class_token=config.class_token and config.token_position, rngs=rngs)
+    self.position = choose(POSITIONS, config.position or 'none', 'model.position')(
+        config.grid, width, class_token=config.class_token and config.token_position, rngs=rngs)
     self.encoder = Encoder(config, rngs=rngs)
     self.norm = nnx.LayerNorm(width, epsilon=config.norm_epsilon, **common)
     self.pool = choose(POOLS, config.pool, 'model.pool')(config, rngs=rngs)
