@@ -6,6 +6,7 @@ import pytest
 
 from flax import nnx
 from vit_jax.models import attention
+from vit_jax.models.config import ViTConfig
 from vit_jax.models.vit import VisionTransformer
 
 
@@ -61,7 +62,7 @@ def test_bfloat16_differs_by_rounding_alone():
 @pytest.mark.parametrize('fields', [dict(), dict(width=128), dict(qkv_bias=False), dict(qk_norm=True)], ids=str)
 def test_the_class_token_alone_is_the_class_token_of_all(fields):
   shape = dict(image_size=8, patch_size=4, width=12, depth=2, heads=2, mlp_dim=16, num_classes=5)
-  graphdef, params = nnx.split(VisionTransformer(**{**shape, **fields}, rngs=nnx.Rngs(0)), nnx.Param)
+  graphdef, params = nnx.split(VisionTransformer(ViTConfig(**{**shape, **fields}), rngs=nnx.Rngs(0)), nnx.Param)
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape, scale=0.3), jnp.float32), params)
   x = jnp.asarray(tokens(2, 5, {**shape, **fields}['width']))
@@ -79,7 +80,7 @@ def test_the_class_token_alone_is_the_class_token_of_all(fields):
 
 def test_tokens_that_nobody_reads_are_not_computed():
   def flops(first_only):
-    encoder = VisionTransformer(image_size=32, patch_size=4, width=16, depth=2, heads=2, mlp_dim=64, unroll=True,
+    encoder = VisionTransformer(ViTConfig(image_size=32, patch_size=4, width=16, depth=2, heads=2, mlp_dim=64, unroll=True),
                                 rngs=nnx.Rngs(0)).encoder
     run = jax.jit(lambda x: encoder(x, first_only=first_only))
     return run.lower(jnp.zeros((1, 65, 16))).compile().cost_analysis()['flops']

@@ -7,14 +7,15 @@ import pytest
 
 from vit_jax.models import layers
 from vit_jax.models import positions
+from vit_jax.models.config import ViTConfig
 from vit_jax.models.vit import VisionTransformer
 
 IMAGES = np.random.default_rng(0).normal(size=(5, 12, 8, 3)).astype(np.float32)
 
 
 def model(**fields):
-  return VisionTransformer(image_size=(12, 8), patch_size=4, width=12, depth=3, heads=2, mlp_dim=20, num_classes=4,
-                           **fields, rngs=nnx.Rngs(0))
+  return VisionTransformer(ViTConfig(image_size=(12, 8), patch_size=4, width=12, depth=3, heads=2, mlp_dim=20, num_classes=4,
+                                     **fields), rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize('fields', [{}, dict(pool='gap', registers=2), dict(pool='map', qk_norm=True, layer_scale=0.5)])
@@ -24,7 +25,7 @@ def test_features_after_each_layer(fields):
   np.testing.assert_allclose(net.features(IMAGES), net.norm(net.features(IMAGES, layer=3)), atol=1e-6)
   block = nnx.merge(*_split_block(net, 1))
   np.testing.assert_allclose(net.features(IMAGES, layer=2), block(net.features(IMAGES, layer=1)), atol=1e-5)
-  with pytest.raises(ValueError, match='expected a layer in 0..3, got 4'):
+  with pytest.raises(ValueError, match='layer: expected 0..3, got 4'):
     net.features(IMAGES, layer=4)
 
 

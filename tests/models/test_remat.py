@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vit_jax.models.config import ViTConfig
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.base.preprocessing import Normalization
 from vit_jax.training import optim
@@ -17,8 +18,8 @@ from vit_jax.training.state import TrainState
 
 
 def model(**fields):
-  return VisionTransformer(image_size=8, patch_size=4, width=16, depth=3, heads=2, mlp_dim=32, num_classes=5,
-                           dropout=0.1, rngs=nnx.Rngs(0), **fields)
+  return VisionTransformer(ViTConfig(image_size=8, patch_size=4, width=16, depth=3, heads=2, mlp_dim=32, num_classes=5,
+                                     dropout=0.1, **fields), rngs=nnx.Rngs(0))
 
 
 @functools.cache

@@ -8,18 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vit_jax.base.errors import UserError
 from vit_jax.models import attention
 from vit_jax.models import encoder
 from vit_jax.models import layers
 from vit_jax.models import positions
-from vit_jax.models import vit
+from vit_jax.models.config import ViTConfig
+from vit_jax.models.vit import VisionTransformer
 
 GOLDEN = pathlib.Path(__file__).parent.parent / 'golden'
 TINY = dict(image_size=16, patch_size=4, width=24, depth=2, heads=3, mlp_dim=48, num_classes=7)
 
 
 def create(**fields):
-  return vit.VisionTransformer(**{**TINY, **fields}, rngs=nnx.Rngs(0))
+  return VisionTransformer(ViTConfig(**{**TINY, **fields}), rngs=nnx.Rngs(0))
 
 
 def make(**fields):
@@ -62,7 +64,7 @@ def forward(model, images, rngs=None):
 
 
 def count(variant, **fields):
-  make_model = lambda: vit.VisionTransformer(variant, rngs=nnx.Rngs(0), **fields)
+  make_model = lambda: VisionTransformer(ViTConfig(variant=variant, **fields), rngs=nnx.Rngs(0))
   return sum(x.size for x in jax.tree.leaves(nnx.state(nnx.eval_shape(make_model), nnx.Param)))
 
 
@@ -197,8 +199,7 @@ def float64(tree):
 
 
 def test_a_block_equals_plain_numpy():
-  block = randomized(encoder.EncoderBlock(24, 3, 48, options=encoder.BlockOptions(), dtype=jnp.float32,
-                                          rngs=nnx.Rngs(0)))
+  block = randomized(encoder.EncoderBlock(ViTConfig(**TINY), rngs=nnx.Rngs(0)))
   x = np.random.default_rng(3).normal(size=(2, 5, 24)).astype(np.float32)
   expected = [numpy_block(example.astype(np.float64), float64(params_of(block))) for example in x]
   np.testing.assert_allclose(forward(block, x), expected, atol=2e-5)
@@ -309,7 +310,7 @@ def test_blocks_and_projections_start_different(initial):
 
 
 def test_parameters_follow_the_seed():
-  init = jax.jit(lambda key: params_of(vit.VisionTransformer(**TINY, rngs=nnx.Rngs(key))))
+  init = jax.jit(lambda key: params_of(VisionTransformer(ViTConfig(**TINY), rngs=nnx.Rngs(key))))
   five, again, six = (init(jax.random.key(seed)) for seed in (5, 5, 6))
   assert all(jax.tree.leaves(jax.tree.map(np.array_equal, five, again)))
   for name in ('patch_embed/kernel', 'position/grid', 'encoder/blocks/attention/query/kernel'):
@@ -419,29 +420,29 @@ def test_gradients_with_dropout_are_finite_and_reach_every_parameter(dtype):
 
 
 @pytest.mark.parametrize('fields, message', [
-    (dict(variant='X/16'), r"unknown variant 'X/16'.*SIZE one of \['B', .*'L', 'S', .*'Ti'"),
-    (dict(variant='B'), "unknown variant 'B'.*'B/16'"),
-    (dict(variant='B/0'), "unknown variant 'B/0'"),
-    (dict(variant='B/16x'), "unknown variant 'B/16x'"),
-    (dict(pool='max'), r"unknown pool 'max'; choose from \['gap', 'map', 'token'\]"),
-    (dict(position='rotary'), r"unknown position 'rotary'; choose from \['learned', .*'none', .*'sincos2d'"),
-    (dict(patch_size=5), r'image size \(16, 16\) is not divisible by the patch size \(5, 5\)'),
-    (dict(image_size=(16, 18)), r'image size \(16, 18\) is not divisible by the patch size \(4, 4\)'),
-    (dict(patch_size=32), r'image size \(16, 16\) is not divisible by the patch size \(32, 32\)'),
-    (dict(class_token=False), "pool='token' reads the class token"),
-    (dict(heads=5), 'width 24 is not divisible by 5 heads'),
-    (dict(heads=0), 'heads'),
-    (dict(patch_size=0), 'patch'),
-    (dict(patch_size=(4, 4, 4)), 'patch_size|patch size'),
-    (dict(width=None, mlp_dim=None), r"needs \['mlp_dim', 'width'\].*variant such as 'B/16'"),
-    (dict(position='sincos2d', width=18), "position='sincos2d' needs a width divisible by 4, got 18"),
+    (dict(variant='X/16'), r"model.variant: unknown 'X/16'.*SIZE one of \['B', .*'L', 'S', .*'Ti'"),
+    (dict(variant='B'), "model.variant: unknown 'B'.*'B/16'"),
+    (dict(variant='B/0'), "model.variant: unknown 'B/0'"),
+    (dict(variant='B/16x'), "model.variant: unknown 'B/16x'"),
+    (dict(pool='max'), r"model.pool: unknown 'max'; choose from \['gap', 'map', 'token'\]"),
+    (dict(position='rotary'), r"model.position: unknown 'rotary'; choose from \['learned', .*'none', .*'sincos2d'"),
+    (dict(patch_size=5), r'data.image_size: \(16, 16\) is not divisible by the patch size \(5, 5\)'),
+    (dict(image_size=(16, 18)), r'data.image_size: \(16, 18\) is not divisible by the patch size \(4, 4\)'),
+    (dict(patch_size=32), r'data.image_size: \(16, 16\) is not divisible by the patch size \(32, 32\)'),
+    (dict(class_token=False), "model.class_token: model.pool='token' reads the class token"),
+    (dict(heads=5), 'model.heads: must divide the width 24, got 5'),
+    (dict(heads=0), 'model.heads: must be at least 1, got 0'),
+    (dict(patch_size=0), 'model.patch_size: expected a positive number of pixels.*got 0'),
+    (dict(patch_size=(4, 4, 4)), r'model.patch_size: .*got \(4, 4, 4\)'),
+    (dict(width=None, mlp_dim=None), r"model: missing \['width', 'mlp_dim'\].*model.variant='B/16'"),
+    (dict(position='sincos2d', width=18), "model.position: 'sincos2d' needs a width divisible by 4, got 18"),
 ])
 def test_bad_fields_are_named(fields, message):
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(UserError, match=message):
     make(**fields)
 
 
 @pytest.mark.parametrize('shape', [(2, 16, 12, 3), (2, 16, 16, 1), (16, 16, 3)])
 def test_images_of_another_shape_are_refused(shape):
-  with pytest.raises(ValueError, match=r'expected images of shape \(B, 16, 16, 3\), got \(' + str(shape[0])):
+  with pytest.raises(ValueError, match=r'images: expected shape \(B, 16, 16, 3\), got \(' + str(shape[0])):
     randomized(make())(np.zeros(shape, np.float32))

@@ -1,1 +1,1 @@
-"""Flax NNX models: images in, logits out.  Nothing here knows of data, losses or devices."""
+"""Flax NNX models: images in, logits out. Nothing here knows of data, losses or devices."""

@@ -93,7 +93,9 @@ class ViTConfig:
     self._set('patch_size', size(self.patch_size, 'model.patch_size'))
     self._set('image_size', size(self.image_size, 'data.image_size'))
     self._set('class_token', self.pool == 'token' if self.class_token is None else self.class_token)
-    self._set('representation_size', self.representation_size or None)
+    for field in dataclasses.fields(self):
+      if getattr(self, field.name) in field.metadata.get('off', ()):
+        self._set(field.name, None)
     self._check()
 
   def _set(self, name: str, value: object) -> None:

@@ -1,17 +1,24 @@
 """The transformer encoder: a stack of pre-norm blocks, their parameters stacked along a leading depth axis."""
+from collections.abc import Callable
 import functools
-import re
+from typing import Any
 
 from flax import nnx
 import jax
+from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jax.sharding import get_abstract_mesh, PartitionSpec
+from jaxtyping import Float
 
 from vit_jax.base.choices import choose
 from vit_jax.models import attention
 from vit_jax.models import layers
+from vit_jax.models.base import Rngs, Tokens
 from vit_jax.models.config import ViTConfig
+
+# Tokens, block (parameters), number of the block → tokens, and whatever else the caller collects from each block.
+_Body = Callable[..., tuple[Array, Any]]
 
 
 class EncoderBlock(nnx.Module):
@@ -30,70 +37,52 @@ class EncoderBlock(nnx.Module):
     self.attention_scale, self.mlp_scale = scale(), scale()
     self.dropout = config.dropout
 
-  def __call__(self, x, rngs=None, drop_rate=0.0, first_only=False):
-    """Maps tokens (B, N, width) to as many, or to the first alone; `drop_rate` is this block's stochastic depth."""
+  def __call__(self, x: Tokens, rngs: Rngs = None, drop_rate: float | Float[Array, ''] = 0.0,
+               first_only: bool = False) -> Float[Array, 'batch outputs width']:
+    """Return the block's output for all tokens, or for the first only.
+
+    Args:
+      x: tokens.
+      rngs: one PRNG key per example in training, None in evaluation.
+      drop_rate: stochastic depth rate of this block.
+      first_only: compute the output of the first token only.
+    """
     weights_rngs, output_rngs, mlp_rngs, *path_rngs = layers.split(rngs, 5)
     y = layers.layer_norm(self.attention_norm, x)
-    x, asking = (_first(x), _first(y)) if first_only else (x, None)
-    y = self.attention(y, asking, weights_rngs)
+    x, queries = (_first(x), _first(y)) if first_only else (x, None)
+    y = self.attention(y, queries, weights_rngs)
     y = layers.dropout(y, self.dropout, output_rngs)
     x += layers.drop_path(_scaled(y, self.attention_scale), drop_rate, path_rngs[0])
     y = self.mlp(layers.layer_norm(self.mlp_norm, x), mlp_rngs)
     return x + layers.drop_path(_scaled(y, self.mlp_scale), drop_rate, path_rngs[1])
 
-  def attention_weights(self, x):
-    """The softmax weights (B, heads, N, N), float32, that the block gives to tokens x."""
+  def attention_weights(self, x: Tokens) -> Float[Array, 'batch heads tokens tokens']:
+    """Return the attention weights of the block, float32."""
     return self.attention.weights(layers.layer_norm(self.attention_norm, x))
 
 
-def _first(x):
-  """The first token of x, (B, N, width), as (B, 1, width).
+def _first(x: Tokens) -> Float[Array, 'batch 1 width']:
+  """Return the first token.
 
-  A sum, not a slice: the layout that TPU's compiler gives to a slice would bind the tokens of all blocks.
+  A sum, not a slice: the layout that TPU's compiler gives to a slice would constrain the tokens of all blocks.
   """
   return jnp.where(jnp.arange(x.shape[1])[:, None] == 0, x, jnp.zeros_like(x)).sum(axis=1, keepdims=True)
 
 
-def _scaled(x, scale):
+def _scaled(x: Tokens, scale: nnx.Param | None) -> Tokens:
   return x if scale is None else x * scale[...].astype(x.dtype)
 
 
-def by_example(x):
-  """Keeps x, (B, …), cut by example over the mesh that is set, if any, so that weights move and not tokens."""
+def constrain_batch_sharding(x: Float[Array, 'batch *shape']) -> Float[Array, 'batch *shape']:
+  """Keep activations sharded by batch if a mesh is set, so that XLA all-gathers weights instead."""
   axes = tuple(name for name in ('data', 'fsdp') if name in get_abstract_mesh().axis_names)
   return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x
 
 
-def name_of(path):
-  """The name of a parameter from its tree path: 'encoder/blocks/mlp/up/kernel'."""
-  return jax.tree_util.keystr(path, simple=True, separator='/')
-
-
-def apart(params):
-  """A model's parameters with each block's kernels apart, as unrolled blocks take them: tuples for arrays (depth, …).
-
-  The gradients of micro-batches are then summed block by block, in place. Others, which are small, stay stacked.
-  """
-  def cut(path, leaf):
-    name = name_of(path)
-    if not re.fullmatch('encoder/blocks/.*/kernel', name):
-      return leaf
-    return tuple(attention.joined(leaf) if re.search('attention/(query|key|value)/', name) else leaf)
-
-  return jax.tree_util.tree_map_with_path(cut, params)
-
-
-def stacked(tree, params):
-  """A tree such as `apart` makes, of gradients say, in the form of `params`."""
-  is_tuple = lambda x: isinstance(x, tuple)
-  return jax.tree.map(lambda x, like: jnp.stack(x).reshape(like.shape) if is_tuple(x) else x, tree, params,
-                      is_leaf=is_tuple)
-
-
 class Encoder(nnx.Module):
-  """`depth` blocks.
+  """A stack of encoder blocks.
 
-  Their parameters are arrays (depth, …), or as `apart` makes them.
+  Their parameters are arrays (depth, …), or as `vit_tree.unstack_blocks` makes them.
 
   Args:
     config: of the model.
@@ -105,61 +94,67 @@ class Encoder(nnx.Module):
     self.depth = config.depth
     self.stochastic_depth = config.stochastic_depth
     self.unroll = config.unroll
-    self.remat = keep_all if config.remat is None else choose(REMAT, config.remat, 'model.remat')
+    self.remat = choose(REMAT, config.remat or 'none', 'model.remat')
 
-  def __call__(self, x, rngs=None, layers_run=None, first_only=False):
-    """Maps tokens (B, N, width) through the first `layers_run` blocks (None: all) to (B, N, width).
+  def __call__(self, x: Tokens, rngs: Rngs = None, num_layers: int | None = None,
+               first_only: bool = False) -> Float[Array, 'batch outputs width']:
+    """Return the tokens after the first blocks.
 
-    `first_only`: only the first token is wanted, (B, 1, width); the last block then computes no others.
+    Args:
+      x: tokens.
+      rngs: one PRNG key per example in training, None in evaluation.
+      num_layers: number of blocks to run; None: all.
+      first_only: return only the first token; the last block then does not compute the others.
     """
 
-    def body(x, block, number, first_only=False):
+    def body(x: Array, block: EncoderBlock, number: int | Array, first_only: bool = False) -> tuple[Array, None]:
       x = checkpoint_name(x, _INPUT)
       rate = self.stochastic_depth * number / max(self.depth - 1, 1) if self.stochastic_depth else 0.0
-      return by_example(block(x, layers.fold_in(rngs, number), rate, first_only)), None
+      return constrain_batch_sharding(block(x, layers.fold_in(rngs, number), rate, first_only)), None
 
     if not first_only:
-      return self._run(body, x, layers_run)[0]
+      return self._run(body, x, num_layers)[0]
     x, _ = self._run(body, x, self.depth - 1)
-    return self._one(functools.partial(body, first_only=True), x, self.depth - 1)[0]
+    return self._run_one(functools.partial(body, first_only=True), x, self.depth - 1)[0]
 
-  def attention_weights(self, x):
-    """The softmax weights of every block: (depth, B, heads, N, N) float32."""
+  def attention_weights(self, x: Tokens) -> Float[Array, 'depth batch heads tokens tokens']:
+    """Return the attention weights of every block, float32."""
     return self._scan(lambda x, block, number: (block(x), block.attention_weights(x)), x, None)[1]
 
-  def _run(self, body, x, count):
+  def _run(self, body: _Body, x: Array, count: int | None) -> tuple[Array, Any]:
     if not self.unroll:
       return self._scan(body, x, count)
     for number in range(self.depth if count is None else count):
-      x, _ = self._one(body, x, number)
+      x, _ = self._run_one(body, x, number)
     return x, None
 
-  def _one(self, body, x, number):
-    """The block of this number, its parameters cut from the stack or given as a tuple's part."""
+  def _run_one(self, body: _Body, x: Array, number: int) -> tuple[Array, Any]:
+    """Run the block of this number, its parameters cut from the stack or an element of a tuple."""
     graphdef, stacked = nnx.split(self.blocks)
-    mine = jax.tree.map(lambda leaf: leaf[number], stacked, is_leaf=lambda leaf: isinstance(leaf, tuple))
-    return self.remat(lambda x, mine: body(x, nnx.merge(graphdef, mine), number))(x, mine)
+    own = jax.tree.map(lambda leaf: leaf[number], stacked, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    return self.remat(lambda x, own: body(x, nnx.merge(graphdef, own), number))(x, own)
 
-  def _scan(self, body, x, count):
+  def _scan(self, body: _Body, x: Array, count: int | None) -> tuple[Array, Any]:
     graphdef, stacked = nnx.split(self.blocks)
     layer = (jnp.arange(self.depth), stacked)
     run = self.remat(lambda x, layer: body(x, nnx.merge(graphdef, layer[1]), layer[0]))
     return jax.lax.scan(run, x, jax.tree.map(lambda leaf: leaf[:count], layer))
 
 
-def keep_all(block):
+def keep_all(block: Callable[..., Any]) -> Callable[..., Any]:
   """Return the block as it is: nothing is recomputed."""
   return block
 
 
-# A block's input, where it may be moved to the host's memory.
+# The checkpoint name of a block's input, which may be moved to host memory.
 _INPUT = 'block input'
 
-# What is kept from the forward pass to the gradient; what is not is computed again.
-REMAT = {
+# What is kept from the forward pass for the gradient; the rest is recomputed.
+REMAT: dict[str, Callable[..., Any]] = {
     'dots': functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(layers.DENSE)),
-    'full': jax.checkpoint,  # a block's input alone
+    'full': jax.checkpoint,  # only a block's input
+    'none': keep_all,
     'offload': functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[], names_which_can_be_offloaded=[_INPUT], offload_src='device',
-        offload_dst='pinned_host')),  # and that in the host's memory
+        offload_dst='pinned_host')),  # the same, in host memory
 }

@@ -1,34 +1,39 @@
 """The layers that every encoder block is made of, with randomness keyed by example.
 
-A random stream is an array `rngs` of B typed PRNG keys, one for each example of the batch, or None in
-evaluation.  A mask drawn from an example's own key is the same on one device and on many.
+A random stream is an array `rngs` of B typed PRNG keys, one per example of the batch, or None in evaluation. A mask drawn
+from an example's own key is the same on one device and on many.
 """
+from collections.abc import Callable
 import functools
 import math
 import re
 
 from flax import nnx
 import jax
+from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Float, Int, UInt32
 
 from vit_jax.base.choices import choose
+from vit_jax.models.base import ArrayLike, Images, Rngs, Tokens
 
 
-def split(rngs, n):
-  """Splits each of the (B,) keys `rngs` in n: a list of n arrays of (B,) keys, or of n Nones for None."""
+def split(rngs: Rngs, n: int) -> list[Rngs]:
+  """Split each key in n: return n arrays of one key per example, or n times None for None."""
   if rngs is None:
     return [None] * n
   return list(jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, n))(rngs), 1, 0))
 
 
-def fold_in(rngs, number):
-  """Derives other (B,) keys from `rngs` and an integer, which may be traced; None stays None."""
+def fold_in(rngs: Rngs, number: int | Int[Array, '']) -> Rngs:
+  """Derive other keys from `rngs` and an integer; None stays None."""
   return None if rngs is None else jax.vmap(lambda key: jax.random.fold_in(key, number))(rngs)
 
 
-def dropout(x, rate, rngs):
-  """Zeroes a fraction `rate` of x, (B, …, features), and scales the rest by 1 / (1 - rate); None in `rngs` keeps all."""
+def dropout(x: Float[Array, 'batch *shape features'], rate: float, rngs: Rngs) -> Float[Array, 'batch *shape features']:
+  """Zero a fraction `rate` of x and scale the rest by 1 / (1 - rate); without keys, return x."""
   if rngs is None or rate == 0.0:
     return x
   keep = uniform(rngs, x.shape[1:]) >= jnp.uint32(round(rate * 2 ** 32))
@@ -36,26 +41,26 @@ def dropout(x, rate, rngs):
   return jnp.where(keep, scaled, 0.0).astype(x.dtype)
 
 
-def uniform(rngs, shape):
-  """Numbers whose high bits are uniform: (B, *shape) uint32, each example's from its own of the (B,) keys `rngs`.
+def uniform(rngs: Rngs, shape: tuple[int, ...]) -> UInt32[Array, 'batch ...']:
+  """Draw (B, *shape) numbers whose high bits are uniform, each example's from its own key.
 
-  Threefry gives a word to each row and to each column (the last axis) of an example, and an element mixes its two: its
-  own 20 rounds of threefry would make B/16's step cost 1.7 times as much as without dropout on a TPU v5e, this makes it
-  1.065 times (experiments/benchmarks/tpu_step.md). Any three elements are exactly independent of each other; the mixing
-  parts the corners of rectangles, whose words cancel. It is lowbias32 without its last step, which leaves the upper
+  Threefry gives a word to each row and to each column (the last axis) of an example, and an element combines its two: 20
+  rounds of threefry per element would make B/16's step cost 1.7 times as much as without dropout on a TPU v5e, this makes
+  it 1.065 times (experiments/benchmarks/tpu_step.md). Any three elements are exactly independent of each other; the hash
+  separates the corners of rectangles, whose words cancel. It is lowbias32 without its last step, which leaves the upper
   half of the bits as they are (Chris Wellons, https://nullprogram.com/blog/2018/07/31).
   """
   *lead, columns = shape
   rows = math.prod(lead)
   words = jax.vmap(lambda key: jax.random.bits(key, (rows + columns,), jnp.uint32))(rngs)
-  words = jax.lax.optimization_barrier(words)  # never drawn anew for each element
+  words = jax.lax.optimization_barrier(words)  # never recomputed per element
   bits = words[:, :rows].reshape(-1, *lead, 1) ^ words[:, rows:].reshape(-1, *[1] * len(lead), columns)
   bits = (bits ^ bits >> 16) * jnp.uint32(0x7feb352d)
   return (bits ^ bits >> 15) * jnp.uint32(0x846ca68b)
 
 
-def drop_path(x, rate, rngs):
-  """Stochastic depth: zeroes whole examples of x, (B, …); `rate` may be traced, 0.0 keeps all (arXiv 1603.09382)."""
+def drop_path(x: Float[Array, 'batch *shape'], rate: float | Float[Array, ''], rngs: Rngs) -> Float[Array, 'batch *shape']:
+  """Zero whole examples of x (stochastic depth, arXiv 1603.09382); `rate` may be traced, 0.0 returns x."""
   if rngs is None or (isinstance(rate, float) and rate == 0.0):
     return x
   keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate))(rngs)
@@ -63,16 +68,17 @@ def drop_path(x, rate, rngs):
   return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x)).astype(x.dtype)
 
 
-def einsum(product, a, b):
-  """`jnp.einsum` of two arrays, its sums and result float32 whatever they are."""
+def einsum(product: str, a: Float[ArrayLike, '...'], b: Float[ArrayLike, '...']) -> Float[Array, '...']:
+  """Return `jnp.einsum` of two arrays, with float32 sums and a float32 result whatever the inputs are."""
   return jnp.einsum(product, a, b, preferred_element_type=jnp.float32)
 
 
-def affine(product, x, kernel, bias):
-  """An einsum of x and a kernel, plus a bias: products of x's type, sums of float32, rounded once to x's type.
+def affine(product: str, x: Float[Array, '...'], kernel: Float[Array, '...'],
+           bias: Float[Array, '...'] | None) -> Float[Array, '...']:
+  """Return an einsum of x and a kernel, plus a bias: products of x's type, sums in float32, rounded once to x's type.
 
-  So are the gradients: that of x is of its type, those of kernel and bias are float32 sums, never rounded. A product that
-  is asked for in float32 is also one that XLA has a quick kernel for on CPUs (experiments/benchmarks/cpu.md).
+  So are the gradients: that of x has x's type, those of kernel and bias are float32 sums, never rounded. A product with a
+  float32 result is also one that XLA has a fast kernel for on CPUs (experiments/benchmarks/cpu.md).
 
   Args:
     product: an einsum such as 'bnd,df->bnf', without an axis that only one of the two has and the output lacks.
@@ -84,25 +90,30 @@ def affine(product, x, kernel, bias):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _affine(product, x, kernel, bias):
+def _affine(product: str, x: Array, kernel: Array, bias: Array | None) -> Array:
   y = einsum(product, x, kernel.astype(x.dtype))
   return (y if bias is None else y + bias).astype(x.dtype)
 
 
-def _affine_forward(product, x, kernel, bias):
+_Saved = tuple[Array, Array, Array | None]
+
+
+def _affine_forward(product: str, x: Array, kernel: Array, bias: Array | None) -> tuple[Array, _Saved]:
   return _affine(product, x, kernel, bias), (x, kernel, bias)
 
 
-def _affine_gradient(product, saved, gradient):
+def _affine_gradient(product: str, saved: _Saved, gradient: Array) -> _Saved:
   x, kernel, bias = saved
-  of_x, of_kernel, of_y = re.fullmatch('(.+),(.+)->(.+)', product).groups()
+  axes = re.fullmatch('(.+),(.+)->(.+)', product)
+  assert axes, product
+  of_x, of_kernel, of_y = axes.groups()
   by_x = einsum(f'{of_y},{of_kernel}->{of_x}', gradient, kernel.astype(x.dtype)).astype(x.dtype)
   by_kernel = einsum(f'{of_x},{of_y}->{of_kernel}', x, gradient)
-  return by_x, by_kernel, None if bias is None else _summed(gradient.astype(jnp.float32), bias.shape)
+  return by_x, by_kernel, None if bias is None else _sum_to(gradient.astype(jnp.float32), bias.shape)
 
 
-def _summed(x, shape):
-  """Undoes a broadcast of `shape` to that of x."""
+def _sum_to(x: Array, shape: tuple[int, ...]) -> Array:
+  """Sum over the axes that broadcasting `shape` to x's shape adds or repeats."""
   lead = x.ndim - len(shape)
   axes = tuple(range(lead)) + tuple(lead + i for i, size in enumerate(shape) if size == 1)
   return x.sum(axis=axes).reshape(shape)
@@ -111,15 +122,15 @@ def _summed(x, shape):
 _affine.defvjp(_affine_forward, _affine_gradient)
 
 
-def dense(linear, x):
-  """What `linear`, an nnx.Linear or nnx.LinearGeneral, makes of tokens x, (B, N, features): (B, N, outputs)."""
+def dense(linear: nnx.Linear | nnx.LinearGeneral, x: Float[Array, 'batch tokens features']) -> Tokens:
+  """Apply a dense layer to tokens, by `affine`."""
   kernel = linear.kernel[...].reshape(x.shape[-1], -1)
   bias = None if linear.bias is None else linear.bias[...].reshape(-1)
   return affine('bnd,df->bnf', x.astype(linear.dtype), kernel, bias)
 
 
-def embed_patches(convolution, images):
-  """What `convolution`, an nnx.Conv that moves by its own size, makes of images, row by row: (B, patches, width).
+def embed_patches(convolution: nnx.Conv, images: Images) -> Tokens:
+  """Apply a convolution that moves by its own size; return its outputs row by row, as tokens.
 
   Computed as a product of patches and kernel: TPUs take three times as long for a convolution over 3 channels.
   """
@@ -128,13 +139,13 @@ def embed_patches(convolution, images):
   batch, rows, columns, _ = images.shape
   x = images.reshape(batch, rows // height, height, columns // width, width, channels).transpose(0, 1, 3, 2, 4, 5)
   x = x.reshape(batch, -1, height * width * channels).astype(convolution.dtype)
-  # Behind a barrier: else TPU's compiler turns the patches for the kernel's gradient.
+  # Behind a barrier: otherwise TPU's compiler transposes the patches for the kernel's gradient.
   kernel = jax.lax.optimization_barrier(kernel.reshape(-1, features))
   return affine('bnp,pf->bnf', x, kernel, convolution.bias[...])
 
 
-def layer_norm(norm, x):
-  """What `norm`, an nnx.LayerNorm, makes of x, (…, width), all of it in float32 and rounded once."""
+def layer_norm(norm: nnx.LayerNorm, x: Float[Array, '*shape width']) -> Float[Array, '*shape width']:
+  """Apply a LayerNorm to the last axis, computed in float32 and rounded once."""
   x = x.astype(jnp.float32)
   mean = x.mean(axis=-1, keepdims=True)
   variance = jnp.maximum((x * x).mean(axis=-1, keepdims=True) - mean * mean, 0.0)
@@ -145,41 +156,41 @@ def layer_norm(norm, x):
 class MlpBlock(nnx.Module):
   """Dense, GELU, Dense; dropout after each (paper, equation 3 and appendix B.1)."""
 
-  def __init__(self, width: int, mlp_dim: int, *, dropout: float, gelu: str, dtype, rngs: nnx.Rngs):
-    # Initialisers of the authors' code: Xavier uniform kernels, biases of standard deviation 1e-6.
+  def __init__(self, width: int, mlp_dim: int, *, dropout: float, gelu: str, dtype: DTypeLike, rngs: nnx.Rngs):
+    # Initializers of the authors' code: Xavier uniform kernels, biases of standard deviation 1e-6.
     init = dict(kernel_init=nnx.initializers.xavier_uniform(), bias_init=nnx.initializers.normal(1e-6))
     self.up = nnx.Linear(width, mlp_dim, dtype=dtype, rngs=rngs, **init)
     self.down = nnx.Linear(mlp_dim, width, dtype=dtype, rngs=rngs, **init)
     self.dropout = dropout
     self.gelu = choose(GELUS, gelu, 'model.gelu')
 
-  def __call__(self, x, rngs=None):
-    """Maps tokens (B, N, width) to (B, N, width)."""
+  def __call__(self, x: Tokens, rngs: Rngs = None) -> Tokens:
+    """Return the MLP's output for each token."""
     hidden_rngs, output_rngs = split(rngs, 2)
     x = dropout(self.gelu(dense(self.up, x)), self.dropout, hidden_rngs)
     return dropout(dense(self.down, x), self.dropout, output_rngs)
 
 
-def gelu_tanh(x):
-  """The tanh form of GELU: the official and big_vision weights."""
+def gelu_tanh(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
+  """Return the tanh approximation of GELU: official and big_vision weights."""
   return _gelu(x, True)
 
 
-def gelu_exact(x):
-  """GELU by the error function: timm and Hugging Face weights."""
+def gelu_exact(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
+  """Return GELU by the error function: timm and Hugging Face weights."""
   return _gelu(x, False)
 
 
-# Of its own gradient it keeps x alone, nothing of float32; without the barriers of `prevent_cse`, which cost TPUs 6 %.
+# Keeps only x for its gradient, nothing in float32; without the barriers of `prevent_cse`, which cost TPUs 6 %.
 @functools.partial(jax.checkpoint, static_argnums=1, prevent_cse=False)
-def _gelu(x, approximate):
+def _gelu(x: Array, approximate: bool) -> Array:
   return jax.nn.gelu(x.astype(jnp.float32), approximate=approximate).astype(x.dtype)
 
 
-# What `affine` gives bears this name, for policies of rematerialisation.
+# The checkpoint name of what `affine` returns, for rematerialization policies.
 DENSE = 'dense'
 
-GELUS = {
+GELUS: dict[str, Callable[[Array], Array]] = {
     'exact': gelu_exact,
     'tanh': gelu_tanh,
 }

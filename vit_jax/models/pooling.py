@@ -1,14 +1,21 @@
-"""How the tokens become one vector: (B, N, width) to (B, width).
+"""Pools: how the tokens of an image become one vector.
 
-The first `prefix` tokens are the class token and the registers, the rest are patches.  A pool that is
-`first_only` gets only the first.
+The first `num_prefix` tokens are the class token and the registers, the rest are patches. A pool with `first_only` reads
+only the first token, so it may be given that token alone.
 """
+from collections.abc import Mapping
+
 from flax import nnx
+from jax import Array
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from vit_jax.models import attention
 from vit_jax.models import layers
+from vit_jax.models.base import Tokens
 from vit_jax.models.config import ViTConfig
+
+Pooled = Float[Array, 'batch width']
 
 
 class TokenPool(nnx.Module):
@@ -19,9 +26,9 @@ class TokenPool(nnx.Module):
   def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
     del config, rngs
 
-  def __call__(self, tokens, prefix):
-    """Returns (B, width)."""
-    del prefix
+  def __call__(self, tokens: Tokens, num_prefix: int) -> Pooled:
+    """Return the first token."""
+    del num_prefix
     return tokens[:, 0]
 
 
@@ -33,9 +40,9 @@ class AveragePool(nnx.Module):
   def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
     del config, rngs
 
-  def __call__(self, tokens, prefix):
-    """Returns (B, width)."""
-    return tokens[:, prefix:].mean(axis=1)
+  def __call__(self, tokens: Tokens, num_prefix: int) -> Pooled:
+    """Return the mean over the patches."""
+    return tokens[:, num_prefix:].mean(axis=1)
 
 
 class AttentionPool(nnx.Module):
@@ -45,22 +52,22 @@ class AttentionPool(nnx.Module):
 
   def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
     width, dtype = config.width, jnp.dtype(config.dtype)
-    # The initialiser sees the probe as big_vision keeps it, (1, 1, width).
+    # The initializer gets the shape in which big_vision keeps the probe, (1, 1, width).
     probe = nnx.initializers.xavier_uniform()(rngs.params(), (1, 1, width), jnp.float32)
     self.probe = nnx.Param(probe.reshape(width))
     self.attention = attention.Attention(width, config.heads, dtype=dtype, rngs=rngs)
     self.norm = nnx.LayerNorm(width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
     self.mlp = layers.MlpBlock(width, config.mlp_dim, dropout=0.0, gelu=config.gelu, dtype=dtype, rngs=rngs)
 
-  def __call__(self, tokens, prefix):
-    """Returns (B, width)."""
-    del prefix
+  def __call__(self, tokens: Tokens, num_prefix: int) -> Pooled:
+    """Return what the learned query gets."""
+    del num_prefix
     probe = jnp.broadcast_to(self.probe[...].astype(tokens.dtype), (tokens.shape[0], 1, tokens.shape[-1]))
     x = self.attention(tokens, probe)
     return (x + self.mlp(layers.layer_norm(self.norm, x)))[:, 0]
 
 
-POOLS = {
+POOLS: Mapping[str, type] = {
     'gap': AveragePool,
     'map': AttentionPool,
     'token': TokenPool,

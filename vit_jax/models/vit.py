@@ -1,18 +1,22 @@
 """The Vision Transformer ("An Image is Worth 16x16 Words", arXiv 2010.11929, section 3.1)."""
 from flax import nnx
+from jax import Array
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError
 from vit_jax.models import attention
 from vit_jax.models import layers
+from vit_jax.models.base import Images, Rngs
 from vit_jax.models.config import ViTConfig
 from vit_jax.models.encoder import Encoder
 from vit_jax.models.pooling import POOLS
-from vit_jax.models.positions import NoPosition, POSITIONS
+from vit_jax.models.positions import POSITIONS
+from vit_jax.models.vit_tree import ViTTree
 
 
-class VisionTransformer(nnx.Module):
+class VisionTransformer(nnx.Module, ViTTree):
   """A Vision Transformer: `model(images)` gives logits.
 
   Args:
@@ -34,8 +38,8 @@ class VisionTransformer(nnx.Module):
     self.token = nnx.Param(jnp.zeros((width,), jnp.float32)) if config.class_token else None
     self.registers = nnx.Param(nnx.initializers.normal(0.02)(
         rngs.params(), (config.registers, width), jnp.float32)) if config.registers else None
-    position = NoPosition if config.position is None else choose(POSITIONS, config.position, 'model.position')
-    self.position = position(config.grid, width, class_token=config.class_token and config.token_position, rngs=rngs)
+    self.position = choose(POSITIONS, config.position or 'none', 'model.position')(
+        config.grid, width, class_token=config.class_token and config.token_position, rngs=rngs)
     self.encoder = Encoder(config, rngs=rngs)
     self.norm = nnx.LayerNorm(width, epsilon=config.norm_epsilon, **common)
     self.pool = choose(POOLS, config.pool, 'model.pool')(config, rngs=rngs)
@@ -46,43 +50,76 @@ class VisionTransformer(nnx.Module):
 
   @property
   def image_size(self) -> tuple[int, int]:
-    """(rows, columns) of the images the model takes, in pixels."""
+    """(rows, columns) of the images that the model takes, in pixels."""
     return self.config.image_size
 
   @property
   def channels(self) -> int:
-    """Channels of the images the model takes."""
+    """Channels of the images that the model takes."""
     return self.config.channels
 
   @property
   def num_classes(self) -> int | None:
-    """Number of logits, or None for a model without a head."""
+    """Number of logits; None for a model without a head."""
     return self.config.num_classes
 
-  def __call__(self, images, rngs=None):
-    """Classifies images.
+  def __call__(self, images: Images, rngs: Rngs = None) -> Float[Array, 'batch outputs']:
+    """Classify images.
 
     Args:
-      images: (B, rows, columns, channels) floats, already normalised.
-      rngs: (B,) typed PRNG keys, one for each example, in training; None in evaluation.
+      images: floats, already normalized.
+      rngs: typed PRNG keys, one per example, in training; None in evaluation.
 
     Returns:
-      (B, num_classes) float32 logits, or (B, features) without a head.
+      float32 logits, or the representation without a head.
     """
-    embed_rngs, encoder_rngs = layers.split(rngs, 2)
-    tokens = layers.dropout(self.tokens(images), self.config.dropout, embed_rngs)
-    tokens = self.encoder(tokens, encoder_rngs, first_only=self.pool.first_only)
-    prefix = self.config.num_prefix_tokens
-    if self.config.norm_after_pool:
-      x = layers.layer_norm(self.norm, self.pool(tokens, prefix))
-    else:
-      x = self.pool(layers.layer_norm(self.norm, tokens), prefix)
-    if self.pre_logits is not None:
-      x = jnp.tanh(self.pre_logits(x))
+    x = self._represent(images, rngs)
     return (x if self.head is None else self.head(x)).astype(jnp.float32)
 
-  def tokens(self, images):
-    """What the encoder sees: (B, rows, columns, channels) → (B, prefix + patches, width), positions added."""
+  def embed(self, images: Images) -> Float[Array, 'batch features']:
+    """Return the representation that the head reads: pooled tokens, after the hidden tanh layer if there is one.
+
+    Args:
+      images: floats, already normalized.
+
+    Returns:
+      float32, representation_size or width features.
+    """
+    return self._represent(images, None).astype(jnp.float32)
+
+  def features(self, images: Images, layer: int | None = None) -> Float[Array, 'batch tokens width']:
+    """Return the tokens after some of the blocks: class token, registers, patches row by row.
+
+    Args:
+      images: floats, already normalized.
+      layer: number of blocks, 0..depth; None: all of them and the last LayerNorm.
+
+    Raises:
+      UserError: another layer.
+    """
+    depth = self.config.depth
+    if layer is not None and not 0 <= layer <= depth:
+      raise UserError(f'layer: expected 0..{depth}, got {layer}')
+    x = self.encoder(self.tokens(images), num_layers=layer)
+    return layers.layer_norm(self.norm, x) if layer is None else x
+
+  def attention_weights(self, images: Images) -> Float[Array, 'depth batch heads tokens tokens']:
+    """Return the attention weights of every block and head, float32; rows sum to 1.
+
+    Args:
+      images: floats, already normalized.
+    """
+    return self.encoder.attention_weights(self.tokens(images))
+
+  def tokens(self, images: Images) -> Float[Array, 'batch tokens width']:
+    """Return what the encoder takes: class token, registers and patches, with positions added.
+
+    Args:
+      images: floats, already normalized.
+
+    Raises:
+      UserError: images of another size or number of channels.
+    """
     expected = (*self.config.image_size, self.config.channels)
     if images.shape[1:] != expected:
       raise UserError(f'images: expected shape (B, {", ".join(map(str, expected))}), got {images.shape}')
@@ -91,21 +128,21 @@ class VisionTransformer(nnx.Module):
     x += jnp.broadcast_to(grid, (*self.config.grid, x.shape[-1])).reshape(x.shape[1:]).astype(x.dtype)
     prefix = [] if self.token is None else [(self.token[...] + token_position)[None]]
     prefix += [] if self.registers is None else [self.registers[...]]
-    return jnp.concatenate([*(_repeated(p, x) for p in prefix), x], axis=1)
+    return jnp.concatenate([*(_repeat(p, x) for p in prefix), x], axis=1)
 
-  def features(self, images, layer=None):
-    """Tokens (B, prefix + patches, width) after `layer` blocks, 0..depth; None: after all and the last LayerNorm."""
-    depth = self.config.depth
-    if layer is not None and not 0 <= layer <= depth:
-      raise UserError(f'layer: expected 0..{depth}, got {layer}')
-    x = self.encoder(self.tokens(images), layers_run=layer)
-    return layers.layer_norm(self.norm, x) if layer is None else x
+  def _represent(self, images: Images, rngs: Rngs) -> Float[Array, 'batch features']:
+    """Return what the head reads, in the model's dtype."""
+    embed_rngs, encoder_rngs = layers.split(rngs, 2)
+    tokens = layers.dropout(self.tokens(images), self.config.dropout, embed_rngs)
+    tokens = self.encoder(tokens, encoder_rngs, first_only=self.pool.first_only)
+    prefix = self.config.num_prefix_tokens
+    if self.config.norm_after_pool:
+      x = layers.layer_norm(self.norm, self.pool(tokens, prefix))
+    else:
+      x = self.pool(layers.layer_norm(self.norm, tokens), prefix)
+    return x if self.pre_logits is None else jnp.tanh(self.pre_logits(x))
 
-  def attention_weights(self, images):
-    """The attention of every block and head: (depth, B, heads, N, N) float32, rows sum to 1; N = prefix + patches."""
-    return self.encoder.attention_weights(self.tokens(images))
 
-
-def _repeated(tokens, like):
-  """Tokens (n, width) for every example of `like`: (B, n, width)."""
+def _repeat(tokens: Float[Array, 'tokens width'], like: Float[Array, 'batch _ width']) -> Float[Array, 'batch tokens width']:
+  """Return the tokens once per example of `like`."""
   return jnp.broadcast_to(tokens.astype(like.dtype), (like.shape[0], *tokens.shape))

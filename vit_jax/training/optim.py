@@ -1,4 +1,5 @@
-"""Optimizers: a table over optax, the same clipping and weight-decay mask for all."""
+"""The optimizer of a run: section `optim` of a config and what is built from it."""
+from collections.abc import Callable
 import dataclasses
 import inspect
 import math
@@ -8,14 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from optax import contrib
 
 from vit_jax.base.choices import choose
-from vit_jax.base.durations import Duration
+from vit_jax.base.durations import Duration, Pace
 from vit_jax.base.errors import UserError
-from vit_jax.models.encoder import name_of
+from vit_jax.models.base import flatten, ParamTree, path_of
 from vit_jax.training import schedules
+from vit_jax.training.optimizers import OPTIMIZERS
 from vit_jax.training.schedules import SHAPES
+from vit_jax.training.state import OBJECTIVE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,8 @@ class OptimConfig:
     valid = [p.name for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY]
     if unknown := sorted(set(self.options) - set(valid)):
       raise UserError(f'optim.options: {self.name} has no {unknown}; valid options are {valid}')
+    for name in ('decay_mask', 'freeze'):
+      _check_pattern(name, getattr(self, name) or '')
 
 
 def _check_number(name: str, number: float, *, positive: bool) -> None:
@@ -75,189 +79,140 @@ def _check_number(name: str, number: float, *, positive: bool) -> None:
     raise UserError(f'optim.{name}: must be {"positive" if positive else "at least 0"}, got {number}')
 
 
-def build(total_steps, *, name: str = 'adamw', peak_lr: float = 1e-3, schedule: str = 'cosine', warmup: int = 0,
-          cooldown: int = 0, end_lr: float = 0.0, timescale: float = 10_000, weight_decay: float = 0.0,
-          decay_mask: str = '.*', clip_norm: float | None = 1.0, layer_decay: float | None = None,
-          freeze: str | None = None, options: dict | None = None):
-  """Builds the optimizer and its schedule.
+def _check_pattern(name: str, pattern: str) -> None:
+  try:
+    re.compile(pattern)
+  except re.error as error:
+    raise UserError(f"optim.{name}: {pattern!r} is not a regular expression: {error}; any path is '.*', not '*'") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """An optimizer of given parameters.
+
+  Attributes:
+    transform: optax transformation; it keeps no state for frozen parameters.
+    schedule: step → learning rate, float32.
+    frozen: tree of booleans, True for a parameter that is not trained; None if all are.
+  """
+  transform: optax.GradientTransformation
+  schedule: Callable[[Any], jax.Array]
+  frozen: Any = None
+
+
+def build(config: OptimConfig, total_steps: int, pace: Pace, model: ParamTree, params: Any) -> Optimizer:
+  """Build the optimizer of a run.
 
   Args:
+    config: options.
     total_steps: length of the run.
-    name: a name of `OPTIMIZERS`.
-    peak_lr, schedule, warmup, cooldown, end_lr, timescale: see `schedules.build`.
-    weight_decay: w; a step moves p by -lr·w·p besides its own update (flax.optim's and the paper's form), but in 'adam',
-      where it is part of the gradient, and 'lamb', where it is part of what is scaled to the parameter's norm.
-    decay_mask: regular expression; parameters whose name, such as 'encoder/blocks/mlp/up/kernel', matches it as a
-      whole decay. The paper's code decays all; '.*/kernel' spares biases, LayerNorm, tokens and positions.
-    clip_norm: largest global norm of the gradient of what is trained, or None.
-    layer_decay: factor of the learning rate from each layer to the one below: the head and the last LayerNorm have 1, the
-      last block `layer_decay`, the patch embedding its power depth + 1 (arXiv 2106.08254, section 2.4); None is 1.
-    freeze: regular expression; parameters whose name matches it as a whole stay as they are. '(?!head/).*' is a linear
-      probe.
-    options: arguments of the chosen row of `OPTIMIZERS`.
-
-  Returns:
-    (optax transformation, schedule(step) → learning rate).
+    pace: turns durations into steps.
+    model: what is known of the parameters.
+    params: all trained parameters, or their shapes.
 
   Raises:
-    ValueError: an unknown name or option, a mask that matches nothing.
+    UserError: a warm-up longer than the run; a regular expression that matches no parameter, or freezes all.
   """
-  make = choose(OPTIMIZERS, name, 'optimizer')
-  _check_numbers(peak_lr=peak_lr, end_lr=end_lr, weight_decay=weight_decay, timescale=timescale,
-                 **{'clip_norm': clip_norm} if clip_norm is not None else {},
-                 **{'layer_decay': layer_decay} if layer_decay is not None else {})
-  options = dict(options or {})
-  valid = [p.name for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY]
-  if unknown := sorted(set(options) - set(valid)):
-    raise ValueError(f'optim.options: {name} has no {unknown}; valid options are {valid}')
-  rate = schedules.build(total_steps, name=schedule, peak_lr=peak_lr, end_lr=end_lr, warmup=warmup, cooldown=cooldown,
-                         timescale=timescale)
-  clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
-  decay = optax.add_decayed_weights(weight_decay, lambda params: decay_tree(params, decay_mask))
-  after = optax.stateless(lambda updates, params: _shape_updates(updates, params, layer_decay, freeze))
-  return optax.chain(clip, make(decay, **options), optax.scale_by_learning_rate(rate), after), rate
+  schedule = schedules.build(total_steps, name=config.schedule, peak_lr=config.peak_lr, end_lr=config.end_lr,
+                             warmup=pace.steps(config.warmup), cooldown=pace.steps(config.cooldown),
+                             timescale=config.timescale)
+  frozen = _frozen(params, config.freeze) if config.freeze else None
+  decays = _matching(params, config.decay_mask, 'optim.decay_mask')
+  clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
+  decay = optax.add_decayed_weights(config.weight_decay, decays if frozen is None else _without_frozen(decays, frozen))
+  direction = OPTIMIZERS[config.name](decay, model, **config.options)
+  scale = optax.stateless(lambda updates, _: scale_layers(updates, config.layer_decay, model))
+  transform = optax.chain(clip, direction, optax.scale_by_learning_rate(schedule), scale)
+  return Optimizer(transform if frozen is None else skip_frozen(transform, frozen), schedule, frozen)
 
 
-def _check_numbers(**numbers):
-  for name, number in numbers.items():
-    positive = name in ('clip_norm', 'layer_decay', 'timescale')
-    if not math.isfinite(number) or number < 0 or (positive and number == 0):
-      raise ValueError(f"optim.{name} must be {'positive' if positive else 'at least 0'}, got {number}")
+def scale_layers(updates: Any, factor: float | None, model: ParamTree) -> Any:
+  """Multiply each update by factor^k, where k is the number of layers above it; None: return the updates.
 
+  Args:
+    updates: tree of the parameters; in a stack of layers each is scaled by its own.
+    factor: `OptimConfig.layer_decay`.
+    model: what is known of the parameters; those of an objective are the top layer's.
+  """
+  if factor is None:
+    return updates
+  top = model.num_layers + 1
 
-def _shape_updates(updates, params, layer_decay, freeze):
-  """What happens to updates after the learning rate: less for lower layers, none for what is frozen."""
-  if layer_decay is not None:
-    updates = scale_layers(updates, layer_decay)
-  # Frozen parameters have zero gradients, but weight decay would move them.
-  return jax.tree.map(lambda x, frozen: jnp.zeros_like(x) if frozen else x, updates, frozen_tree(params, freeze))
-
-
-def decay_tree(params, pattern):
-  """The tree of booleans that says which parameters decay."""
-  return _matching(params, pattern, 'optim.decay_mask')
-
-
-def frozen_tree(params, pattern):
-  """The tree of booleans that says which parameters are frozen; at least one is trained."""
-  tree = _matching(params, pattern, 'optim.freeze') if pattern else jax.tree.map(lambda _: False, params)
-  if all(jax.tree.leaves(tree)):
-    raise ValueError(f'optim.freeze={pattern!r} freezes every parameter; nothing is left to train')
-  return tree
-
-
-def scale_layers(updates, factor):
-  """Multiplies updates by factor^k, k the number of layers above; a stack of blocks, (depth, …), layer by layer."""
-  depth = jax.tree.leaves(updates['encoder']['blocks'])[0].shape[0]
-
-  def scaled(path, update):
-    name = name_of(path)
-    if name.startswith('encoder/blocks/'):
-      powers = factor ** jnp.arange(depth, 0, -1, dtype=jnp.float32)
-      return update * powers.reshape(-1, *[1] * (update.ndim - 1))
-    above = 0 if name.split('/')[0] in ('norm', 'pool', 'pre_logits', 'head') else depth + 1
-    return update * factor ** above
+  def scaled(key_path: jax.tree_util.KeyPath, update: jax.Array) -> jax.Array:
+    path = path_of(key_path)
+    layer = top if path.startswith(f'{OBJECTIVE}/') else model.layer_of(path)
+    if layer is not None:
+      return update * factor ** (top - layer)
+    powers = factor ** jnp.arange(model.num_layers, 0, -1, dtype=jnp.float32)
+    return update * powers.reshape(-1, *[1] * (update.ndim - 1))
 
   return jax.tree_util.tree_map_with_path(scaled, updates)
 
 
-def _matching(params, pattern, key):
-  try:
-    compiled = re.compile(pattern)
-  except re.error as error:
-    raise ValueError(f"{key}={pattern!r} is no regular expression: {error}; any name is '.*', not '*'") from error
-  tree = jax.tree_util.tree_map_with_path(lambda path, _: bool(compiled.fullmatch(name_of(path))), params)
-  if not any(jax.tree.leaves(tree)):
-    names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    raise ValueError(f'{key}={pattern!r} matches no parameter; there are {sorted(names)}')
-  return tree
+def skip_frozen(transform: optax.GradientTransformation, frozen: Any) -> optax.GradientTransformation:
+  """Apply a transformation to the trained parameters only: it never sees the others, whose updates are zero.
 
+  Its state is that for all parameters without the leaves of the frozen ones, at the same paths (`optax.selective_transform`
+  would move them), so that checkpoints written with state for all parameters can still be read; see `select_state`.
 
-def layerwise(optimizer):
-  """Lets `optimizer` see every encoder block by itself, although their parameters are stacked.
-
-  For optimizers whose update mixes the elements of a parameter (norms, factored moments, matrix products).
+  Args:
+    transform: what to apply.
+    frozen: tree of booleans, True for a parameter that is not trained.
   """
-  split = lambda tree: (tree['encoder']['blocks'], _without_blocks(tree))
 
-  def init(params):
-    blocks, rest = split(params)
-    return jax.vmap(optimizer.init)(blocks), optimizer.init(rest)
+  def init(params: Any) -> Any:
+    return transform.init(_without_frozen(params, frozen))
 
-  def update(grads, state, params):
-    (grad_blocks, grad_rest), (blocks, rest) = split(grads), split(params)
-    block_updates, block_state = jax.vmap(optimizer.update)(grad_blocks, state[0], blocks)
-    updates, rest_state = optimizer.update(grad_rest, state[1], rest)
-    return dict(updates, encoder=dict(updates['encoder'], blocks=block_updates)), (block_state, rest_state)
+  def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    trained = _without_frozen(grads, frozen)
+    updates, state = transform.update(trained, state, _without_frozen(params, frozen))
+    updates = flatten(updates)
+    fill = lambda key_path, grad: updates.get(path_of(key_path), jnp.zeros_like(grad))
+    return jax.tree_util.tree_map_with_path(fill, grads), state
 
   return optax.GradientTransformation(init, update)
 
 
-def _without_blocks(tree):
-  return dict(tree, encoder={name: part for name, part in tree['encoder'].items() if name != 'blocks'})
+def select_state(state: Any, like: Any) -> Any:
+  """Return the leaves of an optimizer's state that another one has, matched by path.
 
+  Turns the state of a checkpoint that also holds state of frozen parameters into that of `skip_frozen`.
 
-def adamw(decay, *, b1=0.9, b2=0.999, eps=1e-8, mu_dtype=None):
-  """Adam with decoupled weight decay (arXiv 1711.05101); `mu_dtype='bfloat16'` halves the first moment."""
-  return optax.chain(optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype), decay)
+  Args:
+    state: of the optimizer without `OptimConfig.freeze`: optax's own tuples, or nested dicts and lists as read from disk.
+    like: state of the optimizer, or its shapes.
 
-
-def adam(decay, *, b1=0.9, b2=0.999, eps=1e-8, mu_dtype=None):
-  """Adam (arXiv 1412.6980); its weight decay is the classic L2 penalty, part of the gradient."""
-  return optax.chain(decay, optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype))
-
-
-def sgd(decay, *, momentum=0.9, nesterov=False, accumulator_dtype='bfloat16'):
-  """SGD with momentum, kept in bfloat16 as in the authors' fine-tuning code; the decay is decoupled."""
-  return optax.chain(optax.trace(momentum, nesterov, accumulator_dtype=accumulator_dtype), decay)
-
-
-def lion(decay, *, b1=0.9, b2=0.99, mu_dtype=None):
-  """Lion (arXiv 2302.06675)."""
-  return optax.chain(optax.scale_by_lion(b1, b2, mu_dtype=mu_dtype), decay)
-
-
-def adafactor(decay, *, decay_rate=0.8, momentum=None, min_dim_size_to_factor=32):
-  """Adafactor (arXiv 1804.04235): factored second moments, update scaled by the parameter's size.
-
-  Attention kernels, (width, heads, head_dim), factor only where head_dim, 64, reaches `min_dim_size_to_factor`.
+  Raises:
+    KeyError: `like` has a leaf that `state` lacks.
   """
-  direction = optax.adafactor(None, min_dim_size_to_factor, decay_rate, momentum=momentum)
-  return optax.chain(layerwise(direction), optax.scale(-1.0), decay)  # optax.adafactor already descends
+  leaves = flatten(state)
+  return jax.tree_util.tree_map_with_path(lambda key_path, _: leaves[path_of(key_path)], like)
 
 
-def lamb(decay, *, b1=0.9, b2=0.999, eps=1e-6):
-  """LAMB (arXiv 1904.00962): Adam whose update is scaled to each parameter's norm, layer by layer."""
-  return optax.chain(optax.scale_by_adam(b1, b2, eps), decay, layerwise(optax.scale_by_trust_ratio()))
+def _without_frozen(tree: Any, frozen: Any) -> Any:
+  """Return a tree without the leaves that are frozen."""
+  if isinstance(tree, dict):  # keys go with their leaves, as Muon would take a None in their place for a parameter
+    return {name: _without_frozen(subtree, frozen[name]) for name, subtree in tree.items() if frozen[name] is not True}
+  return None if tree is None else jax.tree.map(lambda stop, x: None if stop else x, frozen, tree)
 
 
-def muon(decay, *, beta=0.95, ns_steps=5, nesterov=True):
-  """Muon (Jordan et al., 2024) on the matrices of the encoder blocks, Adam (NAdam with `nesterov`) on all else."""
-  direction = contrib.muon(1.0, ns_steps=ns_steps, beta=beta, nesterov=nesterov,
-                           muon_weight_dimension_numbers=_matrices)
-  return optax.chain(direction, optax.scale(-1.0), decay)  # contrib.muon already descends
+def _frozen(params: Any, pattern: str) -> Any:
+  tree = _matching(params, pattern, 'optim.freeze')
+  if all(jax.tree.leaves(tree)):
+    raise UserError(f'optim.freeze: {pattern!r} freezes every parameter; nothing is left to train')
+  return tree
 
 
-def _matrices(params):
-  """Which axes of a stacked kernel are the matrix's: q, k, v are (depth, width, heads, head_dim), out the reverse."""
-  inner = contrib.MuonDimensionNumbers
-  axes = {'query': inner(1, (2, 3)), 'key': inner(1, (2, 3)), 'value': inner(1, (2, 3)), 'out': inner((1, 2), 3),
-          'up': inner(1, 2), 'down': inner(1, 2)}
+def _matching(params: Any, pattern: str, key: str) -> Any:
+  """Return a tree of booleans: whether a parameter's path matches.
 
-  def choose_axes(path, _):
-    *_, module, leaf = name_of(path).split('/') if len(path) > 1 else ('', '')
-    return axes.get(module) if leaf == 'kernel' and name_of(path).startswith('encoder/blocks/') else None
-
-  return jax.tree_util.tree_map_with_path(choose_axes, params)
-
-
-# Each row takes the weight-decay transformation and gives a direction of ascent, which `build` scales by -lr.
-OPTIMIZERS = {
-    'adafactor': adafactor,
-    'adam': adam,
-    'adamw': adamw,
-    'lamb': lamb,
-    'lion': lion,
-    'muon': muon,
-    'sgd': sgd,
-}
+  Args:
+    params: tree of parameters.
+    pattern: regular expression that has to match the whole path.
+    key: of the config, for errors.
+  """
+  compiled = re.compile(pattern)
+  tree = jax.tree_util.tree_map_with_path(lambda key_path, _: bool(compiled.fullmatch(path_of(key_path))), params)
+  if not any(jax.tree.leaves(tree)):
+    raise UserError(f'{key}: {pattern!r} matches no parameter; choose from {sorted(flatten(params))}')
+  return tree

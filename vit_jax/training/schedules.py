@@ -1,34 +1,40 @@
-"""Learning-rate schedules: a step to a learning rate.
+"""Learning-rate schedules: from a step to a learning rate.
 
-All rise linearly from 0 over the warm-up; the shape after it is in `SHAPES`; a cool-down, where asked for, takes the
-last steps linearly to 0.
+All rise linearly from 0 during the warm-up; the shape after it is a row of `SHAPES`; a cool-down, if any, then falls linearly
+to 0 over the last steps.
 """
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from vit_jax.base.choices import choose
+from vit_jax.base.errors import UserError
 
 
-def build(total_steps, *, name, peak_lr, end_lr, warmup, cooldown, timescale):
-  """Returns schedule(step) → learning rate, float32.
+def build(total_steps: int, *, name: str, peak_lr: float, end_lr: float, warmup: int, cooldown: int,
+          timescale: float) -> Callable[[ArrayLike], jax.Array]:
+  """Return a function of the step that gives the learning rate, float32.
 
   Args:
     total_steps: length of the run.
     name: a name of `SHAPES`.
-    peak_lr: the learning rate at the end of the warm-up.
-    end_lr: what the linear shape ends at (the authors' code: 1e-5).
+    peak_lr: learning rate at the end of the warm-up.
+    end_lr: where the linear shape ends (the authors' code: 1e-5).
     warmup: steps of linear rise.
     cooldown: last steps, falling linearly to 0.
     timescale: steps over which 'rsqrt' falls by the square root of two (big_vision: 10,000).
 
   Raises:
-    ValueError: an unknown name, or warm-up and cool-down longer than the run.
+    UserError: an unknown name, or warm-up and cool-down longer than the run.
   """
-  shape = choose(SHAPES, name, 'schedule')
+  shape = choose(SHAPES, name, 'optim.schedule')
   if warmup + cooldown > total_steps:
-    raise ValueError(f'the warm-up ({warmup} steps) and the cool-down ({cooldown} steps) are longer than '
-                     f'the run ({total_steps} steps); shorten optim.warmup or lengthen train.duration')
+    raise UserError(f'optim.warmup: the warm-up ({warmup} steps) and the cool-down ({cooldown} steps) are longer than the '
+                    f'run ({total_steps} steps). Shorten them or lengthen train.duration')
 
-  def schedule(step):
+  def schedule(step: ArrayLike) -> jax.Array:
     step = jnp.asarray(step, jnp.float32)
     progress = jnp.clip((step - warmup) / max(total_steps - warmup, 1), 0.0, 1.0)
     rate = shape(progress, jnp.maximum(step - warmup, 0.0), peak_lr, end_lr, timescale)
@@ -40,7 +46,7 @@ def build(total_steps, *, name, peak_lr, end_lr, warmup, cooldown, timescale):
 
 
 # shape(progress 0..1 after the warm-up, steps after the warm-up, peak_lr, end_lr, timescale).
-SHAPES = {
+SHAPES: dict[str, Callable[..., ArrayLike]] = {
     'constant': lambda progress, after, peak, end, timescale: peak,
     'cosine': lambda progress, after, peak, end, timescale: peak * 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
     'linear': lambda progress, after, peak, end, timescale: end + (peak - end) * (1.0 - progress),

@@ -1,0 +1,137 @@
+"""The contract of a model: what the rest of the framework may ask of one."""
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+from jax import Array
+from jaxtyping import Float, Key
+import numpy as np
+
+ArrayLike = Array | np.ndarray
+Images = Float[ArrayLike, 'batch rows columns channels']
+Tokens = Float[Array, 'batch tokens width']
+Rngs = Key[Array, ' batch'] | None
+
+
+class ParamTree(Protocol):
+  """What others need to know of a model's parameter tree; answered from the config alone, so also on abstract models.
+
+  A path names a parameter or a subtree: 'encoder/blocks/mlp/up/kernel', 'head'. Layers are numbered for layer-wise rates:
+  0 is the stem, 1..num_layers are the blocks, num_layers + 1 is whatever comes after them.
+
+  Attributes:
+    stacked: subtrees whose leaves are stacked by layer along axis 0, from layer 1 to num_layers.
+    stem: kernel that is applied to the pixels, (rows, columns, channels, features).
+    head: subtrees that give the logits from the representation that `Model.embed` returns.
+    hidden_head: subtrees between the pooled tokens and that representation.
+  """
+  stacked: tuple[str, ...]
+  stem: str
+  head: tuple[str, ...]
+  hidden_head: tuple[str, ...]
+
+  @property
+  def num_layers(self) -> int:
+    """Number of blocks."""
+    ...
+
+  @property
+  def positions(self) -> dict[str, str]:
+    """{path: layout} of the tables of positions.
+
+    Layouts: 'grid' (rows, columns, features), 'rows' (rows, features), 'columns' (columns, features), 'token' (features,).
+    """
+    ...
+
+  def layer_of(self, path: str) -> int | None:
+    """Return the layer of a parameter, or None if it is stacked by layer."""
+    ...
+
+  def logical_axes(self, path: str, ndim: int) -> tuple[str | None, ...]:
+    """Return the name of each axis of a parameter, None for one that is never sharded; see `distributed.sharding`.
+
+    Args:
+      path: of the parameter; names may come before it, as in an optimizer's state: '0/mu/encoder/blocks/mlp/up/kernel'.
+      ndim: number of axes.
+    """
+    ...
+
+  def matrix_axes(self, path: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return the (input axes, output axes) of a hidden matrix, for Muon; None for any other parameter.
+
+    A remaining axis is that of the layers of a stack.
+    """
+    ...
+
+  def unstack(self, params: Any) -> Any:
+    """Return parameters in the form that a training step differentiates; for most models that is as they are."""
+    ...
+
+  def stack(self, tree: Any, like: Any) -> Any:
+    """Return a tree in the form of `unstack`, such as gradients, in that of the parameters `like`."""
+    ...
+
+  def multiply_adds(self, image_size: int | tuple[int, int] | None = None) -> int:
+    """Return the multiply-adds of one image's forward pass, in matrix products; elementwise work does not count.
+
+    Args:
+      image_size: (rows, columns) in pixels; None: the config's.
+    """
+    ...
+
+
+class Model(ParamTree, Protocol):
+  """A model of images, built as `kind(config, rngs=rngs)` for a `kind` of `registry.MODELS`.
+
+  Attributes:
+    Config: frozen dataclass of section `model`.
+    config: one of that class.
+  """
+  Config: type
+  config: Any
+
+  @property
+  def image_size(self) -> tuple[int, int]:
+    """(rows, columns) of the images that the model takes, in pixels."""
+    ...
+
+  @property
+  def channels(self) -> int:
+    """Channels of the images that the model takes."""
+    ...
+
+  @property
+  def num_classes(self) -> int | None:
+    """Number of logits; None for a model without a head."""
+    ...
+
+  def __call__(self, images: Images, rngs: Rngs = None) -> Float[Array, 'batch outputs']:
+    """Return float32 logits, or the representation if the model has no head.
+
+    Args:
+      images: floats, already normalized.
+      rngs: typed PRNG keys, one per example, in training; None in evaluation.
+    """
+    ...
+
+  def embed(self, images: Images) -> Float[Array, 'batch features']:
+    """Return the representation of images that the head reads, float32."""
+    ...
+
+  def features(self, images: Images, layer: int | None = None) -> Float[Array, 'batch tokens width']:
+    """Return the tokens after `layer` blocks, 0..num_layers; None: after all of them, normalized."""
+    ...
+
+  def attention_weights(self, images: Images) -> Float[Array, 'depth batch heads queries keys']:
+    """Return the attention weights of every block and head, float32."""
+    ...
+
+
+def path_of(key_path: jax.tree_util.KeyPath) -> str:
+  """Return a tree path of jax as a string such as 'encoder/blocks/mlp/up/kernel'."""
+  return jax.tree_util.keystr(key_path, simple=True, separator='/')
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+  """Return {path: leaf} of a tree."""
+  return {path_of(key_path): leaf for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -1,0 +1,126 @@
+"""The parameter tree of the Vision Transformer: everything that depends on the names of its parameters."""
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax.models import attention
+from vit_jax.models.base import path_of
+from vit_jax.models.config import ViTConfig
+
+BLOCKS = 'encoder/blocks'
+
+
+class ViTTree:
+  """The parameter tree of a config; see `base.ParamTree`."""
+
+  stacked = (BLOCKS,)
+  stem = 'patch_embed/kernel'
+  head = ('head',)
+  hidden_head = ('pre_logits',)
+
+  def __init__(self, config: ViTConfig):
+    self.config = config
+
+  @property
+  def num_layers(self) -> int:
+    """Number of encoder blocks."""
+    return self.config.depth
+
+  @property
+  def positions(self) -> dict[str, str]:
+    """{path: layout} of the learned tables of positions; see `base.ParamTree.positions`."""
+    tables = {'learned': ('grid',), 'learned2d': ('rows', 'columns')}.get(self.config.position or '', ())
+    token = ('token',) if tables and self.config.class_token and self.config.token_position else ()
+    return {f'position/{layout}': layout for layout in (*tables, *token)}
+
+  def layer_of(self, path: str) -> int | None:
+    """Return 0 for patches, tokens and positions, depth + 1 for the last LayerNorm, pool and head, None for the blocks."""
+    if path.startswith(f'{BLOCKS}/'):
+      return None
+    return self.num_layers + 1 if path.split('/')[0] in ('norm', 'pool', *self.hidden_head, *self.head) else 0
+
+  def logical_axes(self, path: str, ndim: int) -> tuple[str | None, ...]:
+    """Return 'width', 'heads', 'mlp_dim' or None for each axis of a parameter; see `base.ParamTree.logical_axes`."""
+    for pattern, names in LOGICAL_AXES:
+      if re.search(rf'(^|/){pattern}$', path) and ndim >= len(names):
+        return (None,) * (ndim - len(names)) + names
+    return (None,) * ndim
+
+  def matrix_axes(self, path: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return the (input axes, output axes) of a block's kernel, stacked by layer; None for any other parameter."""
+    found = re.fullmatch(rf'{BLOCKS}/.*?(\w+)/kernel', path)
+    return _MATRIX_AXES.get(found[1]) if found else None
+
+  def unstack(self, params: Any) -> Any:
+    """Return parameters as an unrolled model's step differentiates them, see `unstack_blocks`, or else as they are."""
+    # Behind a barrier, TPU's compiler cuts and casts a block's parameters in one pass; otherwise it casts, then cuts.
+    return jax.lax.optimization_barrier(unstack_blocks(params)) if self.config.unroll else params
+
+  def stack(self, tree: Any, like: Any) -> Any:
+    """Return a tree in the form of `unstack`, such as gradients, in that of the parameters `like`."""
+    return stack_blocks(tree, like)
+
+  def multiply_adds(self, image_size: int | tuple[int, int] | None = None) -> int:
+    """Return the multiply-adds of one image's forward pass, in matrix products; elementwise work does not count.
+
+    Every kernel counts once per token that it is applied to, and an attention's scores and weighted sum each as
+    queries × keys × width. A training step is 6 operations per multiply-add: two forward, four backward (PaLM, arXiv
+    2204.02311, appendix B); what rematerialization computes twice does not count.
+
+    Args:
+      image_size: (rows, columns) in pixels; None: the config's.
+    """
+    config = self.config if image_size is None else dataclasses.replace(self.config, image_size=image_size)
+    width, tokens = config.width, config.num_tokens
+    patches = tokens - config.num_prefix_tokens
+    block = 4 * width**2 + 2 * width * config.mlp_dim  # query, key, value and output projections; MLP
+    total = patches * config.patch_size[0] * config.patch_size[1] * config.channels * width
+    total += config.depth * (tokens * block + 2 * tokens**2 * width)
+    if config.pool == 'map':  # one query, which every head takes to the tokens themselves
+      total += block + 2 * config.heads * tokens * width
+    sizes = [width, *filter(None, (config.representation_size, config.num_classes))]
+    return total + sum(inputs * outputs for inputs, outputs in zip(sizes, sizes[1:], strict=False))
+
+
+def unstack_blocks(params: Any) -> Any:
+  """Return parameters with each block's kernels separate, as unrolled blocks take them: tuples for arrays (depth, …).
+
+  The gradients of micro-batches are then summed block by block, in place. Other leaves, which are small, stay stacked.
+  """
+  def cut(key_path: jax.tree_util.KeyPath, leaf: jax.Array) -> Any:
+    path = path_of(key_path)
+    if not re.fullmatch(f'{BLOCKS}/.*/kernel', path):
+      return leaf
+    return tuple(attention.fuse_heads(leaf) if re.search('attention/(query|key|value)/', path) else leaf)
+
+  return jax.tree_util.tree_map_with_path(cut, params)
+
+
+def stack_blocks(tree: Any, params: Any) -> Any:
+  """Return a tree such as `unstack_blocks` makes, of gradients for example, in the form of `params`."""
+  is_tuple = lambda x: isinstance(x, tuple)
+  return jax.tree.map(lambda x, like: jnp.stack(x).reshape(like.shape) if is_tuple(x) else x, tree, params,
+                      is_leaf=is_tuple)
+
+
+# The last axes of a parameter; a stack's layer axis comes before them and stays whole, since each turn of the scan takes one
+# block of it. What is not here (vectors, positions, the patch embedding) is about a hundredth of a model and replicated:
+# sharding the patch embedding makes the compiler move images and tokens for the sake of its small gradient.
+LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r'attention/(query|key|value)/kernel', ('width', 'heads', None)),
+    (r'attention/(query|key|value)/bias', ('heads', None)),
+    (r'attention/out/kernel', ('heads', None, 'width')),
+    (r'mlp/up/kernel', ('width', 'mlp_dim')),
+    (r'mlp/up/bias', ('mlp_dim',)),
+    (r'mlp/down/kernel', ('mlp_dim', 'width')),
+    (r'(pre_logits|head)/kernel', ('width', None)),
+)
+
+# Of stacked kernels: (depth, width, heads, head_dim) for query, key and value, (depth, heads, head_dim, width) for out.
+_MATRIX_AXES = {
+    'query': ((1,), (2, 3)), 'key': ((1,), (2, 3)), 'value': ((1,), (2, 3)), 'out': ((1, 2), (3,)),
+    'up': ((1,), (2,)), 'down': ((1,), (2,)),
+}
