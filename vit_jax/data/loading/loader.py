@@ -4,7 +4,7 @@
 and a pool of threads or worker processes does that ahead of use, in chunks of a few examples.
 """
 import collections
-from collections.abc import Callable
+from concurrent import futures
 import dataclasses
 import math
 
@@ -56,11 +56,12 @@ class BatchIterator:
   """Iterator over batches with a restorable position; the methods for it are named as in Grain."""
 
   def __init__(self, loader: Loader):
-    self._order, self._make, self._pool = loader.order, loader.make, loader.pool
+    self._order, self._make = loader.order, loader.make
+    self._executor, self._task = loader.pool.executor, loader.pool.task(loader.make)
     self._ahead = loader.batches_ahead
     self._end = math.inf if loader.order.num_batches is None else loader.order.num_batches
     self._next = 0
-    self._started = collections.deque()  # (batch, functions that wait for its chunks), from number self._next on
+    self._started: collections.deque[tuple[Batch, list[futures.Future]]] = collections.deque()  # from self._next on
 
   def __iter__(self) -> 'BatchIterator':
     return self
@@ -71,14 +72,14 @@ class BatchIterator:
     if not self._started:
       raise StopIteration
     batch, chunks = self._started[0]
-    for wait in chunks:
-      wait()
+    for chunk in chunks:
+      chunk.result()
     self._started.popleft()  # only now: after an error the position is still that of the failed batch
     self._next += 1
     return batch
 
-  def _start(self, number: int) -> tuple[Batch, list[Callable[[], object]]]:
-    """Start to make a batch; it is complete after every returned function has returned."""
+  def _start(self, number: int) -> tuple[Batch, list[futures.Future]]:
+    """Start to make a batch; it is complete once all futures, one per chunk, are done."""
     ids, keys = self._order(number)
     count, size = len(ids), self._order.local_batch_size
     rng = (splitmix64(keys) & np.uint64(0xFFFFFFFF)).astype(np.uint32)
@@ -90,7 +91,7 @@ class BatchIterator:
       batch['mask'] = np.arange(size) < count
     rows = np.argsort(ids, kind='stable')  # copies of an example go into the same chunk, where it is decoded once
     chunks = [rows[start:start + _CHUNK] for start in range(0, count, _CHUNK)]
-    return batch, [self._pool.submit(self._make, ids[chunk], keys[chunk], chunk, batch['image'], batch['label'])
+    return batch, [self._executor.submit(self._task, ids[chunk], keys[chunk], chunk, batch['image'], batch['label'])
                    for chunk in chunks]
 
   def get_state(self) -> dict[str, int]:

@@ -98,7 +98,10 @@ class EvalOrder:
 
 
 def shuffled(positions: np.ndarray, count: int, key: np.uint64) -> tuple[np.ndarray, np.ndarray]:
-  """Return the examples at positions of the endless, shuffled stream.
+  """Return the examples at positions of the endless stream in which each epoch is another permutation.
+
+  The permutation is the swap-or-not shuffle (Hoang, Morris, Rogaway, Crypto 2012). It computes each position
+  independently, so reaching the middle of an epoch of any length takes no time and no memory.
 
   Args:
     positions: (n,) int64, counted from 0 over all epochs.
@@ -109,10 +112,15 @@ def shuffled(positions: np.ndarray, count: int, key: np.uint64) -> tuple[np.ndar
     (examples, epochs), (n,) int64 each: indices 0..count - 1, and the epoch of each position.
   """
   epochs, places = np.divmod(positions, count)
-  examples = np.empty_like(places)
-  for epoch in np.unique(epochs):  # usually one, or two if the batch spans them
-    chosen = epochs == epoch
-    examples[chosen] = _permuted(places[chosen], count, splitmix64(np.uint64(epoch) ^ key))
+  examples, modulus = np.empty_like(places), np.uint64(count)
+  for epoch in np.unique(epochs):  # one, or two if a batch spans them
+    in_epoch = epochs == epoch
+    x = places[in_epoch].astype(np.uint64)
+    for round_key in splitmix64(np.arange(_ROUNDS, dtype=np.uint64) ^ splitmix64(np.uint64(epoch) ^ key)):
+      partners = (round_key % modulus + modulus - x) % modulus
+      swapped = splitmix64(np.maximum(x, partners) ^ round_key) >> np.uint64(63)  # equal for both of a pair
+      x = np.where(swapped, partners, x)
+    examples[in_epoch] = x.astype(np.int64)
   return examples, epochs
 
 
@@ -130,19 +138,6 @@ def example_keys(examples: np.ndarray, epochs: np.ndarray, copies: np.ndarray, k
 def seed_key(seed: int, purpose: int) -> np.uint64:
   """Return the random bits of a seed, 0..2**32 - 1, for SHUFFLE or AUGMENT."""
   return splitmix64(np.array([seed << 8 | purpose], np.uint64))[0]
-
-
-def _permuted(places: np.ndarray, count: int, key: np.uint64) -> np.ndarray:
-  """Apply a permutation of 0..count - 1 to `places`: the swap-or-not shuffle (Hoang, Morris, Rogaway, Crypto 2012).
-
-  Each place is computed independently, so reaching the middle of an epoch of any length takes no time and no memory.
-  """
-  places, modulus = places.astype(np.uint64), np.uint64(count)
-  for round_key in splitmix64(np.arange(_ROUNDS, dtype=np.uint64) ^ key):
-    partners = (round_key % modulus + modulus - places) % modulus
-    swaps = splitmix64(np.maximum(places, partners) ^ round_key) >> np.uint64(63)  # equal for both of a pair
-    places = np.where(swaps, partners, places)
-  return places.astype(np.int64)
 
 
 def splitmix64(x: np.ndarray) -> np.ndarray:

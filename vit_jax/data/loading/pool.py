@@ -4,12 +4,11 @@ Threads decode and resize without Python's lock, so a few of them keep a few cor
 what one process can do. With workers, each thread passes its examples to a process of its own, which imports no jax, and
 copies the pixels from memory that both share.
 """
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent import futures
 import functools
 import threading
-
-import numpy as np
+from typing import Any
 
 from vit_jax.data.loading.examples import ExampleMaker
 from vit_jax.data.loading.worker import Worker
@@ -19,37 +18,41 @@ class Pool:
   """Threads that make examples, or that have worker processes make them; `shared_pool` returns the process's own.
 
   Args:
-    threads: number of threads; 0 makes examples in the thread that waits for them.
+    threads: number of threads; 0 makes examples in the thread that asks for a batch.
     workers: number of worker processes; if more than 0, they replace the threads.
 
   Attributes:
-    size: examples that can be in the making at once.
+    size: tasks that can run at once, besides the calling thread's.
+    executor: runs tasks, see `task`.
   """
 
   def __init__(self, threads: int, workers: int):
     self.size = workers or threads
+    self.executor = futures.ThreadPoolExecutor(self.size, 'vit_jax-data') if self.size else _CallingThread()
     self._uses_workers = workers > 0
     self._of_thread = threading.local()
-    self._executor = futures.ThreadPoolExecutor(self.size, 'vit_jax-data') if self.size else None
 
-  def submit(self, make: ExampleMaker, ids: np.ndarray, keys: np.ndarray, rows: np.ndarray, images: np.ndarray,
-             labels: np.ndarray) -> Callable[[], object]:
-    """Start to make examples; arguments as of `ExampleMaker.__call__`.
+  def task(self, make: ExampleMaker) -> Callable[..., None]:
+    """Return the function to submit to the executor: `make`, or one with its arguments that does it in a worker."""
+    return functools.partial(self._make_in_worker, make) if self._uses_workers else make
 
-    Returns:
-      A function that waits until the examples are made, and raises the error if they cannot be.
-    """
-    if self._executor is None:
-      return functools.partial(make, ids, keys, rows, images, labels)
-    function = functools.partial(self._make_in_worker, make) if self._uses_workers else make
-    return self._executor.submit(function, ids, keys, rows, images, labels).result
-
-  def _make_in_worker(self, make: ExampleMaker, ids: Sequence[int], keys: Sequence[int], rows: np.ndarray,
-                      images: np.ndarray, labels: np.ndarray) -> None:
-    """Make examples in this thread's worker, which is started at the first call."""
+  def _make_in_worker(self, make: ExampleMaker, *arguments: Any) -> None:
+    """Make examples in this thread's worker, which is started by the first call."""
     if not hasattr(self._of_thread, 'worker'):
       self._of_thread.worker = Worker()
-    self._of_thread.worker(make, ids, keys, rows, images, labels)
+    self._of_thread.worker(make, *arguments)
+
+
+class _CallingThread(futures.Executor):
+  """Executor without threads: `submit` runs the task."""
+
+  def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future:
+    future = futures.Future()
+    try:
+      future.set_result(function(*args, **kwargs))
+    except Exception as error:
+      future.set_exception(error)
+    return future
 
 
 @functools.cache
