@@ -23,8 +23,7 @@ from experiments.benchmarks import tensorflow_input
 from experiments.benchmarks.tensorflow_input import SIZE
 from experiments.benchmarks.turns import Server
 from vit_jax.data.images import decode
-from vit_jax.data.loading import feeding
-from vit_jax.data.loading import pipeline
+from vit_jax.data.loading import loader
 from vit_jax.data.sources import registry as sources
 from vit_jax.data.sources.base import Source
 from vit_jax.data.transforms.spec import parse
@@ -91,7 +90,7 @@ def measure(folder, *, rounds=5, images=1024, batch=96, threads=(1, 2), workers=
 
 def _least_images(batch, sizes):
   """Twice what any contender makes ahead: pools of these sizes, or TensorFlow two batches and one in the making."""
-  return 2 * batch * max([3, *(feeding.Pool(size, 0).batches_ahead(batch) for size in sizes)])
+  return 2 * batch * max([3, *(loader.batches_ahead(size, batch) for size in sizes)])
 
 
 def copy_to_array_record(paths, folder):
@@ -173,7 +172,7 @@ def full_pipeline(paths, scratch, batch, kind, threads=2, workers=0, repeats=1):
     source = sources.open_source('photos', 'train', scratch)
   else:
     source = Source(Files(paths), name='photos', split='train', class_names=('any',), channels=3)
-  for made in pipeline.train_batches(source, batch_size=batch, image_size=SIZE, transform=TRANSFORM, cache=kind == 'cached',
+  for made in loader.train_batches(source, batch_size=batch, image_size=SIZE, transform=TRANSFORM, cache=kind == 'cached',
                                      threads=threads, workers=workers, repeats=repeats):
     yield len(made['image'])
 

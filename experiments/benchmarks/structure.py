@@ -44,12 +44,16 @@ RENAMES = re.compile(r'\b\w*(?:aside|tmp|temp|partial)\w*(?: / [\w.]+)?\)?\.(?:r
 
 def training_stream(folder):
   """Open the training stream of a folder of images: the only lines that know where in the package it is."""
+  options = dict(name=f'folder:{folder}', image_size=(24, 24), batch_size=16, train_transform='inception_crop|flip',
+                 cache=False, threads=1)
   try:
+    from vit_jax.data.loading.config import DataConfig
     from vit_jax.data.loading.dataset import Dataset
-  except ImportError:  # the layout before rooms had rooms
+  except ImportError:  # version 0.1
     from vit_jax.data.dataset import Dataset
-  data = Dataset(seed=0, process_index=0, process_count=1, name=f'folder:{folder}', image_size=(24, 24), batch_size=16,
-                 train_transform='inception_crop|flip', cache=False, threads=1)
+    data = Dataset(0, 0, 1, **options)
+  else:
+    data = Dataset(DataConfig(**options), seed=0)
   return iter(data.train_batches())
 
 

@@ -9,7 +9,7 @@ import simplejpeg
 
 from experiments.benchmarks import input_throughput
 from experiments.benchmarks import tensorflow_input
-from tests.data.test_feeding import ROOT
+from tests.tiny import ROOT
 from vit_jax.data.images import decode
 from vit_jax.data.transforms.spec import parse
 

@@ -11,7 +11,7 @@ from vit_jax import audit
 from vit_jax.data.loading import corrupt
 from vit_jax.data.images import decode
 from vit_jax.data.sources import folder
-from vit_jax.data.loading import pipeline
+from vit_jax.data.loading import loader
 from vit_jax.data.sources import registry as sources
 from vit_jax.data.loading.config import DataConfig
 from vit_jax.data.loading.dataset import Dataset
@@ -129,7 +129,7 @@ def test_photographs_are_turned_upright(tmp_path):
   (tmp_path / 'rose').mkdir()
   (tmp_path / 'rose' / 'sideways.png').write_bytes(encode(np.zeros((4, 7, 3), np.uint8), exif=exif))
   source = folder.open_folder(str(tmp_path), 'all')
-  batch, = pipeline.eval_batches(source, batch_size=1, image_size=(7, 4), transform='central_crop')
+  batch, = loader.eval_batches(source, batch_size=1, image_size=(7, 4), transform='central_crop')
   assert batch['image'].shape == (1, 7, 4, 3)
 
 

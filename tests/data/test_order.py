@@ -1,69 +1,92 @@
+"""The order: permutations, random bits, and the split over processes, from a batch's number alone."""
 import numpy as np
 import pytest
 
-from vit_jax.data.loading.order import mix, Order
+from vit_jax.data.loading.order import AUGMENT, EvalOrder, example_keys, seed_key, SHUFFLE, shuffled, splitmix64, TrainOrder
 
 
-def test_mix_is_splitmix64():
+def at(positions, count, seed):
+  """Return the examples at positions of the shuffled stream, and their epochs."""
+  return shuffled(positions, count, seed_key(seed, SHUFFLE))
+
+
+def test_splitmix64():
   """The first numbers of the generator with seed 1234567, as published with its reference code (Vigna, splitmix64.c)."""
   seeds = np.array([1234567 + step * 0x9E3779B97F4A7C15 & (1 << 64) - 1 for step in range(3)], np.uint64)
-  assert mix(seeds).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+  assert splitmix64(seeds).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
 @pytest.mark.parametrize('count', [1, 2, 3, 12, 1000])
 def test_epochs_are_permutations(count):
-  examples, epochs = Order(count, seed=3)(np.arange(4 * count))
+  examples, epochs = at(np.arange(4 * count), count, seed=3)
   for epoch in range(4):
     assert (epochs[epoch * count:][:count] == epoch).all()
     np.testing.assert_array_equal(np.sort(examples[epoch * count:][:count]), np.arange(count))
 
 
 def test_positions_may_come_in_any_order():
-  order, positions = Order(50, seed=1), np.random.default_rng(0).permutation(200)
-  examples, epochs = order(np.arange(200))
-  for all_at_once, one_by_one in zip((examples, epochs), order(positions)):
-    np.testing.assert_array_equal(all_at_once[positions], one_by_one)
+  positions = np.random.default_rng(0).permutation(200)
+  for in_order, permuted in zip(at(np.arange(200), 50, seed=1), at(positions, 50, seed=1)):
+    np.testing.assert_array_equal(in_order[positions], permuted)
 
 
-def test_all_permutations_are_alike():
+def test_all_permutations_are_equally_likely():
   """Of three examples over 1,200 epochs and two seeds: chi-squared with 5 degrees of freedom, 20.5 at one in a thousand."""
   for seed in (0, 1):
-    orders = Order(3, seed)(np.arange(3600))[0].reshape(1200, 3)
+    orders = at(np.arange(3600), 3, seed)[0].reshape(1200, 3)
     _, counts = np.unique(orders @ [9, 3, 1], return_counts=True)
     assert len(counts) == 6 and ((counts - 200) ** 2 / 200).sum() < 20.5
 
 
-def test_epochs_and_seeds_are_unlike():
-  one, other = (Order(2000, seed)(np.arange(6000))[0].reshape(3, 2000) for seed in (0, 1))
+def test_epochs_and_seeds_are_uncorrelated():
+  one, other = (at(np.arange(6000), 2000, seed)[0].reshape(3, 2000) for seed in (0, 1))
   rows = [*one, *other, np.arange(2000)]
   for index, row in enumerate(rows):
     for second in rows[:index]:
       assert abs(np.corrcoef(row, second)[0, 1]) < 0.1 and (row == second).sum() < 10
 
 
-def test_keys_belong_to_example_epoch_and_copy():
-  order = Order(1000, seed=7)
+def test_keys_differ_by_example_epoch_copy_and_seed():
   grid = [axis.ravel() for axis in np.meshgrid(np.arange(1000), np.arange(5), np.arange(3), indexing='ij')]
-  keys = order.keys(*grid)
+  keys = example_keys(*grid, seed_key(7, AUGMENT))
   assert keys.dtype == np.uint64 and len(np.unique(keys)) == 15000
   bits = keys[:, None] >> np.arange(64, dtype=np.uint64) & np.uint64(1)
   assert abs(bits.mean(axis=0) - 0.5).max() < 0.02
-  np.testing.assert_array_equal(order.keys(*(axis[::-1] for axis in grid)), keys[::-1])
-  assert not np.isin(Order(1000, seed=8).keys(*grid), keys).any()
+  np.testing.assert_array_equal(example_keys(*(axis[::-1] for axis in grid), seed_key(7, AUGMENT)), keys[::-1])
+  assert not np.isin(example_keys(*grid, seed_key(8, AUGMENT)), keys).any()
 
 
-def test_without_shuffling_the_order_is_as_stored():
-  examples, epochs = Order(3, seed=0, shuffled=False)(np.arange(7))
-  assert examples.tolist() == [0, 1, 2, 0, 1, 2, 0] and epochs.tolist() == [0, 0, 0, 1, 1, 1, 2]
+def test_evaluation_goes_through_the_split_in_stored_order():
+  orders = [EvalOrder(7, batch_size=4, process_index=process, process_count=2) for process in (0, 1)]
+  assert [order.num_batches for order in orders] == [2, 2] and [order.local_batch_size for order in orders] == [2, 2]
+  ids = [[order(number)[0].tolist() for number in range(2)] for order in orders]
+  assert ids == [[[0, 1], [4, 5]], [[2, 3], [6]]]
+  keys = np.concatenate([orders[0](0)[1], orders[1](0)[1], orders[0](1)[1], orders[1](1)[1]])
+  zeros = np.zeros(7, np.int64)
+  np.testing.assert_array_equal(keys, example_keys(np.arange(7), zeros, zeros, seed_key(0, AUGMENT)))
+
+
+def test_a_process_may_have_no_example_of_the_last_batch():
+  ids, keys = EvalOrder(5, batch_size=4, process_index=1, process_count=2)(1)
+  assert len(ids) == len(keys) == 0
 
 
 def test_the_middle_of_a_long_epoch():
-  """Three hundred million examples, as many as JFT has: places far in, and the same ones asked for by themselves."""
-  order, far = Order(303_000_000, seed=2), 303_000_000 - 50_000
-  examples, epochs = order(np.arange(far, far + 100_000))
+  """Three hundred million examples, as many as JFT has: positions far into the epoch, also on their own."""
+  count, far = 303_000_000, 303_000_000 - 50_000
+  examples, epochs = at(np.arange(far, far + 100_000), count, seed=2)
   assert (epochs == np.repeat([0, 1], 50_000)).all()
   assert len(np.unique(examples[:50_000])) == len(np.unique(examples[50_000:])) == 50_000
   assert examples.min() >= 0 and examples.max() < 303_000_000
   # Uniform: each tenth of the data gets a tenth of these, to 5 standard deviations.
   assert abs(np.histogram(examples, 10, (0, 303_000_000))[0] - 10_000).max() < 5 * 95
-  np.testing.assert_array_equal(order(np.arange(far + 777, far + 780))[0], examples[777:780])
+  np.testing.assert_array_equal(at(np.arange(far + 777, far + 780), count, seed=2)[0], examples[777:780])
+
+
+def test_a_train_batch_holds_positions_of_the_stream():
+  order = TrainOrder(10, batch_size=6, seed=5, repeats=2)
+  ids, keys = order(7)
+  expected, epochs = at(np.arange(21, 24), 10, seed=5)
+  np.testing.assert_array_equal(ids, np.tile(expected, 2))
+  copies = np.repeat([0, 1], 3)
+  np.testing.assert_array_equal(keys, example_keys(ids, np.tile(epochs, 2), copies, seed_key(5, AUGMENT)))

@@ -19,7 +19,8 @@ from vit_jax.base import memory
 from vit_jax.run import build as parts
 from vit_jax import plan
 from vit_jax import train
-from vit_jax.data.loading import pipeline
+from vit_jax.data.loading import loader
+from vit_jax.data.loading.batch import batch_shapes
 from vit_jax.data.sources import registry as sources
 from vit_jax.data.sources.info import Facts, FACTS
 from vit_jax.models.vit import VisionTransformer
@@ -108,12 +109,12 @@ def test_multiply_adds_are_those_of_the_forward_pass(fields):
 
 def test_the_shapes_of_a_batch_are_those_of_the_batches(data_dir):
   source = sources.open_source('digits', 'train[:20]', str(data_dir))
-  batch = next(iter(pipeline.train_batches(source, batch_size=4, image_size=(8, 8), threads=0)))
+  batch = next(iter(loader.train_batches(source, batch_size=4, image_size=(8, 8), threads=0)))
   assert source.facts == Facts(20, 10, 1)
-  assert pipeline.batch_shapes(source.facts, batch_size=4, image_size=(8, 8)) == {
+  assert batch_shapes(source.facts, batch_size=4, image_size=(8, 8)) == {
       name: (array.shape, array.dtype) for name, array in batch.items()}
   many = dataclasses.replace(source.facts, many_labels=True)
-  assert pipeline.batch_shapes(many, batch_size=4, image_size=(8, 8))['label'][0] == (4, 10)
+  assert batch_shapes(many, batch_size=4, image_size=(8, 8))['label'][0] == (4, 10)
 
 
 @pytest.mark.parametrize('text, needed, there', [

@@ -11,7 +11,7 @@ import jax
 from vit_jax.base import memory
 from vit_jax.run import build as parts
 from vit_jax.base import platform
-from vit_jax.data.loading import pipeline
+from vit_jax.data.loading.batch import batch_shapes
 from vit_jax.models.vit import pair
 from vit_jax.planning import cost as cost_lib
 from vit_jax.planning import flops
@@ -71,7 +71,7 @@ def device_memory(tpu=None):
 def _shapes(program, facts):
   """(state, batch): shapes of what the compiled step takes."""
   data = program.config.data
-  batch = pipeline.batch_shapes(facts, batch_size=data.batch_size, image_size=pair(data.to_dict()['image_size']))
+  batch = batch_shapes(facts, batch_size=data.batch_size, image_size=pair(data.to_dict()['image_size']))
   batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in batch.items()}
   return program.strategy.abstract(jax.eval_shape(program.create)), program.strategy.abstract_batch(batch)
 

@@ -1,51 +1,55 @@
-"""Finds the images that cannot be decoded, before training meets them."""
-
+"""Images that cannot be decoded: find them before training does, and leave them out."""
+from collections.abc import Sequence
 from concurrent import futures
 
 from absl import logging
 from tqdm import tqdm
 
+from vit_jax.base.errors import UserError
+from vit_jax.base.text import listing
 from vit_jax.data.images.decode import decode
 from vit_jax.data.sources.base import Source
 
-_CHUNK = 64  # Images a task: enough to pay for it, few enough for a smooth progress line.
-_NAMED = 5  # Files that the message names.
+_CHUNK = 64  # images per task: enough to pay for its overhead, few enough for a smooth progress bar
+_MAX_LISTED = 5  # files that the message names
 
 
 def without_corrupt(source: Source, threads: int) -> Source:
-  """Reads and decodes every image once and leaves out those that fail; a warning names them.
+  """Read and decode every image once, and leave out those that fail, with a warning that names them.
 
-  What is left is numbered without gaps, so order, resume and counting are as for any split.
+  The rest is numbered without gaps, so order, resume and counting work as for any split.
 
   Args:
     source: the split.
-    threads: that decode.
+    threads: threads to decode with.
 
   Returns:
-    The source itself where all is well, else the rest of it.
+    The source itself if all images are good, else the good ones.
 
   Raises:
-    ValueError: nothing is left.
+    UserError: no image is good.
   """
   chunks = [range(len(source))[start:start + _CHUNK] for start in range(0, len(source), _CHUNK)]
-  bad = {}
-  # disable=None: no progress line where stderr is no terminal.
+  errors = {}
+  # disable=None: no progress bar if stderr is not a terminal.
   with futures.ThreadPoolExecutor(max(1, threads)) as pool, tqdm(
       total=len(source), desc=f'Checking {source.name} {source.split}', unit='image', disable=None, leave=False) as bar:
-    for chunk, errors in zip(chunks, pool.map(lambda chunk: _errors(source, chunk), chunks)):
-      bad.update(errors)
+    for chunk, found in zip(chunks, pool.map(lambda chunk: _errors(source, chunk), chunks)):
+      errors.update(found)
       bar.update(len(chunk))
-  if not bad:
+  if not errors:
     return source
-  message = _message(source, bad)
-  if len(bad) == len(source):
-    raise ValueError(message)
+  lines = [f'{source.describe(index)}: {error}' for index, error in errors.items()]
+  message = (f'{source.name} {source.split}: skipped {len(errors)} of {len(source)} images that cannot be decoded:\n  '
+             + listing(lines, _MAX_LISTED, separator='\n  '))
+  if len(errors) == len(source):
+    raise UserError(message)
   logging.warning(message)
-  return source.keep([index for index in range(len(source)) if index not in bad])
+  return source.keep([index for index in range(len(source)) if index not in errors])
 
 
-def _errors(source, indices):
-  """{index: error} of the records that cannot be read or decoded."""
+def _errors(source: Source, indices: Sequence[int]) -> dict[int, Exception]:
+  """Return {index: error} of the records that cannot be read or decoded."""
   errors = {}
   for index in indices:
     try:
@@ -53,10 +57,3 @@ def _errors(source, indices):
     except (OSError, ValueError) as error:
       errors[index] = error
   return errors
-
-
-def _message(source, bad):
-  lines = [f'  {source.describe(index)}: {error}' for index, error in list(bad.items())[:_NAMED]]
-  more = [f'  and {len(bad) - _NAMED} more'] if len(bad) > _NAMED else []
-  return '\n'.join([f'{source.name} {source.split}: skipped {len(bad)} of {len(source)} images that cannot be '
-                    'decoded:', *lines, *more])

@@ -62,7 +62,7 @@ def open_npz(path: str, split: str) -> Source:
 
 def from_arrays(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None = None, *,
                 name: str = 'arrays', split: str = 'all') -> Source:
-  """A source of arrays in memory, for `pipeline.train_batches` and the like; a run reads them from a file, `open_npz`.
+  """A source of arrays in memory, for `loader.train_batches` and the like; a run reads them from a file, `open_npz`.
 
   Args:
     images: (N, H, W) or (N, H, W, 1) greyscale, or (N, H, W, 3) colour, uint8, 0..255; N > 0. Not copied.

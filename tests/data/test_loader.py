@@ -1,46 +1,14 @@
-import itertools
+"""The loader: order, augmentation, processes, resume, evaluation, errors."""
 import json
 
 import numpy as np
 import pytest
 
 from tests.conftest import encode, fake_source
+from tests.data.batches import assert_same, evaluate, join, RANDOM, take, train
 from vit_jax.data.loading import examples
-from vit_jax.data.loading import pipeline
-from vit_jax.data.loading.config import DataConfig
-from vit_jax.data.sources import registry as sources
-from vit_jax.data.loading.dataset import Dataset
+from vit_jax.data.sources import registry
 from vit_jax.training.step import hash_examples
-
-RANDOM = 'pad_crop(1)|flip'
-
-
-def train(source, **options):
-  options = {'batch_size': 8, 'image_size': (6, 5), 'transform': RANDOM, 'threads': 2} | options
-  return pipeline.train_batches(source, **options)
-
-
-def evaluate(source, **options):
-  options = {'batch_size': 8, 'image_size': (6, 5)} | options
-  return pipeline.eval_batches(source, **options)
-
-
-def take(batches, count):
-  return list(itertools.islice(iter(batches), count))
-
-
-def assert_same(first, second):
-  assert len(first) == len(second)
-  for one, other in zip(first, second):
-    assert set(one) == set(other)
-    for key in one:
-      np.testing.assert_array_equal(one[key], other[key], err_msg=key)
-
-
-def join(parts):
-  """Puts the processes' parts of each batch one after the other."""
-  return [{key: np.concatenate([part[key] for part in step]) for key in step[0]}
-          for step in zip(*parts, strict=True)]
 
 
 @pytest.mark.parametrize('channels', [1, 3])
@@ -60,7 +28,7 @@ def test_images_belong_to_their_ids():
 
 
 @pytest.mark.parametrize('process_count', [2, 4])
-def test_processes_together_draw_the_single_process_stream(process_count):
+def test_processes_together_load_the_single_process_stream(process_count):
   source = fake_source(11)
   parts = [take(train(source, process_index=index, process_count=process_count), 6)
            for index in range(process_count)]
@@ -74,7 +42,7 @@ def test_threads_and_cache_change_nothing():
   assert_same(take(train(source, cache=True), 6), expected)
 
 
-def test_seed_decides_order_and_augmentation():
+def test_seed_determines_order_and_augmentation():
   source = fake_source(40)
   first, again, other = (take(train(source, seed=seed), 4) for seed in (3, 3, 4))
   assert_same(first, again)
@@ -92,7 +60,7 @@ def test_resume_continues_exactly(process):
   state = json.loads(json.dumps(iterator.get_state()))
   expected = [next(iterator) for _ in range(4)]
   fresh = iter(train(source, **options))
-  next(fresh)  # A position is set, not added to.
+  next(fresh)  # the position is set, not added to
   fresh.set_state(state)
   assert fresh.get_state() == state
   assert_same([next(fresh) for _ in range(4)], expected)
@@ -105,7 +73,7 @@ def test_state_is_the_same_on_any_number_of_processes():
     next(iterator), next(iterator)
     states.append(iterator.get_state())
   assert states[0] == states[1] == states[2]
-  for index in range(2):  # Begun on one process, continued on two.
+  for index in range(2):  # started on one process, continued on two
     iterator = iter(train(source, process_index=index, process_count=2))
     iterator.set_state(states[0])
     batches.append([next(iterator)])
@@ -113,7 +81,7 @@ def test_state_is_the_same_on_any_number_of_processes():
 
 
 @pytest.mark.parametrize('process_count', [1, 2, 3, 8])
-def test_hosts_read_every_example_of_an_epoch_once(process_count):
+def test_processes_load_every_example_of_an_epoch_once(process_count):
   source = fake_source(48)
   parts = [take(train(source, batch_size=24, process_index=index, process_count=process_count), 4)
            for index in range(process_count)]
@@ -123,8 +91,8 @@ def test_hosts_read_every_example_of_an_epoch_once(process_count):
 
 
 @pytest.mark.parametrize('repeats', [1, 2])
-def test_a_stream_that_changes_hosts_is_the_uninterrupted_one(repeats):
-  """The hash that a checkpoint carries is the same, and so is every image."""
+def test_a_stream_resumed_on_other_processes_is_the_uninterrupted_one(repeats):
+  """The hash in the checkpoint is the same, and so is every image."""
   source, options = fake_source(13), dict(repeats=repeats, seed=5)
   expected = take(train(source, **options), 9)
   batches, state = [], {'next_index': 0}
@@ -142,8 +110,8 @@ def test_a_stream_that_changes_hosts_is_the_uninterrupted_one(repeats):
   assert seen[0] == seen[1] != 0
 
 
-def test_augmentation_follows_from_seed_epoch_and_example_alone():
-  """Not from the batch size, and so not from the place in the stream."""
+def test_augmentation_depends_on_seed_epoch_and_example_only():
+  """It does not depend on the batch size, so not on the position in the stream."""
   source, finished = fake_source(12), []
   for batch_size in (3, 8):
     batches = take(train(source, batch_size=batch_size), 24 // batch_size)
@@ -156,7 +124,7 @@ def test_augmentation_follows_from_seed_epoch_and_example_alone():
 
 
 @pytest.mark.parametrize('repeats', [2, 4])
-def test_copies_are_apart_and_augmented_apart(repeats):
+def test_copies_are_not_neighbors_and_are_augmented_differently(repeats):
   source = fake_source(40)
   for batch in take(train(source, batch_size=40, transform='pad_crop(3)', repeats=repeats), 2):
     copies = {key: values.reshape(repeats, 40 // repeats, *values.shape[1:]) for key, values in batch.items()}
@@ -164,25 +132,25 @@ def test_copies_are_apart_and_augmented_apart(repeats):
       np.testing.assert_array_equal(copies['id'][copy], copies['id'][0])
       assert not (copies['rng'][copy] == copies['rng'][0]).any()
       assert (copies['image'][copy] != copies['image'][0]).any(axis=(1, 2, 3)).sum() > 5
-    assert (batch['id'][::2] != batch['id'][1::2]).all()  # whom mixup pairs
+    assert (batch['id'][::2] != batch['id'][1::2]).all()  # mixup pairs neighbors
 
 
 def test_copies_are_decoded_once(monkeypatch):
   source, decoded, opened = fake_source(12), [], examples.decode.open_image
   monkeypatch.setattr(examples.decode, 'open_image', lambda *args: decoded.append(args) or opened(*args))
   batch, = take(train(source, batch_size=24, repeats=3, threads=0), 1)
-  # Pieces of 16 cut one group of three in two.
+  # The chunks of 16 split one group of three copies.
   assert len(np.unique(batch['id'])) == 8 and len(decoded) <= 9
 
 
-def test_with_copies_an_epoch_still_draws_each_example_once():
+def test_with_repeats_an_epoch_still_holds_each_example_once():
   ids = [batch['id'][:4] for batch in take(train(fake_source(12), batch_size=12, repeats=3), 6)]
   np.testing.assert_array_equal(np.sort(np.concatenate(ids[:3])), np.arange(12))
   np.testing.assert_array_equal(np.sort(np.concatenate(ids[3:])), np.arange(12))
 
 
 @pytest.mark.parametrize('process_count', [2, 4])
-def test_processes_share_batches_of_copies(process_count):
+def test_processes_split_batches_with_copies(process_count):
   source = fake_source(11)
   parts = [take(train(source, repeats=4, process_index=index, process_count=process_count), 6)
            for index in range(process_count)]
@@ -191,11 +159,11 @@ def test_processes_share_batches_of_copies(process_count):
 
 @pytest.mark.parametrize('repeats', [0, 3])
 def test_repeats_divide_the_batch(repeats):
-  with pytest.raises(ValueError, match=f'multiple of repeats.*batch_size 8 and repeats {repeats}'):
+  with pytest.raises(ValueError, match=f'multiple of data.repeats.*batch_size 8 and repeats {repeats}'):
     train(fake_source(), repeats=repeats)
 
 
-def test_a_stream_of_millions_goes_on_at_once():
+def test_a_stream_of_millions_resumes_at_once():
   reads = []
 
   class Fake:
@@ -298,7 +266,7 @@ def test_an_image_that_the_transform_cannot_take_is_named():
 
 @pytest.mark.parametrize('make', [train, evaluate])
 @pytest.mark.parametrize('options, message', [
-    ({'batch_size': 6, 'process_count': 4}, 'processes, 4; got 6. The nearest is 8'),
+    ({'batch_size': 6, 'process_count': 4}, 'data.batch_size: .* processes, 4; got 6. Try 8.'),
     ({'batch_size': 0}, 'got 0'),
     ({'process_index': 2, 'process_count': 2}, 'got process_index 2 and process_count 2'),
     ({'process_count': 0}, 'got process_index 0 and process_count 0'),
@@ -310,31 +278,11 @@ def test_bad_options_are_found_before_anything_is_read(make, options, message):
     make(fake_source(records=[{'image': b'broken', 'label': 0}]), cache=True, **options)
 
 
-def test_a_data_set_from_disk(data_dir):
-  source = sources.open_source('digits', 'train', data_dir)
+def test_a_dataset_from_disk(data_dir):
+  source = registry.open_source('digits', 'train', data_dir)
   batches = train(source, batch_size=100, image_size=(8, 8), cache=True)
   ids = np.concatenate([batch['id'] for batch in take(batches, 15)])[:1497]
   np.testing.assert_array_equal(np.sort(ids), np.arange(1497))
-  shapes = sources.open_source('tiny_shapes', 'test', data_dir)
+  shapes = registry.open_source('tiny_shapes', 'test', data_dir)
   batch, = evaluate(shapes)
   assert batch['image'].shape == (8, 6, 5, 3) and batch['mask'].sum() == 3
-
-
-def test_a_split_that_does_not_fit_the_model_is_refused_before_training(tmp_path):
-  grey, colour = np.zeros((4, 8, 8), np.uint8), np.zeros((2, 8, 8, 3), np.uint8)
-  np.savez(tmp_path / 'a.npz', train_images=grey, train_labels=np.arange(4), test_images=colour, test_labels=[0, 1])
-  options = dict(name=f'npz:{tmp_path}/a.npz', batch_size=4, image_size=(8, 8), train_transform='resize')
-  with pytest.raises(ValueError, match='test of npz:.* built for train with channels=1 and 4 classes, .*'
-                                       'got channels=3 and 4 classes, .*--config.data.channels'):
-    Dataset(DataConfig(**options), seed=0).eval_batches('test', 2)
-  for channels in (1, 3):
-    batch, = Dataset(DataConfig(channels=channels, **options), seed=0).eval_batches('test', 2)
-    assert batch['image'].shape == (2, 8, 8, channels)
-
-
-def test_classes_of_the_split_to_evaluate(monkeypatch):
-  splits = dict(train=fake_source(4), test=fake_source(4, num_classes=3))
-  monkeypatch.setattr(sources, 'open_source', lambda name, split, data_dir: splits[split])
-  data = Dataset(DataConfig(name='fake', batch_size=4, image_size=(8, 8), train_transform='resize'), seed=0)
-  with pytest.raises(ValueError, match='4 classes, one class an image; got channels=3 and 3 classes'):
-    data.eval_batches('test', 2)
