@@ -1,5 +1,5 @@
 """Out of device memory: how much was needed, and the settings that reduce it."""
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 import contextlib
 import re
 from typing import Any, NamedTuple
@@ -33,18 +33,24 @@ def parse_sizes(error: BaseException | str) -> tuple[float | None, float | None]
   return None, None
 
 
-def advice(config: Mapping[str, Any]) -> list[str]:
+def advice(config: Any) -> list[str]:
   """Return lines that name the settings that would reduce a device's memory use, the cheapest first.
 
   Args:
-    config: resolved, as a dict; settings that it does not have, or that already have their best value, are left out.
+    config: a `run.config.RunConfig`; settings that it does not have, or that already have their best value, are left
+      out.
   """
   return [f'--config.{setting.key}={setting.value}  {setting.effect}' for setting in SETTINGS
-          if setting.key.split('.')[1] in config[setting.key.split('.')[0]] and setting.helps(config)]
+          if _has(config, setting.key) and setting.helps(config)]
+
+
+def _has(config: Any, key: str) -> bool:
+  section, name, *_ = key.split('.')  # 'optim.options.mu_dtype' needs `optim.options`
+  return hasattr(getattr(config, section), name)
 
 
 @contextlib.contextmanager
-def explain_out_of_memory(config: Mapping[str, Any]) -> Iterator[None]:
+def explain_out_of_memory(config: Any) -> Iterator[None]:
   """Turn an out-of-memory error of jax inside the block into a UserError that says what helps; see `advice`."""
   try:
     yield
@@ -66,29 +72,29 @@ class Setting(NamedTuple):
     key: config key.
     value: what to set it to.
     effect: what that does and costs.
-    helps: config → whether the change would still help.
+    helps: `RunConfig` → whether the change would still help.
   """
   key: str
   value: str
   effect: str
-  helps: Callable[[Mapping[str, Any]], bool]
+  helps: Callable[[Any], bool]
 
 
 SETTINGS = (
     Setting('model.dtype', 'bfloat16', 'activations take half the memory',
-            lambda config: config['model']['dtype'] == 'float32'),
+            lambda config: config.model.dtype == 'float32'),
     Setting('train.micro_batch', 'N', 'a device processes N of its images at a time', lambda config: True),
     Setting('model.remat', 'full', 'activations are recomputed for the gradient: a third more arithmetic',
-            lambda config: config['model']['remat'] in ('none', 'dots')),
+            lambda config: config.model.remat in (None, 'dots')),
     Setting('model.remat', 'offload', "blocks' inputs are kept in host memory: they must be moved there and back",
-            lambda config: config['model']['remat'] == 'full' and not config['model']['unroll']),
+            lambda config: config.model.remat == 'full' and not config.model.unroll),
     Setting('optim.options.mu_dtype', 'bfloat16', 'the first moment takes half the memory',
-            lambda config: (config['optim']['name'] in ('adam', 'adamw', 'lion')
-                            and 'mu_dtype' not in config['optim']['options'])),
+            lambda config: (config.optim.name in ('adam', 'adamw', 'lion')
+                            and 'mu_dtype' not in config.optim.options)),
     Setting('train.ema_decay', 'None', 'no EMA of the parameters',
-            lambda config: config['train']['ema_decay'] is not None),
+            lambda config: config.train.ema_decay is not None),
     Setting('parallel.fsdp', 'N --config.parallel.strategy=mesh', 'parameters and optimizer are sharded over N devices',
-            lambda config: config['parallel']['fsdp'] == 1),
+            lambda config: config.parallel.fsdp == 1),
     Setting('data.batch_size', 'N', 'fewer images per step; a different run: mind the learning rate',
             lambda config: True),
 )

@@ -1,4 +1,4 @@
-"""Chips in numbers: the TPUs that can be planned for, and the peak of every chip that utilization is measured against."""
+"""Chips in numbers: the TPUs that can be planned for, and the peaks that utilization is measured against."""
 import dataclasses
 import re
 
@@ -35,8 +35,8 @@ class Chip:
 # 0.0.42 reports as available when it runs out.
 # clock: v4, Jouppi et al., arXiv 2304.01433, table 4; v5e, "How to Scale Your Model" (jax-ml.github.io/scaling-book),
 # chapter 2; v5p and v6e from the peak, as 8 × 128² and 4 × 256² multiply-adds per cycle. With these the compiler's
-# estimates are plausible on all four: a product of 8192² bfloat16 matrices takes 0.90, 0.88, 0.90, 0.70 of the peak (v4,
-# v5e, v5p, v6e), reading and writing 1 GiB 0.77, 0.81, 0.72, 0.81 of the bandwidth of HBM.
+# estimates are plausible on all four: a product of 8192² bfloat16 matrices takes 0.90, 0.88, 0.90, 0.70 of the peak
+# (v4, v5e, v5p, v6e), reading and writing 1 GiB 0.77, 0.81, 0.72, 0.81 of the bandwidth of HBM.
 CHIPS = {chip.name: chip for chip in (
     # The two cores of a v4 chip work as one device ("megacore"); the default here would be two.
     Chip('v4', 'TPU v4', peak=275e12, clock=1.05e9, memory=int(30.75 * _GIB), link=300e9, dimensions=3, cores=2,

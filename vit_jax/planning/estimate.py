@@ -14,7 +14,7 @@ import jax
 from vit_jax.base import memory as memory_lib
 from vit_jax.base import platform
 from vit_jax.data.loading import pipeline
-from vit_jax.data.sources.info import Facts
+from vit_jax.data.sources.info import DatasetInfo
 from vit_jax.planning import cost as cost_lib
 from vit_jax.planning import flops, hlo
 from vit_jax.planning.chips import Chip
@@ -33,7 +33,7 @@ def no_log(text: str) -> None:
   del text
 
 
-def estimate(config: RunConfig, info: Facts, tpu: Slice | None = None, log: Log = no_log) -> Plan:
+def estimate(config: RunConfig, info: DatasetInfo, tpu: Slice | None = None, log: Log = no_log) -> Plan:
   """Estimate what one step of a config costs a device.
 
   Args:
@@ -58,17 +58,17 @@ def estimate(config: RunConfig, info: Facts, tpu: Slice | None = None, log: Log 
     return Plan(setup, memory, Time(), Collectives(), seconds, notes=(str(error).splitlines()[0],),
                 advice=tuple(memory_lib.advice(config)))
   memory = _memory(compiled, sizes, available)
-  cost, chip = cost_lib.cost(hlo.parse(compiled.as_text())), tpu.chip if tpu else None
+  cost, chip = cost_lib.cost(hlo.parse(str(compiled.as_text()))), tpu.chip if tpu else None
   return Plan(setup, memory, _time(cost, setup, chip), _collectives(cost, setup.devices, chip), seconds,
               notes=tuple(_notes(cost, setup)), advice=tuple(memory_lib.advice(config)) if memory.fits is False else ())
 
 
 def device_memory(tpu: Slice | None = None) -> int | None:
-  """Return the bytes that a device of a slice, or that jax finds, gives to a program; None without a limit of its own."""
+  """Return the bytes that a device of a slice, or that jax finds, gives to a program; None for no limit of its own."""
   return tpu.chip.memory if tpu else (jax.devices()[0].memory_stats() or {}).get('bytes_limit')
 
 
-def _abstract_inputs(program: build.Program, info: Facts) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
+def _abstract_inputs(program: build.Program, info: DatasetInfo) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
   """Return (state, batch): the shapes that the compiled step takes."""
   data = program.config.data
   shapes = pipeline.batch_shapes(info, batch_size=data.batch_size, image_size=data.image_size)
@@ -86,7 +86,7 @@ def _setup(program: build.Program, tpu: Slice | None, num_devices: int) -> Setup
       devices=num_devices, strategy=str(program.strategy), model=config.model.variant, dtype=config.model.dtype,
       remat=config.model.remat, unroll=config.model.unroll, parameters=program.num_params,
       batch_size=config.data.batch_size, batch_per_device=config.data.batch_size // program.strategy.num_shards,
-      num_micro_batches=program.accumulate, multiply_adds=flops.multiply_adds(params, config.data.image_size),
+      num_micro_batches=program.num_micro_batches, multiply_adds=flops.multiply_adds(params, config.data.image_size),
       versions=versions)
 
 

@@ -26,8 +26,8 @@ def _head(plan: Plan) -> list[str]:
   compiled = 'compiled in' if plan.memory.temporaries is not None else 'the compiler gave up after'
   return [f'{setup.model or "model"} on {where}, {setup.strategy}: {setup.parameters:,} parameters; '
           f'{compiled} {plan.compile_seconds:.0f} s',
-          f'batch {setup.batch_size:,}, {setup.batch_per_device} per device, in {setup.num_micro_batches} micro-batch(es); '
-          f'{setup.dtype}, remat {setup.remat or "none"}, {"unrolled" if setup.unroll else "scanned"}']
+          f'batch {setup.batch_size:,}, {setup.batch_per_device} per device, in {setup.num_micro_batches} '
+          f'micro-batch(es); {setup.dtype}, remat {setup.remat or "none"}, {"unrolled" if setup.unroll else "scanned"}']
 
 
 def _memory(plan: Plan) -> list[str]:

@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 from vit_jax.base.errors import UserError
-from vit_jax.data.sources.info import Facts
+from vit_jax.data.sources.info import DatasetInfo
 from vit_jax.distributed import strategy as strategy_lib
-from vit_jax.planning.estimate import device_memory, estimate, Log, no_log
+from vit_jax.planning.estimate import Log, device_memory, estimate, no_log
 from vit_jax.planning.plan import Plan, Trial
 from vit_jax.planning.topology import Slice
 from vit_jax.run import config as config_lib
@@ -17,7 +17,7 @@ _FIRST = 8  # images per device in the first trial
 _MOST = 4096  # and in the last: larger batches are not used for training, and compiling them takes minutes
 
 
-def search(recipe: config_lib.Recipe, info: Facts, tpu: Slice | None = None, log: Log = no_log) -> Plan:
+def search(recipe: config_lib.Recipe, info: DatasetInfo, tpu: Slice | None = None, log: Log = no_log) -> Plan:
   """Try settings and batch sizes; every result is compiled, not extrapolated.
 
   Args:
@@ -76,7 +76,7 @@ def _trial(settings: Mapping[str, Any], plan: Plan | None) -> Trial:
                plan.time.images_per_second)
 
 
-def _largest(recipe: config_lib.Recipe, settings: Mapping[str, Any], info: Facts, tpu: Slice | None, log: Log
+def _largest(recipe: config_lib.Recipe, settings: Mapping[str, Any], info: DatasetInfo, tpu: Slice | None, log: Log
              ) -> Plan | None:
   """Return the plan of the largest power of two of images per device that fits, or None."""
   devices = list(tpu.devices) if tpu else None

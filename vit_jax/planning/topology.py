@@ -10,7 +10,7 @@ import jax
 
 from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError
-from vit_jax.planning.chips import Chip, CHIPS
+from vit_jax.planning.chips import CHIPS, Chip
 
 _INSTALL = "pip install -e '.[tpu]'"
 
@@ -52,8 +52,8 @@ def parse(name: str) -> tuple[Chip, tuple[int, ...]]:
   chips = math.prod(shape)
   if len(shape) != chip.dimensions or not 4 <= chips <= 1024:
     examples = ', '.join(f'{chip.name}:' + 'x'.join(map(str, shape)) for shape in SHAPES[chip.dimensions].values())
-    raise UserError(f'--topology: expected {chip.dimensions} numbers and 4 to 1024 chips for {chip.name}; got {name!r}. '
-                    f'Choose from {examples}')
+    raise UserError(f'--topology: expected {chip.dimensions} numbers and 4 to 1024 chips for {chip.name}; got '
+                    f'{name!r}. Choose from {examples}')
   return chip, shape
 
 
@@ -81,7 +81,8 @@ def tpu_slice(name: str) -> Slice:
   return Slice(chip, name, tuple(found.devices))
 
 
-# Usual slices by number of chips (the pages that `chips` cites); the compiler may accept other shapes, given as numbers.
+# Usual slices by number of chips (the pages that `chips` cites); other shapes that the compiler accepts are given as
+# numbers.
 SHAPES: dict[int, dict[int, tuple[int, ...]]] = {
     2: {4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)},
     3: {4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4), 64: (4, 4, 4), 128: (4, 4, 8), 256: (4, 8, 8),
