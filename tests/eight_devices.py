@@ -1,6 +1,6 @@
-"""What `test_mesh.py` asks of eight devices, in one process: `python -m tests.eight_devices DATA_DIR FOLDER INIT`.
+"""Runs and measurements on eight devices for `test_mesh.py`: `python -m tests.eight_devices DATA_DIR FOLDER INIT`.
 
-Writes runs to FOLDER/NAME, and FOLDER/facts.json.
+Writes runs to FOLDER/NAME, and FOLDER/results.json.
 """
 import json
 import math
@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests import tiny
-from vit_jax import evaluate
-from vit_jax import train
+from vit_jax import evaluate, train
 from vit_jax.pretrained import load
 from vit_jax.rundir.checkpoint import Checkpoints
 
@@ -26,13 +25,13 @@ MESHES = {
 
 
 def config(data_dir, **changes):
-  """Six steps, saved and evaluated after three."""
+  """Return the config of six steps that saves and evaluates every three."""
   return tiny.config(data_dir, **{'train.duration': '6 steps', 'train.eval_every': '3 steps',
                                   'checkpoint.every': '3 steps', 'checkpoint.keep': 2, **changes})
 
 
 def restored(parts, workdir, step):
-  """The state of a step, as it lies on the devices."""
+  """Return the state of a step, on the devices."""
   checkpoints = Checkpoints(workdir / 'checkpoints', read_only=True, **parts.checkpoint)
   try:
     return train.restore(parts, checkpoints, step)[1]
@@ -41,18 +40,18 @@ def restored(parts, workdir, step):
 
 
 def equal(a, b):
-  """Whether two trees hold the same types and bits."""
+  """Return whether two trees have the same types and bits."""
   a, b = jax.device_get((jax.tree.leaves(a), jax.tree.leaves(b)))
   return len(a) == len(b) and all(x.dtype == y.dtype and x.tobytes() == y.tobytes() for x, y in zip(a, b))
 
 
 def local_bytes(tree):
-  """What a tree takes on the first device."""
+  """Return the bytes that a tree takes on one device."""
   return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def lowered(parts):
-  """The step for `parts`, lowered for abstract arguments."""
+  """Return (abstract state, the step of `parts` lowered for abstract arguments)."""
   data, batch_size = parts.data, parts.config.data.batch_size
   shape = lambda dtype, *rest: jax.ShapeDtypeStruct((batch_size, *rest), dtype)
   batch = dict(image=shape(jnp.uint8, *data.image_size, data.source.channels), label=shape(jnp.int32),
@@ -62,7 +61,7 @@ def lowered(parts):
 
 
 def collectives(text):
-  """[(operation, computation, elements of its largest result)] of an optimized HLO module."""
+  """Return [(operation, computation, elements of its largest result)] of an optimized HLO module."""
   found, computation = [], None
   for line in text.splitlines():
     if head := re.match(r'(?:ENTRY )?%?([\w.\-]+) \(.*\{$', line):
@@ -73,8 +72,8 @@ def collectives(text):
   return found
 
 
-def compiled_facts(data_dir):
-  """Memory and communication of a step whose weights are large beside its activations."""
+def compiled_results(data_dir):
+  """Return memory and communication of a step whose weights are larger than its activations."""
   wide = {'model.width': 64, 'model.mlp_dim': 256, 'model.depth': 3, 'parallel.strategy': 'mesh', 'parallel.fsdp': 8}
   state, step = lowered(train.build(config(data_dir, **wide)))
   compiled = step.compile()
@@ -83,16 +82,16 @@ def compiled_facts(data_dir):
               aliased=compiled.memory_analysis().alias_size_in_bytes, collectives=collectives(compiled.as_text()))
 
 
-def checkpoint_facts(data_dir, folder):
-  """{'A to B': whether what A saved is the same bits under B} for the strategies of the runs."""
+def checkpoint_results(data_dir, folder):
+  """Return {'A to B': whether what A saved restores bit for bit with B} for the strategies of the runs."""
   built = {name: train.build(config(data_dir, **changes)) for name, changes in {**MESHES, 'one': {}}.items()}
   states = {(saved, by): restored(parts, folder / saved, 6) for saved in built for by, parts in built.items()}
   return {f'{saved} to {by}': equal(state, states[saved, saved]) for (saved, by), state in states.items()}
 
 
-def donation_facts(data_dir, folder):
-  """{strategy: whether a state is saved as it was when the next step, which gives up its buffers, runs meanwhile}."""
-  facts = {}
+def donation_results(data_dir, folder):
+  """Return {strategy: whether a state is saved unchanged while the next steps, which donate its buffers, run}."""
+  results = {}
   for name in ('fsdp', 'all', 'one'):
     parts = train.build(config(data_dir, **MESHES.get(name, {})))
     state = restored(parts, folder / name, 6)
@@ -105,32 +104,32 @@ def donation_facts(data_dir, folder):
     checkpoints.wait()
     saved, _ = checkpoints.restore(6, parts.strategy.abstract(jax.eval_shape(parts.create)))
     checkpoints.close()
-    facts[name] = equal(saved, before) and not equal(saved, state)
-  return facts
+    results[name] = equal(saved, before) and not equal(saved, state)
+  return results
 
 
-def init_facts(data_dir, init):
-  """Whether a mesh starts from weights as they are, cut as it should be."""
+def init_results(data_dir, init):
+  """Return whether a mesh starts from the values of the weights, with the shardings of a new state."""
   parts = train.build(config(data_dir, init=str(init), **MESHES['all']))
   fresh = parts.strategy.create(parts.create)
   silent = type('Silent', (), {'say': lambda self, text: None})()
   state = train._from_weights(parts, fresh, load.read(str(init)), silent)
   same = jax.tree.map(lambda x, y: x.sharding == y.sharding, state, fresh)
-  return dict(equal=equal(state.params, load.read(str(init)).params), lies=all(jax.tree.leaves(same)))
+  return dict(equal=equal(state.params, load.read(str(init)).params), same_shardings=all(jax.tree.leaves(same)))
 
 
 def main(data_dir, folder, init):
-  """Runs all meshes and writes the facts."""
+  """Train on all meshes and write the results."""
   folder, init = pathlib.Path(folder), pathlib.Path(init)
   shutil.copytree(init, folder / 'one')
   shutil.copytree(init, folder / 'fsdp')
   shutil.rmtree(folder / 'fsdp' / 'checkpoints' / '6')
   for name, changes in MESHES.items():
     train.run(config(data_dir, **changes), folder / name)
-  facts = dict(compiled=compiled_facts(data_dir), same_bits=checkpoint_facts(data_dir, folder),
-               donated=donation_facts(data_dir, folder),
-               init=init_facts(data_dir, init), evaluated=evaluate.evaluate(folder / 'fsdp', None, None))
-  (folder / 'facts.json').write_text(json.dumps(facts))
+  results = dict(compiled=compiled_results(data_dir), same_bits=checkpoint_results(data_dir, folder),
+               donated=donation_results(data_dir, folder),
+               init=init_results(data_dir, init), evaluated=evaluate.evaluate(folder / 'fsdp', None, None))
+  (folder / 'results.json').write_text(json.dumps(results))
 
 
 if __name__ == '__main__':

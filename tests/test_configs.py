@@ -17,7 +17,7 @@ from vit_jax.objectives import OBJECTIVES
 from vit_jax.run.build import build
 from vit_jax.data.sources import registry as sources
 from vit_jax.objectives import batch_mixing as mix
-from vit_jax.distributed import batch_split as shares
+from vit_jax.distributed import batch_split
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 RECIPES = sorted(path.stem for path in CONFIGS.glob('*.py') if path.stem not in ('__init__', 'common'))
@@ -90,7 +90,7 @@ def test_pretraining_is_unrolled_in_micro_batches_that_fit(name, argument):
   config = recipe(name, argument)
   assert config.model.unroll and config.train.micro_batch == common.MICRO_BATCH[config.model.variant]
   for devices in (8, 32, 256):
-    count = shares.count_micro_batches(config.data.batch_size, devices, config.train.micro_batch)
+    count = batch_split.count_micro_batches(config.data.batch_size, devices, config.train.micro_batch)
     mix.check_pairs(config.data.batch_size, devices, count)
     assert config.data.batch_size // devices // count <= config.train.micro_batch
 

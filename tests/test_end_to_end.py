@@ -243,10 +243,10 @@ BAD = {
     'patch': ({'model.patch_size': 3}, r'data.image_size: \(8, 8\) is not divisible by the patch size \(3, 3\)'),
     'heads': ({'model.heads': 3}, 'model.heads: must divide the width 16, got 3'),
     'micro-batch': ({'data.batch_size': 64, 'train.micro_batch': 15},
-                    'train.micro_batch=15 does not divide the 64 images.*: 16'),
+                    'train.micro_batch: must divide the 64 images.* got 15. Try 16'),
     'duration': ({'train.duration': '3 fortnights'}, "train.duration: expected a duration such as.*'3 fortnights'"),
     'type': ({'data.batch_size': 'big'}, "data.batch_size: expected int, got 'big'"),
-    'platform': ({'platform': 'tpu'}, "platform 'tpu' was asked for, but jax finds"),
+    'platform': ({'platform': 'tpu'}, "platform: expected 'tpu', but jax finds"),
     'unknown platform': ({'platform': 'abacus'}, "platform: unknown 'abacus'; choose from"),
     'best metric': ({'checkpoint.keep_best': 1, 'checkpoint.best': 'test/acc'}, "'test/acc' is not measured; choose from .*'test/accuracy'"),
     'learning rate': ({'optim.peak_lr': float('nan')}, 'optim.peak_lr: must be at least 0, got nan'),
@@ -347,11 +347,11 @@ def test_signals_are_given_back():
   handlers = lambda: (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
   before, threads = handlers(), threading.active_count()
   with StopRequest() as stop:
-    assert handlers()[0] is not before[0] and handlers()[1] == stop._note and not stop.asked(1)
-    stop.begin()
-    assert stop._note in handlers()
+    assert handlers()[0] is not before[0] and handlers()[1] == stop._on_signal and not stop.should_stop(1)
+    stop.arm()
+    assert stop._on_signal in handlers()
     signal.raise_signal(signal.SIGTERM)
-    assert stop.asked(1) and stop.signal == signal.SIGTERM
+    assert stop.should_stop(1) and stop.signal == signal.SIGTERM
   assert handlers() == before and signal.set_wakeup_fd(-1) == -1
   while threading.active_count() > threads:  # the pipe is closed
     time.sleep(0.01)

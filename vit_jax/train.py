@@ -33,7 +33,7 @@ def run(config: Recipe, workdir: PathLike) -> dict[str, float]:
   run_dir = RunDir(workdir)
   recipe, weights = transfer.fill_model(config_lib.as_dict(config), run_dir)
   parts = build(recipe)
-  hosts.check_alike(start.facts(parts), _differences)
+  hosts.check_processes_match(start.facts(parts), _differences)
   claim.claim(run_dir, parts.config)
   checkpoints = Checkpoints(run_dir.checkpoints_path, parts.config.checkpoint, parts.pace)
   at = start.restore(parts, checkpoints)
@@ -48,7 +48,7 @@ def run(config: Recipe, workdir: PathLike) -> dict[str, float]:
     if at.step == 0 and parts.config.init:
       start.from_weights(parts, at, weights, writer)
     writer.say(parts.overview)
-    with memory.explained(parts.config), StopRequest() as stop:
+    with memory.explain_out_of_memory(parts.config), StopRequest() as stop:
       return Loop(parts, checkpoints, writer, stop).run(at).record.metrics
   finally:
     writer.close()

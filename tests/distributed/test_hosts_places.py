@@ -1,4 +1,4 @@
-"""Which processes belong to a run: flags, TPU metadata, SLURM, Open MPI, Kubernetes; who is alone waits for nobody."""
+"""Where a process stands in its run: flags, TPU metadata, SLURM, Open MPI, Kubernetes; a single process does not wait."""
 import http.server
 import os
 import threading
@@ -8,6 +8,7 @@ import jax
 from jax._src.clusters import cloud_tpu_cluster, cluster
 import pytest
 
+from vit_jax.base.errors import UserError
 from vit_jax.distributed import hosts
 
 
@@ -41,7 +42,7 @@ FOUND = {
 
 @pytest.fixture
 def environ(monkeypatch):
-  """os.environ without what a cluster would set."""
+  """os.environ without the variables of clusters."""
   for name in list(os.environ):
     if name.startswith(('SLURM', 'OMPI', 'TPU', 'KUBERNETES', 'JOB_', 'JAX_COORDINATOR')):
       monkeypatch.delenv(name)
@@ -50,33 +51,33 @@ def environ(monkeypatch):
 
 @pytest.mark.parametrize('variables', ALONE.values(), ids=ALONE)
 @pytest.mark.filterwarnings('ignore:[\\s]*Kubernetes')
-def test_alone_it_waits_for_nothing(variables, environ):
+def test_a_single_process_does_not_wait(variables, environ):
   for name, value in variables.items():
     environ.setenv(name, value)
   begin = time.monotonic()
   hosts.start()
   assert time.monotonic() - begin < 5.0 and not jax.distributed.is_initialized()
-  assert hosts.gather(3) == [3]
+  assert hosts.exchange(3) == [3]
 
 
-def test_one_process_is_alone_whatever_the_cluster_tells(environ):
+def test_processes_1_overrides_a_detected_cluster(environ):
   for name, value in FOUND['SLURM'][0].items():
     environ.setenv(name, value)
   hosts.start(processes=1)
   assert not jax.distributed.is_initialized()
 
 
-@pytest.mark.parametrize('variables, arguments, place', FOUND.values(), ids=FOUND)
-def test_places_are_found(variables, arguments, place, environ):
+@pytest.mark.parametrize('variables, arguments, placement', FOUND.values(), ids=FOUND)
+def test_placements_are_found(variables, arguments, placement, environ):
   for name, value in variables.items():
     environ.setenv(name, value)
   given = dict(dict(coordinator=None, processes=None, process=None), **arguments)
-  assert hosts._find_place(**given, timeout=1.0) == place
+  assert hosts._find_placement(**given, timeout=1.0) == placement
 
 
 @pytest.fixture
 def tpu_vm(environ):
-  """A TPU VM, as far as jax's detection goes; called with the instance's metadata, a dict, or None for no server."""
+  """Return a function that makes jax detect a TPU VM, given the metadata server's values, a dict, or None for no server."""
   servers = []
 
   def serve(metadata):
@@ -112,7 +113,7 @@ METADATA = {'agent-worker-number': '2', 'tpu-env': "ZONE: 'here'"}
 @pytest.mark.parametrize('endpoints', ['10.0.0.4,10.0.0.5,10.0.0.6', 'a:b:10.0.0.4,a:b:10.0.0.5,a:b:10.0.0.6'])
 def test_a_tpu_pod_is_found(endpoints, tpu_vm):
   tpu_vm(dict(METADATA, **{'worker-network-endpoints': endpoints}))
-  assert hosts._find_place(None, None, None, 1.0) == ('10.0.0.4:8482', 3, 2, None)
+  assert hosts._find_placement(None, None, None, 1.0) == ('10.0.0.4:8482', 3, 2, None)
 
 
 def test_a_tpu_slice_in_kubernetes_is_found(tpu_vm, environ):
@@ -121,14 +122,14 @@ def test_a_tpu_slice_in_kubernetes_is_found(tpu_vm, environ):
       TPU_WORKER_HOSTNAMES='127.0.0.1,127.0.0.2', TPU_WORKER_ID='1', MEGASCALE_COORDINATOR_ADDRESS='127.0.0.1',
       MEGASCALE_NUM_SLICES='2', MEGASCALE_SLICE_ID='1', JOB_COMPLETION_INDEX='1').items():
     environ.setenv(name, value)
-  assert hosts._find_place(None, None, None, 1.0) == ('127.0.0.1:8482', 4, 3, None)
+  assert hosts._find_placement(None, None, None, 1.0) == ('127.0.0.1:8482', 4, 3, None)
 
 
 @pytest.mark.parametrize('metadata', [
     {**METADATA, 'agent-worker-number': '0', 'worker-network-endpoints': '10.0.0.4'}, {}, None],
     ids=['one host', 'knows nothing', 'no metadata'])
 @pytest.mark.filterwarnings('ignore:found no cluster')
-def test_a_tpu_vm_of_one_host_is_alone(metadata, tpu_vm):
+def test_a_tpu_vm_with_one_host_is_a_single_process(metadata, tpu_vm):
   tpu_vm(metadata)
   begin = time.monotonic()
   hosts.start()
@@ -136,16 +137,16 @@ def test_a_tpu_vm_of_one_host_is_alone(metadata, tpu_vm):
 
 
 @pytest.mark.parametrize('variables, arguments, message', [
-    ({}, dict(processes=2, process=0), 'need coordinator=HOST:PORT'),
-    ({}, dict(coordinator='a:1'), 'need coordinator=HOST:PORT'),
-    ({}, dict(coordinator='a:1', processes=2, process=2), 'got process 2 of 2'),
+    ({}, dict(processes=2, process=0), '--coordinator, --processes, --process: all are needed'),
+    ({}, dict(coordinator='a:1'), '--coordinator, --processes, --process: all are needed'),
+    ({}, dict(coordinator='a:1', processes=2, process=2), '--process: must be .* less than --processes=2; got 2'),
     ({}, dict(coordinator='a', processes=2, process=1), "got 'a'"),
-    (FOUND['Open MPI 5'][0], {}, 'need coordinator=HOST:PORT'),
-    (dict(KUBERNETES_SERVICE_HOST='10.0.0.1', JOB_COMPLETION_INDEX='1'), {}, 'a pod of a Kubernetes job'),
+    (FOUND['Open MPI 5'][0], {}, '--coordinator, --processes, --process: all are needed'),
+    (dict(KUBERNETES_SERVICE_HOST='10.0.0.1', JOB_COMPLETION_INDEX='1'), {}, 'needed in this pod of a Kubernetes job'),
 ])
 @pytest.mark.filterwarnings('ignore:[\\s]*Kubernetes')
-def test_places_that_contradict_themselves(variables, arguments, message, environ):
+def test_incomplete_or_contradictory_placements_are_errors(variables, arguments, message, environ):
   for name, value in variables.items():
     environ.setenv(name, value)
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(UserError, match=message):
     hosts.start(**arguments, timeout=1.0)

@@ -1,14 +1,19 @@
-"""The machine: which accelerators jax finds, what commands set before jax starts, which versions are installed."""
+"""The machine: the accelerators that jax finds, what commands set before jax starts, and installed versions."""
 import ctypes
 import hashlib
 import importlib.metadata
 import os
 import pathlib
 import platform as python_platform
+from typing import Any
 
 from absl import logging
 import jax
 
+from vit_jax.base.errors import UserError
+from vit_jax.base.files import local
+
+_config: Any = jax.config  # type checkers do not know its options
 PLATFORMS = ('cpu', 'gpu', 'tpu')
 CACHE_LIMIT = 4 << 30  # bytes of compiled programs
 
@@ -16,46 +21,46 @@ CACHE_LIMIT = 4 << 30  # bytes of compiled programs
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
-def require(name):
-  """Makes jax use the platform `name`, or whatever is there for None.
+def require(name: str | None) -> None:
+  """Make jax use the platform `name`, or whatever it finds if None.
 
   Raises:
-    ValueError: an unknown name, or a platform that is not there; never a silent fall-back.
+    UserError: an unknown name, or a platform that jax does not find; never a silent fallback.
   """
   if name is not None:
-    _choose(name)
+    _require(name)
   if jax.process_count() > 1 and jax.default_backend() == 'cpu':
-    # What one process compiled for several CPUs hangs in another: Gloo waits for the wrong one (jax 0.10.2).
+    # A program that one process compiled for several CPUs hangs in another: Gloo waits for the wrong one (jax 0.10.2).
     jax.config.update('jax_enable_compilation_cache', False)
 
 
-def _choose(name):
+def _require(name: str) -> None:
   if name not in PLATFORMS:
-    raise ValueError(f'unknown platform {name!r}; choose from {list(PLATFORMS)}')
-  before = jax.config.jax_platforms
+    raise UserError(f'platform: unknown {name!r}; choose from {list(PLATFORMS)}')
+  previous = _config.jax_platforms
   jax.config.update('jax_platforms', name)
   try:
-    found, why = jax.default_backend(), ''
+    found, reason = jax.default_backend(), ''
   except RuntimeError as error:
-    found, why = None, f' ({error})'
+    found, reason = None, f' ({error})'
   if found != name:
-    jax.config.update('jax_platforms', before)
+    jax.config.update('jax_platforms', previous)
     extra = {'gpu': "pip install -e '.[cuda]'", 'tpu': "pip install -e '.[tpu]'"}.get(name)
-    hint = f'; install its jax with: {extra}' if extra else ''
-    raise ValueError(f'platform {name!r} was asked for, but jax finds {found or "none"}{why}{hint}')
+    fix = f'. Install jax for it with: {extra}' if extra else ''
+    raise UserError(f'platform: expected {name!r}, but jax finds {found or "none"}{reason}{fix}')
 
 
-def versions():
-  """{package: version} of what the numbers of a run depend on."""
+def versions() -> dict[str, str]:
+  """Return {package: version} of the packages that a run's numbers depend on."""
   return {name: importlib.metadata.version(name) for name in ('vit_jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')}
 
 
-def keep_memory():
-  """Makes malloc keep what is freed for the next step, where malloc is glibc's and MALLOC_* variables do not say more.
+def keep_freed_memory() -> bool:
+  """Make malloc keep freed memory for the next step, if malloc is glibc's and no MALLOC_* variable is set.
 
-  XLA:CPU takes a step's temporaries with one malloc and frees them after it. Left alone, glibc gives them back to the
-  kernel, which then zeroes the same pages for every step. Steps on a CPU are 1.1 to 1.2 times as quick with it, but the
-  process grows to two or three times its size (the heap breaks up), so no command does it of its own accord.
+  XLA:CPU takes a step's temporaries with one malloc and frees them after it. By default glibc returns them to the
+  kernel, which then zeroes the same pages for every step. With this, steps on a CPU are 1.1 to 1.2 times as fast, but
+  the process grows to two or three times its size (the heap fragments), so no command does it by default.
 
   Returns:
     Whether it was done.
@@ -64,39 +69,39 @@ def keep_memory():
   if any(name.startswith('MALLOC_') for name in os.environ) or 'glibc.malloc' in tunables or not is_glibc():
     return False
   mallopt = ctypes.CDLL(None).mallopt
-  # Never trim, never map. One arena: the others cannot hold more than 64 MiB and would map what is larger.
+  # Never trim, never map. One arena: additional ones cannot hold more than 64 MiB and would map larger blocks.
   return all(mallopt(*option) for option in ((_M_TRIM_THRESHOLD, -1), (_M_MMAP_MAX, 0), (_M_ARENA_MAX, 1)))
 
 
-def is_glibc():
-  """Whether the C library is glibc, whose malloc has options."""
+def is_glibc() -> bool:
+  """Return whether the C library is glibc, whose malloc has options."""
   return 'CS_GNU_LIBC_VERSION' in getattr(os, 'confstr_names', ()) and bool(os.confstr('CS_GNU_LIBC_VERSION'))
 
 
-def cache_folder():
-  """Where downloads and compiled programs are kept: $VIT_JAX_CACHE, else ~/.cache/vit_jax."""
-  return pathlib.Path(os.environ.get('VIT_JAX_CACHE') or '~/.cache/vit_jax').expanduser()
+def cache_folder() -> pathlib.Path:
+  """Return the folder of downloads and compiled programs: $VIT_JAX_CACHE, else ~/.cache/vit_jax."""
+  return local(os.environ.get('VIT_JAX_CACHE') or '~/.cache/vit_jax')
 
 
-def keep_programs():
-  """Makes jax keep compiled programs from process to process, in `cache_folder()`/compilation/PROCESSOR.
+def enable_compilation_cache() -> pathlib.Path | None:
+  """Make jax keep compiled programs on disk, in `cache_folder()`/compilation/PROCESSOR.
 
-  What the user told jax (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE=false) holds. The least recently used
-  programs go when there are more than CACHE_LIMIT bytes. A folder a processor: programs for a CPU use instructions that
-  another may not have, and home folders are shared. Several processes on CPUs keep none, see `require`.
+  The user's settings win (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE=false). Beyond CACHE_LIMIT bytes the
+  least recently used programs are deleted. There is one folder per processor: programs for a CPU use instructions that
+  another may not have, and home folders are shared. Several processes on CPUs cache nothing, see `require`.
 
   Returns:
-    The folder; None where the user told otherwise or it cannot be written.
+    The folder; None if the user's settings win or it cannot be written.
   """
-  if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+  if _config.jax_compilation_cache_dir or not _config.jax_enable_compilation_cache:
     return None
   folder = cache_folder() / 'compilation' / _processor()
   try:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # who can write there can run code here
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # whoever can write there can run code here
     prune(folder, CACHE_LIMIT)
     (folder / '.writable').touch()
   except OSError as error:
-    logging.warning('compiled programs are not kept: %s', error)
+    logging.warning('compiled programs are not cached: %s', error)
     return None
   jax.config.update('jax_compilation_cache_dir', str(folder))
   if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
@@ -104,8 +109,8 @@ def keep_programs():
   return folder
 
 
-def _processor():
-  """A name for processors with the same instructions, such as 'x86_64-5f3e9a1c'."""
+def _processor() -> str:
+  """Return a name for processors with the same instructions, such as 'x86_64-5f3e9a1c'."""
   try:
     lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
     kinds = {line for line in lines if line.startswith(('flags', 'Features', 'model name', 'CPU part'))}
@@ -114,13 +119,13 @@ def _processor():
   return f'{python_platform.machine()}-{hashlib.sha256(repr(sorted(kinds)).encode()).hexdigest()[:8]}'
 
 
-def prune(folder, limit):
-  """Deletes the files of a folder that were read the longest ago until the rest has at most `limit` bytes."""
+def prune(folder: pathlib.Path, limit: int) -> None:
+  """Delete the least recently used files of a folder until the rest has at most `limit` bytes."""
   found = []
   for path in folder.iterdir():
     try:
       found.append((max(path.stat().st_atime, path.stat().st_mtime), path.stat().st_size, path))
-    except FileNotFoundError:  # another process prunes, too
+    except FileNotFoundError:  # another process prunes too
       continue
   total = sum(size for _, size, _ in found)
   for _, size, path in sorted(found):

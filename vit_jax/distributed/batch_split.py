@@ -1,42 +1,53 @@
-"""Equal shares of a batch: one a device, and micro-batches of it."""
+"""Split the global batch into per-device shards, and those into micro-batches."""
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 
+from vit_jax.base.errors import UserError
 
-def count_micro_batches(batch_size, shares, micro_batch):
-  """How many micro-batches of `micro_batch` images a share of the global batch makes; None takes a share as a whole.
-
-  Raises:
-    ValueError: the batch does not divide into equal shares, or a share into micro-batches.
-  """
-  if batch_size < 1 or batch_size % shares:
-    nearest = max(1, round(batch_size / shares)) * shares
-    raise ValueError(f'data.batch_size={batch_size} does not divide into {shares} shares, one for each device or, '
-                     f'on a mesh, for each parallel.tensor devices; the nearest that does: {nearest}')
-  share = batch_size // shares
-  if micro_batch is None or micro_batch >= share:
-    return 1
-  if micro_batch < 1:
-    raise ValueError(f'train.micro_batch must be at least 1, or None for a share as a whole; got {micro_batch}')
-  if share % micro_batch:
-    nearest = min((n for n in range(1, share + 1) if share % n == 0), key=lambda n: abs(n - micro_batch))
-    raise ValueError(f'train.micro_batch={micro_batch} does not divide the {share} images of each of the {shares} shares '
-                     f'of data.batch_size={batch_size}; the nearest that does: {nearest}')
-  return share // micro_batch
+T = TypeVar('T')
 
 
-def cut(tree, count, shards):
-  """Cuts arrays (B, …) into (count, B / count, …): micro-batch k is the k-th part of every device's share.
-
-  Whole micro-batches one after the other would lie on a few devices each, and their examples would have to move.
+def count_micro_batches(batch_size: int, num_shards: int, micro_batch: int | None) -> int:
+  """Return the number of micro-batches in each shard of the global batch.
 
   Args:
-    tree: of arrays whose examples lie on `shards` devices, in equal contiguous parts.
-    count: of micro-batches, which divides B / shards.
-    shards: number of devices.
+    batch_size: images in the global batch.
+    num_shards: number of equal shards, each on devices of its own.
+    micro_batch: images per micro-batch; None, or more than a shard has, takes a shard as a whole.
+
+  Raises:
+    UserError: the batch cannot be split into equal shards, or a shard into micro-batches.
   """
-  def one(x):
-    parts = jnp.moveaxis(x.reshape(shards, count, -1, *x.shape[1:]), 1, 0)
+  if batch_size < 1 or batch_size % num_shards:
+    nearest = max(1, round(batch_size / num_shards)) * num_shards
+    raise UserError(f'data.batch_size: must be divisible by {num_shards} shards (one per device; on a mesh, one per '
+                    f'parallel.tensor devices); got {batch_size}. Try {nearest}')
+  shard = batch_size // num_shards
+  if micro_batch is None or micro_batch >= shard:
+    return 1
+  if micro_batch < 1:
+    raise UserError(f'train.micro_batch: must be at least 1, or None for a whole shard; got {micro_batch}')
+  if shard % micro_batch:
+    nearest = min((n for n in range(1, shard + 1) if shard % n == 0), key=lambda n: abs(n - micro_batch))
+    raise UserError(f'train.micro_batch: must divide the {shard} images of each of the {num_shards} shards of '
+                    f'data.batch_size={batch_size}; got {micro_batch}. Try {nearest}')
+  return shard // micro_batch
+
+
+def split_micro_batches(tree: T, count: int, num_shards: int) -> T:
+  """Split arrays (B, …) into (count, B / count, …): micro-batch k takes the k-th part of every shard.
+
+  Consecutive slices of the whole batch would each be on a few devices only, and their examples would have to move.
+
+  Args:
+    tree: pytree of arrays whose examples are on `num_shards` devices, in equal contiguous shards.
+    count: number of micro-batches, a divisor of B / num_shards.
+    num_shards: number of shards.
+  """
+  def split(x: jax.Array) -> jax.Array:
+    parts = jnp.moveaxis(x.reshape(num_shards, count, -1, *x.shape[1:]), 1, 0)
     return parts.reshape(count, -1, *x.shape[1:])
 
-  return jax.tree.map(one, tree)
+  return jax.tree.map(split, tree)

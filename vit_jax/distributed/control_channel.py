@@ -1,193 +1,212 @@
-"""The roll call: one TCP connection from process 0 to every other; all answer, and none is lost unnoticed.
+"""A TCP connection from process 0 to every other process of a run: startup with names, small JSON values, lost peers.
 
-jax's own coordinator aborts the process where somebody does not come or dies, and names neither him nor his host. This
-line stands before it: it waits for all with names, carries small JSON values, and sees at once when an end goes dead.
+jax's own coordinator aborts the process if a peer does not connect or dies, and does not say which process or host
+failed. This channel is set up before it: it waits for all processes and lists the missing ones, exchanges small JSON
+values, and notices at once when a peer's connection is lost.
 """
+from collections.abc import Callable, Iterable
 import json
 import queue
 import socket
 import sys
 import threading
 import time
+from typing import Any, NoReturn
 
-_NEWS_EVERY = 15.0  # seconds between two lines that say who is still awaited
+from vit_jax.base.errors import UserError
+
+_PROGRESS_EVERY = 15.0  # seconds between two lines that list the processes still awaited
+
+OnPeerExit = Callable[[str, bool], None]  # (text, lost)
 
 
-class RollCall:
-  """Waits until all processes have answered.
+class ConnectError(UserError, OSError):
+  """The processes of a run cannot connect."""
+
+
+class StartTimeoutError(ConnectError, TimeoutError):
+  """Some processes did not connect in time; the message lists them."""
+
+
+class ControlChannel:
+  """The connections of one process; the constructor returns once all processes have connected.
 
   Args:
-    address: 'HOST:PORT' of process 0; it listens there until all have come.
-    count: how many processes.
-    index: which this is, 0..count - 1.
-    timeout: seconds to wait.
+    address: 'HOST:PORT' of process 0, which listens there until all have connected.
+    count: number of processes.
+    index: which process this is, 0..count - 1.
+    timeout: seconds to wait for all.
 
   Attributes:
     index: as given.
     hosts: host names by process.
 
   Raises:
-    TimeoutError: some did not come; the message names them.
-    ValueError: processes that contradict each other: one index twice, another count.
-    OSError: process 0 cannot listen.
+    StartTimeoutError: some processes did not connect; the message lists them.
+    UserError: processes that contradict each other: the same index twice, or different counts.
+    ConnectError: process 0 cannot listen.
   """
 
-  def __init__(self, address, count, index, timeout):
+  def __init__(self, address: str, count: int, index: int, timeout: float):
     self.index, self._count = index, count
-    self._lines, self._inbox = {}, {}
-    host, port = split(address)
-    meet = self._wait_for_all if index == 0 else self._answer
-    self.hosts = meet(host, port, timeout)
-    self._inbox = {other: queue.SimpleQueue() for other in self._lines}
-    for line in self._lines.values():
-      line.wait_for_ever()
+    self._connections: dict[int, _Connection] = {}
+    host, port = split_address(address)
+    connect = self._accept_all if index == 0 else self._join
+    self.hosts = connect(host, port, timeout)
+    self._inboxes = {other: queue.SimpleQueue() for other in self._connections}
+    for connection in self._connections.values():
+      connection.remove_timeout()
 
-  def name(self, index):
-    """'process 1 on HOST'."""
+  def name(self, index: int) -> str:
+    """Return 'process 1 on HOST'."""
     return f'process {index} on {self.hosts[index]}'
 
-  def watch(self, end):
-    """Calls end(text, lost) from another thread as soon as a process is gone (`lost`) or leaves with a reason."""
-    for index, line in self._lines.items():
-      threading.Thread(target=self._listen, args=(index, line, end), daemon=True).start()
+  def watch(self, on_exit: OnPeerExit) -> None:
+    """Start threads that call `on_exit(text, lost)` once a peer is gone (`lost`) or leaves with a reason."""
+    for index, connection in self._connections.items():
+      threading.Thread(target=self._listen, args=(index, connection, on_exit), daemon=True).start()
 
-  def gather(self, value):
-    """The values (JSON) that all processes give, by process; all must call it. Only after `watch`."""
+  def exchange(self, value: Any) -> list[Any]:
+    """Return the JSON values of all processes, by process; all must call it, in the same order, after `watch`."""
     if self.index == 0:
-      values = [value, *(self._inbox[index].get() for index in sorted(self._inbox))]
+      values = [value, *(self._inboxes[index].get() for index in sorted(self._inboxes))]
       self._send_all(values=values)
       return values
     self._send_all(value=value)
-    return self._inbox[0].get()
+    return self._inboxes[0].get()
 
-  def leave(self, reason=None):
-    """Says that this process ends; with a reason, a sentence, the others end too and show it."""
+  def leave(self, reason: str | None = None) -> None:
+    """Announce that this process ends. Given a reason, a sentence, the peers end as well and print it."""
     self._send_all(left=reason, lost=False)
 
-  def _send_all(self, **message):
-    for line in self._lines.values():
+  def _send_all(self, **message: Any) -> None:
+    for connection in self._connections.values():
       try:
-        line.send(**message)
+        connection.send(**message)
       except OSError:
-        pass  # its reader sees it too
+        pass  # the thread that listens to this peer sees it too
 
-  def _listen(self, index, line, end):
-    while (message := line.receive()) is not None:
+  def _listen(self, index: int, connection: '_Connection', on_exit: OnPeerExit) -> None:
+    while (message := connection.receive()) is not None:
       if 'left' not in message:
-        self._inbox[index].put(message.get('values', message.get('value')))
+        self._inboxes[index].put(message.get('values', message.get('value')))
       elif message['left'] is None:
         return
       else:
-        return self._pass_on(message['left'], message['lost'], end)
-    self._pass_on(f'{self.name(index)} is gone: killed, out of memory, or its host is lost', True, end)
+        return self._report_exit(message['left'], message['lost'], on_exit)
+    self._report_exit(f'{self.name(index)} is gone: killed, out of memory, or its host is lost', True, on_exit)
 
-  def _pass_on(self, text, lost, end):
+  def _report_exit(self, text: str, lost: bool, on_exit: OnPeerExit) -> None:
     if self.index == 0:
-      self._send_all(left=text, lost=lost)
-    end(text, lost)
+      self._send_all(left=text, lost=lost)  # the others are connected to process 0 only
+    on_exit(text, lost)
 
-  def _wait_for_all(self, host, port, timeout):
-    """Process 0: {index: line} and host names, once all have said hello."""
+  def _accept_all(self, host: str, port: int, timeout: float) -> list[str]:
+    """Wait, as process 0, until all have connected; return the host names."""
     names, start = {0: socket.gethostname()}, time.monotonic()
-    news = start + _NEWS_EVERY
+    next_progress = start + _PROGRESS_EVERY
     with _listener(port) as listener:
       while len(names) < self._count:
         missing = sorted(set(range(self._count)) - set(names))
         if time.monotonic() > start + timeout:
-          here = ', '.join(f'{index} ({names[index]})' for index in sorted(names))
-          self._refuse(TimeoutError(
-              f'{_these(missing)} of {self._count} did not come to {host}:{port} within {timeout:g} s. Here are {here}'
-              '. Look at what the missing ones printed, or whether they were started at all'))
-        if time.monotonic() > news:
-          news += _NEWS_EVERY
-          print(f'waiting for {_these(missing)} of {self._count}', file=sys.stderr, flush=True)
-        listener.settimeout(max(0.01, min(news, start + timeout) - time.monotonic()))
+          connected = ', '.join(f'{index} ({names[index]})' for index in sorted(names))
+          self._reject(StartTimeoutError(
+              f'--start_timeout: {_processes(missing)} of {self._count} did not connect to {host}:{port} within '
+              f'{timeout:g} s; connected: {connected}. Check whether the missing ones were started, and their output'))
+        if time.monotonic() > next_progress:
+          next_progress += _PROGRESS_EVERY
+          print(f'waiting for {_processes(missing)} of {self._count}', file=sys.stderr, flush=True)
+        listener.settimeout(max(0.01, min(next_progress, start + timeout) - time.monotonic()))
         try:
-          line = _Line(listener.accept()[0], timeout=5.0)
+          connection = _Connection(listener.accept()[0], timeout=5.0)
         except TimeoutError:
           continue
-        self._admit(line, names)
+        self._admit(connection, names)
         if len(names) == self._count:
-          self._forget_dead(names)
-    roll = [names[index] for index in range(self._count)]
-    self._send_all(roll=roll)
-    return roll
+          self._drop_dead(names)
+    hosts = [names[index] for index in range(self._count)]
+    self._send_all(hosts=hosts)
+    return hosts
 
-  def _forget_dead(self, names):
-    """Strikes out processes that came and went."""
-    for index in [index for index, line in self._lines.items() if line.is_dead()]:
-      del self._lines[index], names[index]
+  def _drop_dead(self, names: dict[int, str]) -> None:
+    """Forget processes that connected and have died since."""
+    for index in [index for index, connection in self._connections.items() if connection.is_dead()]:
+      del self._connections[index], names[index]
 
-  def _admit(self, line, names):
-    """Takes up a process that says hello; a stranger, who does not, is let go."""
-    hello = line.receive()
+  def _admit(self, connection: '_Connection', names: dict[int, str]) -> None:
+    """Add a process that introduces itself; ignore any other program that connects."""
+    hello = connection.receive()
     if not isinstance(hello, dict) or set(hello) != {'process', 'count', 'host'}:
       return
     index, count, host = hello['process'], hello['count'], hello['host']
-    self._forget_dead(names)  # it may be one of them, started again
+    self._drop_dead(names)  # this may be one of them, started again
     if count != self._count:
-      wrong = (f'process {index} on {host} was started as one of {count} processes, process 0 on {names[0]} as one of '
-               f'{self._count}')
+      problem = (f'--processes: must be the same for all; process {index} on {host} got {count}, process 0 on '
+                 f'{names[0]} got {self._count}')
     elif index in names:
-      wrong = f'two processes say that they are process {index}: on {names[index]} and on {host}'
+      problem = f'--process: must differ between processes; got {index} both on {names[index]} and on {host}'
     else:
-      self._lines[index], names[index] = line, host
+      self._connections[index], names[index] = connection, host
       return
-    self._lines[host] = line  # it is told too
-    self._refuse(ValueError(wrong))
+    self._connections[-1] = connection  # so that the rejection reaches it too
+    self._reject(UserError(problem))
 
-  def _refuse(self, error):
-    self._send_all(refused=str(error), late=isinstance(error, TimeoutError))
+  def _reject(self, error: Exception) -> NoReturn:
+    """Raise an error here and in all processes that are connected."""
+    self._send_all(rejected=str(error), timed_out=isinstance(error, TimeoutError))
     raise error
 
-  def _answer(self, host, port, timeout):
-    """The others: says hello until process 0 answers."""
+  def _join(self, host: str, port: int, timeout: float) -> list[str]:
+    """Connect, as any process but 0, until process 0 answers; return the host names."""
     start, error = time.monotonic(), None
-    while (left := start + timeout - time.monotonic()) > 0:
+    while (remaining := start + timeout - time.monotonic()) > 0:
       try:
-        line = _Line(socket.create_connection((host, port), timeout=min(left, 10.0)), timeout=timeout + 10.0)
-        line.send(process=self.index, count=self._count, host=socket.gethostname())
-        message = line.receive()
-      except OSError as err:  # not up yet, or its name not known yet
+        connection = _Connection(socket.create_connection((host, port), timeout=min(remaining, 10.0)),
+                                 timeout=timeout + 10.0)
+        connection.send(process=self.index, count=self._count, host=socket.gethostname())
+        message = connection.receive()
+      except OSError as err:  # process 0 does not listen yet, or its name does not resolve yet
         error, message = err, None
-      if message is None:
-        time.sleep(0.5)
-        continue
-      if 'refused' in message:
-        raise (TimeoutError if message['late'] else ValueError)(message['refused'])
-      self._lines = {0: line}
-      return message['roll']
-    raise TimeoutError(f'process 0 did not come: nobody answers at {host}:{port} within {timeout:g} s ({error}). '
-                       'It must run on that host, which the others must reach')
+      else:
+        if message is not None and 'rejected' in message:
+          raise (StartTimeoutError if message['timed_out'] else UserError)(message['rejected'])
+        if message is not None:
+          self._connections = {0: connection}
+          return message['hosts']
+      time.sleep(0.5)
+    raise StartTimeoutError(f'--coordinator: process 0 did not answer at {host}:{port} within {timeout:g} s ({error}). '
+                            'It must run on that host, which the others must be able to reach')
 
 
-def split(address):
-  """('HOST', port) of 'HOST:PORT'; raises ValueError."""
+def split_address(address: str) -> tuple[str, int]:
+  """Return (host, port) of 'HOST:PORT'; raise UserError if it is something else."""
   host, _, port = address.rpartition(':')
   if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
-    raise ValueError(f"expected the coordinator as HOST:PORT, such as 'worker-0:8476', got {address!r}")
+    raise UserError(f"--coordinator: expected HOST:PORT, such as 'worker-0:8476', got {address!r}")
   return host.strip('[]'), int(port)
 
 
-def _listener(port):
-  both = socket.has_dualstack_ipv6()
+def _listener(port: int) -> socket.socket:
+  dual_stack = socket.has_dualstack_ipv6()
   try:
-    return socket.create_server(('', port), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both)
+    return socket.create_server(('', port), family=socket.AF_INET6 if dual_stack else socket.AF_INET,
+                                dualstack_ipv6=dual_stack)
   except OSError as error:
-    raise OSError(f'process 0 cannot listen on port {port}: {error}; is another run there? '
-                  'Choose another port') from error
+    raise ConnectError(f'--coordinator: process 0 cannot listen on port {port}: {error}; is another run using it? '
+                       'Choose another port') from error
 
 
-def _these(indices):
-  return f'process{"es" if len(indices) > 1 else ""} {", ".join(map(str, indices))}'
+def _processes(indices: Iterable[int]) -> str:
+  numbers = list(map(str, indices))
+  return f'process{"es" if len(numbers) > 1 else ""} {", ".join(numbers)}'
 
 
-class _Line:
-  """One end of a connection, JSON lines both ways."""
+class _Connection:
+  """One end of a connection that carries JSON lines both ways."""
 
-  def __init__(self, connection, timeout):
+  def __init__(self, connection: socket.socket, timeout: float):
     connection.settimeout(timeout)
-    # A host that loses power or network says nothing: the kernel asks, and 25 s without an answer end the line.
+    # A host that loses power or network sends nothing: the kernel probes it, and gives up after 25 s without an answer.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in dict(TCP_KEEPIDLE=10, TCP_KEEPINTVL=5, TCP_KEEPCNT=3).items():
       if hasattr(socket, name):
@@ -195,21 +214,22 @@ class _Line:
     self._connection, self._lock = connection, threading.Lock()
     self._file = connection.makefile('r', encoding='utf8')
 
-  def wait_for_ever(self):
+  def remove_timeout(self) -> None:
     self._connection.settimeout(None)
 
-  def send(self, **message):
+  def send(self, **message: Any) -> None:
     with self._lock:
       self._connection.sendall(json.dumps(message).encode() + b'\n')
 
-  def receive(self):
-    """The next message; None once the other end is gone or speaks something else."""
+  def receive(self) -> Any:
+    """Return the next message, or None if the peer is gone or sends something else than JSON."""
     try:
       return json.loads(self._file.readline())
     except (OSError, ValueError):
       return None
 
-  def is_dead(self):
+  def is_dead(self) -> bool:
+    """Return whether the peer has closed the connection."""
     timeout = self._connection.gettimeout()
     self._connection.setblocking(False)
     try:

@@ -1,199 +1,225 @@
-"""The processes of one run, on one host or many: started together, alike, and ended together."""
+"""The processes of one run, on one host or many: connect them, check that they match, and end them together."""
 import atexit
+from collections.abc import Callable, Mapping, Sequence
 import hashlib
 import os
 import pathlib
 import socket
 import sys
 import time
+from typing import Any, NamedTuple
 import warnings
 
 import jax
-from jax._src import clusters  # jax offers its detection of clusters only together with connecting
 
-from vit_jax.distributed import control_channel as roll_call
+from vit_jax.base import exits
+from vit_jax.base.errors import UserError
+from vit_jax.distributed import jax_internals
+from vit_jax.distributed.control_channel import ControlChannel
 
-_roll = None  # of this process; like jax's own connection it is one for the process's life
+# Exit status if another process was lost: "try again" in sysexits.h, and to the scripts in experiments/launch.
+EXIT_PEER_LOST = 75
 
-# Exit status where another process was lost: sysexits.h has it for "try again", and so have the scripts that launch us.
-LOST = 75
+# Seconds. If a peer dies, a collective fails at once; so does the control channel, which knows which peer it was.
+_CAUSE_DELAY = 1.0
 
-_ECHO = 1.0  # seconds; a collective fails at once where another process died, and so does the line to it
+_RESTART_HINT = ('This process ends too; no file is half-written. Start all processes again to resume from the last '
+                 'checkpoint, if there is one.')
 
-_AGAIN = ('This process ends too; nothing is half-written. Start all processes again: they go on from the last '
-          'checkpoint, if there is one.')
-
-
-class NotAlike(ValueError):
-  """The processes are not one run; all of them raise it at once."""
+_channel: ControlChannel | None = None  # of this process; like jax's own connection, one for the process's lifetime
 
 
-def start(coordinator=None, processes=None, process=None, *, timeout=300.0):
-  """Connects this process to the others of its run; to be called before jax is used. Alone, it does nothing.
+class ProcessMismatchError(UserError):
+  """The processes differ in something that must be the same; raised on all of them at once."""
 
-  What is not given is what jax finds: a TPU pod's metadata, SLURM, Open MPI or Kubernetes. A single machine, a job of
-  one task and a notebook wait for nothing. From here on all end within a minute, with a message, where one dies.
+
+class Placement(NamedTuple):
+  """Where a process stands in its run; a field is None if it is neither given nor detected.
+
+  Attributes:
+    coordinator: 'HOST:PORT' of process 0.
+    processes: number of processes.
+    process: index of this process, 0..processes - 1.
+    local_devices: ids of the devices it may use; None is all of its host.
+  """
+  coordinator: str | None
+  processes: int | None
+  process: int | None
+  local_devices: Sequence[int] | None
+
+
+def start(coordinator: str | None = None, processes: int | None = None, process: int | None = None, *,
+          timeout: float = 300.0) -> None:
+  """Connect this process to the others of its run, if there are any; call it before jax is used.
+
+  Arguments left out are detected by jax: from a TPU pod's metadata, SLURM, Open MPI or Kubernetes. A single machine, a
+  SLURM job of one task and a notebook do not wait. From here on, if one process dies, all others exit within a minute
+  and say which one it was.
 
   Args:
-    coordinator: 'HOST:PORT' of process 0, reachable from all; jax needs other ports besides, which the system chooses.
-    processes: how many there are; 1 runs alone whatever the cluster says.
-    process: which this is, 0..processes - 1.
-    timeout: seconds to wait for all.
+    coordinator: 'HOST:PORT' of process 0, reachable from all; jax also needs other ports, which the system chooses.
+    processes: number of processes; 1 runs alone, whatever cluster is detected.
+    process: index of this process, 0..processes - 1.
+    timeout: seconds to wait for all processes.
 
   Raises:
-    TimeoutError: some did not come; the message names them.
-    ValueError: arguments that are incomplete or contradict each other.
+    StartTimeoutError: some processes did not connect; the message lists them.
+    UserError: arguments that are incomplete or contradict each other.
   """
-  global _roll
-  place = None if _roll else _find_place(coordinator, processes, process, timeout)
-  if place is None:
+  global _channel
+  placement = None if _channel else _find_placement(coordinator, processes, process, timeout)
+  if placement is None:
     return
-  coordinator, processes, process, local_devices = place
-  _roll = roll_call.RollCall(coordinator, processes, process, timeout)
-  _roll.watch(_end)
+  address, count, index, local_devices = placement
+  assert address is not None and count is not None and index is not None
+  _channel = ControlChannel(address, count, index, timeout)
+  _channel.watch(_exit_with_peer)
   atexit.register(leave)
-  # The coordinator's port has open connections: jax gets another.
-  port = gather(_free_port() if process == 0 else None)[0]
-  if _roll.hosts.count(_roll.hosts[process]) == 1:
-    local_devices = None  # alone on its host: all of its devices, also under SLURM, where jax would take the first
-  jax.config.update('jax_enable_preemption_service', False)  # not before there is something to save, see `training.stop`
+  exits.before_traceback(wait_for_cause)
+  exits.on_failure(leave)
+  # The coordinator's port has open connections, so jax gets another.
+  port = exchange(_free_port() if index == 0 else None)[0]
+  if _channel.hosts.count(_channel.hosts[index]) == 1:
+    local_devices = None  # alone on its host: all of its devices, also under SLURM, where jax would take only the first
+  jax.config.update('jax_enable_preemption_service', False)  # not before there is a step to save, see `run.preemption`
   jax.distributed.initialize(
-      f'{coordinator.rpartition(":")[0]}:{port}', processes, process, local_devices,
+      f'{address.rpartition(":")[0]}:{port}', count, index, local_devices,
       cluster_detection_method='deactivate', coordinator_bind_address=f'[::]:{port}',
       initialization_timeout=int(timeout),
-      # Where our own line sees nothing (a process that is stopped, not dead), jax's heartbeats end the run.
+      # A process that is stopped, not dead, keeps the control channel open: jax's heartbeats end the run.
       heartbeat_timeout_seconds=45, shutdown_timeout_seconds=60)
 
 
-def gather(value):
-  """The JSON values that all processes give, by process; all must call it, in the same order."""
-  if _roll:
-    return _roll.gather(value)
+def exchange(value: Any) -> list[Any]:
+  """Return the JSON values of all processes, by process; all must call it, in the same order."""
+  if _channel:
+    return _channel.exchange(value)
   if jax.distributed.is_initialized():
-    raise ValueError('several processes are started with vit_jax.hosts.start(), which calls '
-                     'jax.distributed.initialize() itself')
+    raise UserError('jax.distributed.initialize: must not be called; start several processes with '
+                    'vit_jax.hosts.start(), which calls it')
   return [value]
 
 
-def wait_for_cause():
-  """Gives the line time to end this process and say why: an error here may be the echo of another process's death."""
-  if _roll:
-    time.sleep(_ECHO)
+def wait_for_cause() -> None:
+  """Wait briefly in case a peer's death caused this error: the control channel then ends this process and says so."""
+  if _channel:
+    time.sleep(_CAUSE_DELAY)
 
 
-def leave(error=None):
-  """Ends this process's part. With an error, or after one that nobody caught, all the others end now and show it."""
-  global _roll
-  roll, _roll = _roll, None
-  if roll is None:
+def leave(error: BaseException | None = None) -> None:
+  """End this process's part in the run. After an error, given or uncaught, all other processes end too and print it."""
+  global _channel
+  channel, _channel = _channel, None
+  if channel is None:
     return
   error = error or getattr(sys, 'last_value', None)
-  if error is None or isinstance(error, NotAlike):
-    return roll.leave()
-  time.sleep(_ECHO)
-  text = f'{roll.name(roll.index)} ended: {type(error).__name__}: {error}'
-  roll.leave(text[:2000])
+  if error is None or isinstance(error, ProcessMismatchError):
+    return channel.leave()
+  time.sleep(_CAUSE_DELAY)
+  text = f'{channel.name(channel.index)} ended: {type(error).__name__}: {error}'
+  channel.leave(text[:2000])
   sys.stderr.flush()
   sys.stdout.flush()
   os._exit(1)  # jax would wait for the others, which wait for this one
 
 
-def check_alike(facts, differences):
-  """Checks that all processes are one run, and prints a line for this one.
+def check_processes_match(properties: Mapping[str, Any],
+                          differences: Callable[[Mapping[str, Any], Mapping[str, Any]], str]) -> None:
+  """Check that all processes belong to one run, and print a line about this one.
 
   Args:
-    facts: dict for JSON, what must be the same: the config, sizes of the data.
-    differences: (process 0's facts, another's) → lines that say where they differ, or ''.
+    properties: {name: JSON value} of what must be the same: config, versions, sizes of the data. Devices and source
+      code are added.
+    differences: (process 0's properties, another's) → lines that say where they differ, or ''.
 
   Raises:
-    NotAlike: they differ; the message names the processes, their hosts and what differs.
+    ProcessMismatchError: they differ; the message lists the processes, their hosts and the differences.
   """
-  if not _roll and not jax.distributed.is_initialized():
+  if not _channel and not jax.distributed.is_initialized():
     return
   devices = [device.device_kind for device in jax.local_devices()]
-  facts = dict(facts, devices=devices, code=_hash_of_sources())
-  everybody = gather(facts)
+  everyone = exchange(dict(properties, devices=devices, code=_hash_sources()))
   print(f'process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}: '
         f'{len(devices)} × {devices[0]} ({jax.default_backend()})', flush=True)
-  wrong = [f'{_roll.name(index)}:\n{lines}' for index, other in enumerate(everybody)
-           if (lines := differences(everybody[0], other))]
-  if wrong:
-    raise NotAlike('the processes are not alike; "there" is process 0, "here" is\n' + '\n'.join(wrong))
+  problems = [f'{_name(index)}:\n{lines}' for index, other in enumerate(everyone)
+              if (lines := differences(everyone[0], other))]
+  if problems:
+    raise ProcessMismatchError('the processes differ; "there" is process 0, "here" is\n' + '\n'.join(problems))
 
 
-def each_says(problem):
-  """Raises NotAlike on all processes if one has a problem, text, or None; the message names it and its host."""
-  wrong = [f'{_roll.name(index)}: {text}' for index, text in enumerate(gather(problem)) if text]
-  if wrong:
-    raise NotAlike('\n'.join(wrong))
+def raise_together(problem: str | None) -> None:
+  """Raise ProcessMismatchError on all processes if any passes a problem; the message lists them and their hosts."""
+  problems = [f'{_name(index)}: {text}' for index, text in enumerate(exchange(problem)) if text]
+  if problems:
+    raise ProcessMismatchError('\n'.join(problems))
 
 
-def check_equal(value, what):
-  """Raises NotAlike on all processes unless all give the same JSON value."""
-  values = gather(value)
+def check_equal(value: Any, what: str) -> None:
+  """Raise ProcessMismatchError on all processes unless all pass the same JSON value; `what` is what it is, in words."""
+  values = exchange(value)
   if any(other != values[0] for other in values):
-    told = ', '.join(f'{other} on {_roll.name(index)}' for index, other in enumerate(values))
-    raise NotAlike(f'the processes see different {what}: {told}')
+    listed = ', '.join(f'{other} on {_name(index)}' for index, other in enumerate(values))
+    raise ProcessMismatchError(f'the processes see different {what}: {listed}')
 
 
-def _end(text, lost):
-  print(f'error: {text}.\n{_AGAIN}', file=sys.stderr, flush=True)
+def _name(index: int) -> str:
+  return _channel.name(index) if _channel else f'process {index} on {socket.gethostname()}'
+
+
+def _exit_with_peer(text: str, lost: bool) -> None:
+  print(f'error: {text}.\n{_RESTART_HINT}', file=sys.stderr, flush=True)
   sys.stdout.flush()
-  os._exit(LOST if lost else 1)  # the main thread may be inside a collective that never ends
+  os._exit(EXIT_PEER_LOST if lost else 1)  # the main thread may be inside a collective that never ends
 
 
-def _find_place(coordinator, processes, process, timeout):
-  """(coordinator, processes, process, local device ids or None) of this process; None if it is alone."""
+def _find_placement(coordinator: str | None, processes: int | None, process: int | None, timeout: float
+                    ) -> Placement | None:
+  """Return the complete placement of this process; None if it is alone."""
   if processes == 1:
     return None
-  given = coordinator, processes, process
-  if None in given:
-    found = _detect(*given, timeout)
-    if found[1] in (None, 1) and given == (None, None, None):
+  given = found = Placement(coordinator, processes, process, None)
+  if None in given[:3]:
+    found = _detect_placement(given, timeout)
+    if found.processes in (None, 1) and given[:3] == (None, None, None):
       return None
-    coordinator, processes, process, local_devices = found
-  else:
-    local_devices = None
-  if None in (coordinator, processes, process):
-    raise ValueError(f'several processes need coordinator=HOST:PORT, processes and process; got {coordinator}, '
-                     f'{processes} and {process}, and no cluster tells the rest')
-  if not 0 <= process < processes:
-    raise ValueError(f'expected 0 <= process < processes, got process {process} of {processes}')
-  return coordinator, processes, process, local_devices
+  if None in found[:3]:
+    raise UserError('--coordinator, --processes, --process: all are needed for several processes; got '
+                    f'{found.coordinator}, {found.processes} and {found.process}, and no cluster provides the rest. '
+                    'Give coordinator=HOST:PORT, processes and process')
+  assert found.processes is not None and found.process is not None
+  if not 0 <= found.process < found.processes:
+    raise UserError(f'--process: must be at least 0 and less than --processes={found.processes}; got {found.process}')
+  return found
 
 
-def _detect(coordinator, processes, process, timeout):
-  """What is given, completed by jax's detection of clusters: (coordinator, processes, process, local device ids).
-
-  Each is None where it is neither given nor found. Open MPI 5's own numbers stand before what is given.
-  """
+def _detect_placement(given: Placement, timeout: float) -> Placement:
+  """Complete what is given by jax's cluster detection. Open MPI 5's own numbers override what is given."""
   environ = os.environ
   if 'OMPI_COMM_WORLD_SIZE' in environ and 'OMPI_MCA_orte_hnp_uri' not in environ:
-    # Open MPI 5 no longer tells where process 0 is.
-    processes, process = int(environ['OMPI_COMM_WORLD_SIZE']), int(environ['OMPI_COMM_WORLD_RANK'])
-    return coordinator, processes, process, [int(environ['OMPI_COMM_WORLD_LOCAL_RANK'])]
+    # Open MPI 5 no longer provides process 0's address.
+    return Placement(given.coordinator, int(environ['OMPI_COMM_WORLD_SIZE']), int(environ['OMPI_COMM_WORLD_RANK']),
+                     [int(environ['OMPI_COMM_WORLD_LOCAL_RANK'])])
   try:
-    place = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-        coordinator, processes, process, None, None, int(timeout))
-    why = 'jax asks Kubernetes only where the package kubernetes is installed'
-  except Exception as error:  # of any kind: requests, kubernetes, key and runtime errors
-    place, why = (coordinator, processes, process, None), f'{type(error).__name__}: {error}'
-    warnings.warn(f'found no cluster ({why})')
-  if None in place[:3] and 'JOB_COMPLETION_INDEX' in environ:  # not silently alone, each in the workdir of all
-    raise ValueError(f'this is a pod of a Kubernetes job, but which others there are cannot be told ({why}). Give '
-                     'coordinator=HOST:PORT, processes and process; or processes=1 if it is the only one')
-  return place
+    found = Placement(*jax_internals.detect_cluster(*given[:3], timeout))
+    reason = 'jax asks Kubernetes only if the package kubernetes is installed'
+  except Exception as error:  # of any type: requests, kubernetes, key and runtime errors
+    found, reason = given, f'{type(error).__name__}: {error}'
+    warnings.warn(f'found no cluster ({reason})', stacklevel=4)
+  if None in found[:3] and 'JOB_COMPLETION_INDEX' in environ:  # not silently alone, each writing to the same workdir
+    raise UserError('--coordinator, --processes, --process: needed in this pod of a Kubernetes job, whose other pods '
+                    f'cannot be detected ({reason}). Give all three, or --processes=1 if it is the only one')
+  return found
 
 
-def _free_port():
+def _free_port() -> int:
   with socket.socket() as probe:
     probe.bind(('', 0))
     return probe.getsockname()[1]
 
 
-def _hash_of_sources():
-  """12 digits that change with any source of this package."""
-  here, digest = pathlib.Path(__file__).parent.parent, hashlib.sha256()
-  for path in sorted(here.rglob('*.py')):
-    digest.update(str(path.relative_to(here)).encode() + b'\0' + path.read_bytes())
+def _hash_sources() -> str:
+  """Return 12 digits that change with any source file of this package."""
+  package, digest = pathlib.Path(__file__).parent.parent, hashlib.sha256()
+  for path in sorted(package.rglob('*.py')):
+    digest.update(str(path.relative_to(package)).encode() + b'\0' + path.read_bytes())
   return digest.hexdigest()[:12]

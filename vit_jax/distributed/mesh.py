@@ -1,31 +1,48 @@
-"""Models that outgrow a chip: `jax.jit` over a mesh of devices; the contract is in `parallel`.
+"""Models that do not fit one device: `jax.jit` over a mesh of devices; the contract is `strategy.Strategy`.
 
-The compiler places the communication, from how the state and the batch lie (`sharding`) and from what the encoder says of
-its tokens (`models.encoder.by_example`): each block's weights are gathered over `fsdp` where the block is computed, and
-its gradients are summed to where the weights lie.
+The compiler places the communication, from the shardings of state and batch (`sharding`) and from the constraint that
+the encoder puts on its activations: each block's weights are all-gathered over `fsdp` when the block is computed, and
+its gradients are reduced to the shards of the weights.
 """
+from collections.abc import Callable, Mapping, Sequence
 import math
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.stages import Wrapped
 import numpy as np
 
-from vit_jax.distributed import sharding
-from vit_jax.distributed import batch_split as shares
+from vit_jax.base.errors import UserError
+from vit_jax.base.text import listing
+from vit_jax.distributed import batch_split, sharding
+
+T = TypeVar('T')
 
 BATCH = PartitionSpec(('data', 'fsdp'))
 
-# Else the TPU's compiler sends weights round in slices, each multiplied on arrival: 522 million cycles by its own estimate
-# for a step of B/16, 64 images a chip, fsdp=8 on v5e:2x4, against 183 million with weights gathered whole and ahead.
+# Otherwise the TPU compiler sends weights around in slices and multiplies each on arrival: 522 million cycles by its
+# own estimate for a step of B/16, 64 images per chip, fsdp=8 on v5e:2x4, against 183 million with weights gathered
+# whole and ahead of time.
 TPU_OPTIONS = {'xla_jf_spmd_threshold_for_windowed_einsum_mib': 1_000_000}
 
 
 class Mesh:
-  """The state is cut over `fsdp` and `tensor`, the batch over `data` and `fsdp`."""
+  """The state is sharded over `fsdp` and `tensor`, the batch over `data` and `fsdp`.
 
-  axis_name = None  # the step sees the whole batch
+  Args:
+    devices: all devices of the run, or those of a TPU topology to compile for; None takes what jax finds.
+    data: number of device groups that each hold the whole state; -1 takes the devices that are left.
+    fsdp: number of devices that share one copy of the state, each with examples of its own; or -1.
+    tensor: number of devices that share the heads and hidden MLP features of each example; or -1.
 
-  def __init__(self, devices, *, data, fsdp, tensor):
+  Raises:
+    UserError: sizes that do not fit the number of devices.
+  """
+
+  axis_name: str | None = None  # the step sees the whole batch
+
+  def __init__(self, devices: Sequence[Any] | None, *, data: int, fsdp: int, tensor: int):
     # A process's rows of a batch are contiguous, and so must be its devices.
     devices = sorted(jax.devices() if devices is None else devices, key=lambda device: device.process_index)
     sizes = _sizes(len(devices), data=data, fsdp=fsdp, tensor=tensor)
@@ -34,91 +51,94 @@ class Mesh:
                                    axis_types=(AxisType.Auto,) * len(sizes))
     self._batch = NamedSharding(self._mesh, BATCH)
     self._options = TPU_OPTIONS if devices[0].platform == 'tpu' else None
-    self.shares = sizes['data'] * sizes['fsdp']
+    self.num_shards = sizes['data'] * sizes['fsdp']
 
-  def __str__(self):
+  def __str__(self) -> str:
     return 'mesh of ' + ' × '.join(f'{name} {size}' for name, size in self._mesh.shape.items())
 
-  def micro_batches(self, batch_size, micro_batch):
-    """How many micro-batches the share of each `tensor` devices makes, see `shares.count_micro_batches`."""
-    return shares.count_micro_batches(batch_size, self.shares, micro_batch)
+  def num_micro_batches(self, batch_size: int, micro_batch: int | None) -> int:
+    """Return the number of micro-batches in the shard of `tensor` devices, see `batch_split.count_micro_batches`."""
+    return batch_split.count_micro_batches(batch_size, self.num_shards, micro_batch)
 
-  def create(self, function):
-    """What function() returns, each device making its own part."""
+  def create(self, function: Callable[[], T]) -> T:
+    """Return what `function()` returns, each device computing its own shards."""
     return jax.jit(function, out_shardings=self._shardings(jax.eval_shape(function)))()
 
-  def place(self, state):
-    """Brings to every device its part of a state that each host holds whole, or that lies otherwise."""
-    return jax.tree.map(_placed, state, self._shardings(state))
+  def place(self, state: T) -> T:
+    """Put on every device its shards of a state that every process holds whole, or that is sharded differently."""
+    return jax.tree.map(_place, state, self._shardings(state))
 
-  def fetch(self, state):
-    """The state as it lies: Orbax copies each device's part to its host before it returns, then writes."""
+  def fetch(self, state: T) -> T:
+    """Return the state as it is: Orbax copies each device's shards to its host before it returns, then writes."""
     return state
 
-  def put(self, batch):
-    """Puts a host's batch, arrays (b, …), onto its devices; together the hosts' make the global batch."""
+  def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Put this process's batch, arrays (b, …), on its devices; those of all processes make up the global batch."""
     return {name: jax.make_array_from_process_local_data(self._batch, x) for name, x in batch.items()}
 
-  def compile(self, function, *, donate):
-    """Compiles function(state, batch). `donate` gives up the state, whose successor lies as it did."""
-    def spread(state, batch):
+  def compile(self, function: Callable[[Any, Any], Any], *, donate: bool) -> Wrapped:
+    """Compile `function(state, batch)`; the new state keeps the shardings of the old. `donate` gives up the state."""
+    def sharded(state: Any, batch: Any) -> Any:
       with jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh):  # for constraints inside the model
         result = function(state, batch)
       return jax.lax.with_sharding_constraint(result, sharding.shardings(self._mesh, result, _params(state)))
 
-    return jax.jit(spread, donate_argnums=(0,) if donate else (), compiler_options=self._options)
+    return jax.jit(sharded, donate_argnums=(0,) if donate else (), compiler_options=self._options)
 
-  def abstract(self, state):
-    """The state's shapes and shardings; raises ValueError where a dimension does not divide."""
+  def abstract(self, state: T) -> T:
+    """Return the state's shapes and shardings; raise UserError if the mesh does not divide a dimension."""
     sharding.check_divides(self._mesh, _params(state))
-    return jax.tree.map(lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies), state,
+    return jax.tree.map(lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spec), state,
                         self._shardings(state))
 
-  def abstract_batch(self, batch):
-    """Shapes and shardings of a global batch, from its shapes."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._batch), batch)
+  def abstract_batch(self, batch: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return shapes and shardings of a global batch, from its shapes."""
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._batch) for name, x in batch.items()}
 
-  def gather(self, tree):
-    """The arrays as they are: they hold all examples."""
+  def gather(self, tree: T) -> T:
+    """Return the arrays as they are: they hold all examples."""
     return tree
 
-  def _shardings(self, state):
+  def _shardings(self, state: Any) -> Any:
     return sharding.shardings(self._mesh, state, _params(state))
 
 
-def _params(state):
-  """The parameters of a state, or parameters as they are."""
+def _params(state: Any) -> Any:
+  """Return the parameters of a state; bare parameters are returned as they are."""
   return getattr(state, 'params', state)
 
 
-def _placed(x, lies):
+def _place(x: jax.Array | np.ndarray, target: NamedSharding) -> jax.Array:
   if isinstance(x, jax.Array):
-    return jax.device_put(x, lies)
-  # Unlike device_put this takes from the host no more than its own devices' parts, and does not compare the hosts'.
-  return jax.make_array_from_callback(np.shape(x), lies, lambda index: np.asarray(x)[index])
+    return jax.device_put(x, target)
+  # Unlike device_put, this copies from host memory only the shards of its own devices, and does not compare processes.
+  return jax.make_array_from_callback(np.shape(x), target, lambda index: np.asarray(x)[index])
 
 
-def _sizes(count, **sizes):
-  """The sizes of the axes, -1 filled in; raises ValueError unless their product is `count`."""
+def _sizes(count: int, **sizes: int) -> dict[str, int]:
+  """Return the sizes of the axes with -1 filled in; raise UserError unless their product is `count`."""
   given = math.prod(size for size in sizes.values() if size != -1)
   open_axes = [name for name, size in sizes.items() if size == -1]
   if min(sizes.values()) < -1 or 0 in sizes.values() or len(open_axes) > 1:
-    raise ValueError(f'parallel.data, fsdp and tensor must be at least 1, and at most one of them -1; got {sizes}')
+    raise UserError('parallel.data, parallel.fsdp, parallel.tensor: must be at least 1, and at most one of them -1; '
+                    f'got {sizes}')
   if count % given or (given != count and not open_axes):
     asked = ' × '.join(f'{name}={size}' for name, size in sizes.items() if size != -1)
-    raise ValueError(f'a mesh of {asked} does not fit {count} devices; data × fsdp × tensor may be {_factorisations(count)}')
+    raise UserError('parallel.data × parallel.fsdp × parallel.tensor: must be the number of devices, '
+                    f'{count}; got {asked}. Choose from {listing(_factorizations(count), limit=12)}')
   return {name: count // given if size == -1 else size for name, size in sizes.items()}
 
 
-def _factorisations(count):
+def _factorizations(count: int) -> list[str]:
   divisors = [n for n in range(1, count + 1) if count % n == 0]
-  found = [f'{count // n}×{n // tensor}×{tensor}' for tensor in divisors for n in divisors if n % tensor == 0]
-  return ', '.join(found[:12]) + (', …' if len(found) > 12 else '')
+  return [f'{count // n}×{n // tensor}×{tensor}' for tensor in divisors for n in divisors if n % tensor == 0]
 
 
-def _check_processes(devices, tensor):
-  """Every process has examples of its own, so no example's devices may be two processes'."""
+def _check_processes(devices: Sequence[Any], tensor: int) -> None:
+  """Raise UserError if an example would be on devices of two processes: every process has examples of its own."""
   for start in range(0, len(devices), tensor):
     if len({device.process_index for device in devices[start:start + tensor]}) > 1:
       local = sum(device.process_index == devices[0].process_index for device in devices)
-      raise ValueError(f'parallel.tensor={tensor} must divide the {local} devices of a process')
+      valid = [n for n in range(1, local + 1) if local % n == 0]
+      raise UserError(f'parallel.tensor: must divide the {local} devices of a process; got {tensor}. Choose from '
+                      f'{valid}')

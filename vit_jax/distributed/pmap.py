@@ -1,64 +1,73 @@
-"""Data parallelism by `jax.pmap`; the contract is in `parallel`."""
+"""Data parallelism by `jax.pmap`; the contract is `strategy.Strategy`."""
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.stages import Wrapped
 import numpy as np
 
-from vit_jax.distributed import batch_split as shares
+from vit_jax.distributed import batch_split
+
+T = TypeVar('T')
 
 
 class Pmap:
-  """Every device holds the whole state and its share of the batch."""
+  """Every device holds the whole state and its shard of the batch.
+
+  Args:
+    devices: all devices of the run, or those of a TPU topology to compile for; None takes what jax finds.
+  """
 
   axis_name = 'batch'
 
-  def __init__(self, devices=None):
+  def __init__(self, devices: Sequence[Any] | None = None):
     self._given = devices
-    self._devices = jax.devices() if devices is None else list(devices)
-    self.shares = len(self._devices)
-    self._local = jax.local_devices() if devices is None else self._devices
+    self.num_shards = len(jax.devices() if devices is None else devices)
+    self._local = jax.local_devices() if devices is None else list(devices)
     mesh = jax.sharding.Mesh(np.array(self._local), (self.axis_name,))
     self._replicated = NamedSharding(mesh, PartitionSpec())
     self._sharded = NamedSharding(mesh, PartitionSpec(self.axis_name))
 
-  def __str__(self):
+  def __str__(self) -> str:
     return 'pmap'
 
-  def micro_batches(self, batch_size, micro_batch):
-    """How many micro-batches each device's share of a global batch makes, see `shares.count_micro_batches`."""
-    return shares.count_micro_batches(batch_size, self.shares, micro_batch)
+  def num_micro_batches(self, batch_size: int, micro_batch: int | None) -> int:
+    """Return the number of micro-batches in each device's shard, see `batch_split.count_micro_batches`."""
+    return batch_split.count_micro_batches(batch_size, self.num_shards, micro_batch)
 
-  def create(self, function):
-    """What function() returns, on every local device."""
+  def create(self, function: Callable[[], T]) -> T:
+    """Return what `function()` returns, on every local device."""
     return self.place(function())
 
-  def place(self, state):
-    """Copies a state to every local device."""
+  def place(self, state: T) -> T:
+    """Copy a state to every local device."""
     return jax.device_put(state, self._replicated)
 
-  def fetch(self, state):
-    """The state as NumPy arrays that share no memory with the devices' (whose buffers the next step donates)."""
+  def fetch(self, state: T) -> T:
+    """Return the state as NumPy arrays that share no memory with the devices' (the next step donates those buffers)."""
     return jax.tree.map(lambda x: np.array(x, copy=True), jax.device_get(state))
 
-  def put(self, batch):
-    """Cuts a host's batch, arrays (b, …), into (local devices, b / devices, …), one part a device."""
+  def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Split this process's batch, arrays (b, …), into (local devices, b / devices, …), one row of shards per device."""
     n = len(self._local)
-    cut = lambda x: jax.device_put(x.reshape(n, x.shape[0] // n, *x.shape[1:]), self._sharded)
-    return {name: cut(x) for name, x in batch.items()}
+    split = lambda x: jax.device_put(x.reshape(n, x.shape[0] // n, *x.shape[1:]), self._sharded)
+    return {name: split(x) for name, x in batch.items()}
 
-  def compile(self, function, *, donate):
-    """Compiles function(state, batch); what it returns must be equal on all devices. `donate` gives up the state."""
+  def compile(self, function: Callable[[Any, Any], Any], *, donate: bool) -> Wrapped:
+    """Compile `function(state, batch)`, whose results must be equal on all devices; `donate` gives up the state."""
     return jax.pmap(function, axis_name=self.axis_name, in_axes=(None, 0), out_axes=None, devices=self._given,
                     donate_argnums=(0,) if donate else ())
 
-  def abstract(self, state):
-    """The state's shapes, without shardings: hosts read checkpoints whole, then `place`."""
+  def abstract(self, state: T) -> T:
+    """Return the state's shapes, without shardings: every process reads checkpoints whole, then calls `place`."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
 
-  def abstract_batch(self, batch):
-    """Shapes (devices, B / devices, …) from those of a global batch, (B, …)."""
-    n = self.shares
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, x.shape[0] // n, *x.shape[1:]), x.dtype), batch)
+  def abstract_batch(self, batch: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return shapes (devices, B / devices, …) from those of a global batch, (B, …)."""
+    n = self.num_shards
+    return {name: jax.ShapeDtypeStruct((n, x.shape[0] // n, *x.shape[1:]), x.dtype) for name, x in batch.items()}
 
-  def gather(self, tree):
-    """The arrays of all devices, one after the other, on each of them."""
+  def gather(self, tree: T) -> T:
+    """Return the arrays of all devices, concatenated, on each of them."""
     return jax.lax.all_gather(tree, self.axis_name, tiled=True)

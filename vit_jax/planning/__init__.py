@@ -1,1 +1,1 @@
-"""What a training step will cost on a machine, asked of that machine's compiler: `plan.py` is the command."""
+"""The cost of a training step on a machine, estimated by that machine's compiler; the command is `vit_jax.plan`."""

@@ -1,12 +1,14 @@
-"""The arithmetic of a model: what utilisation is measured against, whatever way a program computes it."""
+"""The arithmetic of a model, which utilization is measured by, however a program computes it."""
+from collections.abc import Mapping
+from typing import Any
 
 
-def multiply_adds(params, image_size):
-  """Multiply-adds of one image's forward pass, in matrix products; elementwise work does not count.
+def multiply_adds(params: Mapping[str, Any], image_size: tuple[int, int]) -> int:
+  """Return the multiply-adds of one image's forward pass, in matrix products; elementwise work does not count.
 
-  Every kernel counts once for each token it is applied to, and an attention's scores and weighted sum each as
-  queries × keys × width. A training step is 6 operations a multiply-add: two forward, four backward (PaLM, arXiv
-  2204.02311, appendix B); what rematerialisation computes twice does not count.
+  Every kernel counts once per token it is applied to, and attention scores and weighted sum each as
+  queries × keys × width. A training step takes 6 operations per multiply-add: two forward, four backward (PaLM, arXiv
+  2204.02311, appendix B); what rematerialization computes twice does not count.
 
   Args:
     params: the parameters of a `models.vit.VisionTransformer`, or their shapes.
@@ -24,7 +26,7 @@ def multiply_adds(params, image_size):
   return total + sum(_kernels(params.get(name, {})) for name in ('pool', 'pre_logits', 'head'))
 
 
-def _kernels(tree):
-  """Elements of all kernels in a tree."""
+def _kernels(tree: Mapping[str, Any]) -> int:
+  """Return the number of elements of all kernels in a tree."""
   return sum(value.size if name == 'kernel' else _kernels(value) for name, value in tree.items() if name == 'kernel'
              or hasattr(value, 'items'))

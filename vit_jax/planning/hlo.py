@@ -1,8 +1,9 @@
-"""Reads a compiled program as XLA prints it: computations, their instructions, and the Python lines they come from.
+"""Parser of compiled programs as XLA prints them: computations, instructions, and the Python lines they come from.
 
-Only what a cost needs is understood: names, result shapes, opcodes, operands and attributes. XLA's printer is
-`xla/hlo/ir/hlo_instruction.cc`; the tables of stack frames stand at the head of the text.
+It understands only what a cost needs: names, result shapes, opcodes, operands and attributes. XLA's printer is
+`xla/hlo/ir/hlo_instruction.cc`; the tables of stack frames are at the head of the text.
 """
+from collections.abc import Iterator
 import dataclasses
 import functools
 import re
@@ -38,20 +39,20 @@ class Instruction:
   attributes: str
 
   @property
-  def cycles(self):
-    """The compiler's estimate of cycles for one execution; None where it gives none."""
+  def cycles(self) -> int | None:
+    """The compiler's estimate of cycles for one execution; None if it gives none."""
     found = _CYCLES.search(self.attributes)
     return int(found[1]) if found else None
 
   @property
-  def called(self):
-    """Names of the computations it calls; a conditional's branches; not a loop's, see `Module.loop`."""
+  def called(self) -> list[str]:
+    """Names of the computations it calls, or of a conditional's branches; for loops see `Module.loop`."""
     named = [name for names in _BRANCHES.findall(self.attributes) for name in _NAME.findall(names)]
     return [*_CALLED.findall(self.attributes), *named]
 
   @property
-  def frame(self):
-    """Number of the stack frame that made it, or None."""
+  def frame(self) -> int | None:
+    """Number of the stack frame that it comes from, or None."""
     found = _FRAME.search(self.attributes)
     return int(found[1]) if found else None
 
@@ -62,16 +63,16 @@ class Module:
 
   Attributes:
     computations: {name: instructions, in the order they run}.
-    entry: name of the computation where it starts.
+    entry: name of the computation that starts it.
     frames: {number: (file, line, function, number of the caller's frame or None)}.
   """
   computations: dict[str, list[Instruction]]
   entry: str
-  frames: dict[int, tuple]
+  frames: dict[int, tuple[str, int, str, int | None]]
 
-  def loop(self, instruction):
-    """(name of a while loop's body, how often it runs or None if that cannot be read)."""
-    body, condition = (re.search(rf'\b{key}=%?([\w.\-]+)', instruction.attributes)[1] for key in ('body', 'condition'))
+  def loop(self, instruction: Instruction) -> tuple[str, int | None]:
+    """Return (name of a while loop's body, number of iterations or None if it cannot be read)."""
+    body, condition = (re.findall(rf'\b{key}=%?([\w.\-]+)', instruction.attributes)[0] for key in ('body', 'condition'))
     known = _TRIPS.search(instruction.attributes)
     if known:
       return body, int(known[1])
@@ -80,16 +81,17 @@ class Module:
               if line.opcode == 'constant' and line.shape.startswith('s32[]')]
     return body, int(bounds[0][1]) if len(bounds) == 1 and bounds[0] else None
 
-  def trace(self, frame):
-    """Yields (file, line, function) from the innermost frame outwards; None has no frames."""
+  def trace(self, frame: int | None) -> Iterator[tuple[str, int, str]]:
+    """Yield (file, line, function) from the innermost frame outwards; nothing for None."""
     while frame in self.frames:
       file, line, function, frame = self.frames[frame]
       yield file, line, function
 
 
-def parse(text):
-  """Reads the text of a compiled program, `compiled.as_text()`."""
-  computations, entry, current = {}, None, None
+def parse(text: str) -> Module:
+  """Parse the text of a compiled program, `compiled.as_text()`."""
+  computations: dict[str, list[Instruction]] = {}
+  entry, current = None, None
   for line in text.splitlines():
     if current is None:
       header = _HEADER.match(line)
@@ -106,8 +108,12 @@ def parse(text):
   return Module(computations, entry, _frames(text))
 
 
-def size(shape):
-  """Bytes of a printed shape, all arrays of a tuple; padding of tiled layouts is not counted."""
+def size(shape: str) -> int:
+  """Return the bytes of a printed shape, all arrays of a tuple; padding of tiled layouts is not counted.
+
+  >>> size('(bf16[3]{0}, u8[2,2]{1,0})')
+  10
+  """
   total = 0
   for dtype, dimensions in _ARRAY.findall(shape):
     count = functools.reduce(lambda n, d: n * int(d), filter(None, dimensions.split(',')), 1)
@@ -115,23 +121,23 @@ def size(shape):
   return total
 
 
-def _instruction(line):
+def _instruction(line: str) -> Instruction | None:
   head = _INSTRUCTION.match(line)
   opcode = head and _OPCODE.search(line, head.end() - 1)
-  if not opcode:
+  if not head or not opcode:
     return None
   depth, end = 1, opcode.end()
   while depth and end < len(line):  # operands may be printed with their shapes, which hold parentheses
     depth += {'(': 1, ')': -1}.get(line[end], 0)
     end += 1
   operands = tuple(_NAME.findall(line[opcode.end():end]))
-  # A constant's value stands where others have operands.
+  # A constant has its value in the place of operands.
   rest = line[opcode.end() - 1:] if opcode[1] == 'constant' else line[end:]
   return Instruction(head[1], line[head.end():opcode.start()], opcode[1], operands, rest)
 
 
-def _frames(text):
-  """The table of stack frames, four tables at the head of the text joined."""
+def _frames(text: str) -> dict[int, tuple[str, int, str, int | None]]:
+  """Return the table of stack frames, joined from four tables at the head of the text."""
   tables = {}
   for title in ('FileNames', 'FunctionNames', 'FileLocations', 'StackFrames'):
     found = re.search(rf'^{title}\n((?:\d+ .*\n)*)', text, re.MULTILINE)
@@ -139,7 +145,7 @@ def _frames(text):
     tables[title] = {int(number): value for number, value in (line.split(' ', 1) for line in lines)}
   numbers = lambda value: {key: int(number) for key, number in re.findall(r'(\w+)=(\d+)', value)}
   stack = {number: numbers(value) for number, value in tables['StackFrames'].items()}
-  # The first frame has no caller: what it names as one shows whether callers are counted from 0 or from 1.
+  # The first frame has no caller: the number it gives for one shows whether callers are counted from 0 or from 1.
   shift = stack[1].get('parent_frame_id', 0) if 1 in stack else 0
   frames = {}
   for number, frame in stack.items():

@@ -39,17 +39,17 @@ def _check_shared(run_dir: RunDir) -> None:
   if jax.process_count() == 1:
     return
   first = jax.process_index() == 0
-  theirs, name = hosts.gather([str(run_dir), f'probe-{uuid.uuid4()}'])[0]
+  theirs, name = hosts.exchange([str(run_dir), f'probe-{uuid.uuid4()}'])[0]
   probe = run_dir.path / name
   if first:
     probe.touch()
-  hosts.gather(None)  # it is there
+  hosts.exchange(None)  # it is there
   problem = None
   if not _appears(probe):
     problem = (f'workdir: does not see the file that process 0 wrote to {theirs}; --workdir must be the same directory '
                'on all hosts, on gs:// or NFS')
   try:
-    hosts.each_says(problem)
+    hosts.raise_together(problem)
   finally:
     if first:
       probe.unlink()

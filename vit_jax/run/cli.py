@@ -12,6 +12,7 @@ from absl import flags
 from absl import logging
 from ml_collections.config_flags import config_flags
 
+from vit_jax.base import exits
 from vit_jax.base.errors import UserError
 
 T = TypeVar('T')
@@ -32,23 +33,17 @@ def call(function: Callable[..., T], *args: Any) -> T:
     return function(*args)
   except (UserError, OSError) as error:
     if logging.get_verbosity() > logging.INFO:
-      _hosts('wait_for_cause')
+      exits.run_before_traceback()
       raise
     print(f'error: {error}', file=sys.stderr)
-    _hosts('leave', error)
+    exits.run_on_failure(error)
     sys.exit(EXIT_ERROR)
   except KeyboardInterrupt as error:
-    _hosts('leave', error)
+    exits.run_on_failure(error)
     sys.exit(EXIT_INTERRUPTED)
   except Exception:
-    _hosts('wait_for_cause')
+    exits.run_before_traceback()
     raise
-
-
-def _hosts(function: str, *args: Any) -> None:
-  """Call a function of `hosts`; commands that never import it run alone."""
-  if hosts := sys.modules.get('vit_jax.distributed.hosts'):
-    getattr(hosts, function)(*args)
 
 
 def no_arguments(argv: list[str], example: str = '--workdir=runs/digits') -> None:
@@ -60,7 +55,7 @@ def no_arguments(argv: list[str], example: str = '--workdir=runs/digits') -> Non
 def enable_compilation_cache() -> None:
   """Keep compiled programs from process to process; before jax computes anything."""
   from vit_jax.base import platform
-  platform.keep_programs()
+  platform.enable_compilation_cache()
 
 
 class RecipeParser(config_flags.ConfigFileFlagParser):

@@ -39,7 +39,7 @@ class Loop:
     parts: of the run.
     checkpoints: where to save.
     writer: where to log.
-    stop: tells whether the run was asked to stop.
+    stop: whether the run was asked to stop.
   """
 
   def __init__(self, parts: Parts, checkpoints: Checkpoints, writer: Writer, stop: StopRequest):
@@ -76,7 +76,7 @@ class Loop:
       if at.step == first:
         self._first_step_done(metrics)
 
-      stopping = self._stop.asked(at.step)
+      stopping = self._stop.should_stop(at.step)
       logged, evaluated = (at.step % every == 0 or last for every in (self._log_every, self._eval_every))
       if logged:
         self._log(at, metrics)
@@ -87,7 +87,7 @@ class Loop:
       if stopping and not last:
         self._checkpoints.wait()
         self._writer.say(f'Stopped after step {at.step}, which is saved; run the same command again to resume.')
-        self._stop.end()
+        self._stop.exit()
       if logged or evaluated:
         self._meters.restart_clock()
       self._writer.tick(at.step)
@@ -97,7 +97,7 @@ class Loop:
     jax.block_until_ready(metrics)
     self._writer.say(f'First step took {self._meters.elapsed():.1f} s, including compilation.')
     self._meters.restart_clock()
-    self._stop.begin()
+    self._stop.arm()
 
   def _log(self, at: LoopState, metrics: Metrics) -> None:
     check_finite(metrics, at.step, self._checkpoints.latest())

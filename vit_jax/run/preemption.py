@@ -1,106 +1,111 @@
-"""Being asked to stop: Ctrl-C, or the signal that comes before a machine is taken away."""
+"""Stop on request: Ctrl-C, or the SIGTERM that arrives before a machine is taken away."""
 import os
 import signal
 import threading
+from types import FrameType
+from typing import Any, NoReturn
 
 import jax
-from jax._src import distributed  # jax offers its handling of SIGTERM only together with connecting
 from jax.experimental import multihost_utils
+
+from vit_jax.distributed import jax_internals
 
 
 class StopRequest:
-  """Notes SIGINT and SIGTERM, so that the loop can save before it ends; a second SIGINT acts at once.
+  """Context manager that records SIGINT and SIGTERM, so that the loop can save first; a second SIGINT acts at once.
 
-  Before `begin` nothing is done that could be saved: SIGINT is noted for then, SIGTERM ends the process at once, also
-  where the main thread is inside the compiler, which may take minutes and lets no Python handler run. Others of several
-  processes then end as where one dies.
+  Before `arm` there is nothing to save: a SIGINT is recorded for later, a SIGTERM ends the process at once, even while
+  the main thread is inside the compiler, which may take minutes and lets no Python handler run. If there are several
+  processes, the others then exit as they do when one dies.
 
-  Among several processes the signal of one is for all, and they stop at the same step, a second or two later. jax does
-  that: it handles SIGTERM from the first `begin` of a process on.
+  With several processes, a signal to one is for all, and they stop after the same step, a second or two later. jax does
+  that: from the first `arm` on, it handles SIGTERM until the process ends.
 
   Attributes:
-    signal: the number of the signal that came to this process, or None.
+    signal: number of the signal that this process received, or None.
   """
 
   def __init__(self):
-    self.signal = None
-    self._before = {}
-    self._pipe = None
-    self._several = jax.process_count() > 1
-    # Python lets no other thread handle signals.
+    self.signal: int | None = None
+    self._previous_handlers: dict[int, Any] = {}
+    self._pipe: int | None = None  # its writing end, before `arm`
+    self._previous_wakeup_fd = -1
+    self._many_processes = jax.process_count() > 1
+    # Python lets only the main thread handle signals.
     self._handles = threading.current_thread() is threading.main_thread()
     if self._handles:
-      self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._note)
-      if distributed.global_state.preemption_sync_manager is None:
-        self._end_at_once()
+      self._previous_handlers[signal.SIGINT] = signal.signal(signal.SIGINT, self._on_signal)
+      if not jax_internals.preemption_service_runs():
+        self._exit_on_sigterm()
 
-  def _end_at_once(self):
-    """Has SIGTERM end the process, by a thread: Python tells it of signals through a pipe, whatever the main thread does."""
+  def _exit_on_sigterm(self) -> None:
+    """Let a thread end the process on SIGTERM: Python writes signals to a pipe, whatever the main thread does."""
     read, self._pipe = os.pipe()
     os.set_blocking(self._pipe, False)
-    self._before_pipe = signal.set_wakeup_fd(self._pipe)
-    self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda *_: None)  # the pipe gets only what has a handler
-    threading.Thread(target=_wait_for_end, args=(read,), daemon=True).start()
+    self._previous_wakeup_fd = signal.set_wakeup_fd(self._pipe)
+    # Only signals with a Python handler are written to the pipe.
+    self._previous_handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda *_: None)
+    threading.Thread(target=_exit_when_signaled, args=(read,), daemon=True).start()
 
-  def begin(self):
-    """The first step is done: from here on SIGTERM is noted, too."""
-    self._give_back()
-    if self._several and distributed.global_state.preemption_sync_manager is None:
-      jax.config.update('jax_enable_preemption_service', True)
-      distributed.global_state.initialize_preemption_sync_manager()
+  def arm(self) -> None:
+    """Record SIGTERM too from here on; call it after the first step, when there is something to save."""
+    self._restore_handlers()
+    if self._many_processes and not jax_internals.preemption_service_runs():
+      jax_internals.start_preemption_service()
     if self.signal is not None:
-      self._pass_on()
+      self._notify_processes()
     elif self._handles:
-      for number in (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM):
-        self._before[number] = signal.signal(number, self._note)
+      for number in (signal.SIGINT,) if self._many_processes else (signal.SIGINT, signal.SIGTERM):
+        self._previous_handlers[number] = signal.signal(number, self._on_signal)
 
-  def _note(self, number, frame):
+  def _on_signal(self, number: int, frame: FrameType | None) -> None:
     del frame
     self.signal = number
-    begun = self._pipe is None
-    self._give_back()
-    if begun:
-      self._pass_on()
+    armed = self._pipe is None
+    self._restore_handlers()
+    if armed:
+      self._notify_processes()
 
-  def _pass_on(self):
-    if self._several:
-      signal.raise_signal(signal.SIGTERM)  # jax tells the others
+  def _notify_processes(self) -> None:
+    if self._many_processes:
+      signal.raise_signal(signal.SIGTERM)  # jax passes it on to the other processes
 
-  def asked(self, step):
-    """Whether to stop after this step; to be asked at every step, by all processes."""
-    if self._several and multihost_utils.reached_preemption_sync_point(step):
+  def should_stop(self, step: int) -> bool:
+    """Return whether to stop after this step; all processes must call it at every step."""
+    if self._many_processes and multihost_utils.reached_preemption_sync_point(step):
       self.signal = self.signal or signal.SIGTERM
       return True
-    return self.signal is not None and not self._several
+    return self.signal is not None and not self._many_processes
 
-  def __enter__(self):
+  def __enter__(self) -> 'StopRequest':
     return self
 
-  def __exit__(self, *error):
-    self._give_back()
+  def __exit__(self, *error: object) -> None:
+    self._restore_handlers()
 
-  def _give_back(self):
+  def _restore_handlers(self) -> None:
     if self._pipe is not None:
-      signal.set_wakeup_fd(self._before_pipe)
-      os.close(self._pipe)  # its thread ends
+      signal.set_wakeup_fd(self._previous_wakeup_fd)
+      os.close(self._pipe)  # ends its thread
       self._pipe = None
-    for number, handler in self._before.items():
+    for number, handler in self._previous_handlers.items():
       signal.signal(number, handler)
-    self._before = {}
+    self._previous_handlers = {}
 
-  def end(self):
-    """Ends the process the way the signal asks, with exit status 128 + its number; KeyboardInterrupt for SIGINT."""
-    if self.signal == signal.SIGINT and not self._several:  # which ends others, who save and end by themselves
+  def exit(self) -> NoReturn:
+    """End the process as the signal asks: KeyboardInterrupt for SIGINT, else exit status 128 + the signal's number."""
+    assert self.signal is not None
+    if self.signal == signal.SIGINT and not self._many_processes:  # it would end the others before they have saved
       raise KeyboardInterrupt
     raise SystemExit(128 + self.signal)
 
 
-def _wait_for_end(read):
+def _exit_when_signaled(read: int) -> None:
   with os.fdopen(read, 'rb', buffering=0) as pipe:
     while number := pipe.read(1):
       if number[0] == signal.SIGTERM:
         try:
-          print('Stopped before the first step was done: there is nothing new to save, the same command goes on.',
+          print('Stopped before the first step was done: nothing new to save. Run the same command again to resume.',
                 flush=True)
-        finally:  # an ordinary end would wait for the compiler, and nobody may be there to read
+        finally:  # a normal exit would wait for the compiler, and printing fails if nothing reads the output
           os._exit(128 + signal.SIGTERM)

@@ -134,7 +134,7 @@ def _sum_micro_batches(gradient: Callable[..., Any], params: Any, batch: Mapping
   if split.num_micro_batches == 1:
     grads, aux = gradient(given, batch, keys)
     return model.stack(grads, params), aux
-  parts = batch_split.cut((batch, keys), split.num_micro_batches, split.num_shards)
+  parts = batch_split.split_micro_batches((batch, keys), split.num_micro_batches, split.num_shards)
 
   def add(total: Any, part: Any) -> tuple[Any, None]:
     return jax.tree.map(jnp.add, total, gradient(given, *part)), None
