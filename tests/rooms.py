@@ -48,7 +48,6 @@ ROOMS = (
     Room('data/images', 1, 'encoded bytes to pixels'),
     Room('data', 1, 'datasets, from disk to batches; imports no jax'),
     Room('configs', 0, 'the recipes: in a clone a link to configs/, in an installed package the files themselves'),
-    Room('configs', 0, 'the recipes of configs/, under their importable name'),
     Room('base', 0, 'errors, files, text, durations, platform, pictures, preprocessing'),
 )
 BY_NAME = {room.name: room for room in ROOMS}
