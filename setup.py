@@ -12,8 +12,7 @@ VERSION = re.search(r"^__version__ = '(.+)'$", (HERE / 'vit_jax' / '__init__.py'
 
 PLOT = ['matplotlib>=3.8,<4']
 TEST = [
-    'beartype>=0.23,<1',  # with jaxtyping: checks the array shapes in signatures, in tests only
-    'jaxtyping>=0.3.11,<0.4',
+    'beartype>=0.23,<1',  # checks the array shapes in signatures
     'pytest>=8,<10',
     'pytest-xdist>=3.6,<4',
     'setuptools>=70.1,<90',  # builds the wheel that a test installs, without the network
@@ -38,6 +37,7 @@ setuptools.setup(
         'etils[epath]>=1.10,<2',  # the same interface for local and gs:// paths
         'flax>=0.12.8,<0.13',
         'jax>=0.10,<0.13',
+        'jaxtyping>=0.3.11,<0.4',  # array shapes in signatures; only tests check them
         'ml-collections>=1.0,<2',
         'ml_dtypes>=0.5,<1',
         'numpy>=2,<3',

@@ -35,8 +35,10 @@ from vit_jax.configs import common
 def get_config(arg: str = 'b16,imagenet') -> ml_collections.ConfigDict:
   """Return the recipe for 'MODEL,DATASET' or 'MODEL,DATASET,PRESET'."""
   model, dataset, preset = [*arg.split(','), '', ''][:3]
-  variant, dataset = choices.choose(common.AUGREG_MODELS, model, 'MODEL'), dataset or 'imagenet'
-  transform, mixup = common.augmentation(preset or choices.choose(common.AUGREG_PRESETS, dataset, 'DATASET')[model])
+  dataset = dataset or 'imagenet'
+  variant = choices.choose(common.AUGREG_MODELS, model, 'recipe argument MODEL')
+  presets = choices.choose(common.AUGREG_PRESETS, dataset, 'recipe argument DATASET')
+  transform, mixup = common.augmentation(preset or presets[model])
   data = common.DATASETS[dataset]
 
   config = ml_collections.ConfigDict()

@@ -97,7 +97,7 @@ AUGREG_PRESETS = {
 
 def augmentation(preset: str) -> tuple[str, float]:
   """Return (data.train_transform, mix.mixup) for a preset of AUGREG."""
-  layers, magnitude, alpha = choices.choose(AUGREG, preset, 'PRESET')
+  layers, magnitude, alpha = choices.choose(AUGREG, preset, 'recipe argument PRESET')
   return 'inception_crop|flip' + (f'|randaugment({layers}, {magnitude})' if layers else ''), alpha
 
 
@@ -108,7 +108,8 @@ def pixels(size: int) -> ml_collections.FieldReference:
 
 def pretrain(model: str, dataset: str) -> ml_collections.ConfigDict:
   """Return the recipe of table 3 for a model of MODELS and a dataset of DATASETS."""
-  variant, data = choices.choose(MODELS, model, 'MODEL'), choices.choose(DATASETS, dataset, 'DATASET')
+  variant = choices.choose(MODELS, model, 'recipe argument MODEL')
+  data = choices.choose(DATASETS, dataset, 'recipe argument DATASET')
   epochs, peak_lr, schedule, weight_decay, dropout = TABLE_3[dataset][model]
 
   config = ml_collections.ConfigDict()

@@ -32,8 +32,8 @@ from vit_jax.configs import common
 def get_config(arg: str = 'b16,cifar10') -> ml_collections.ConfigDict:
   """Return the recipe for 'MODEL,DATA'."""
   name, _, data = arg.partition(',')
-  model = choices.choose(common.FINETUNE_MODELS, name, 'MODEL')
-  task = choices.choose(common.TASKS, data or 'cifar10', 'DATA')
+  model = choices.choose(common.FINETUNE_MODELS, name, 'recipe argument MODEL')
+  task = choices.choose(common.TASKS, data or 'cifar10', 'recipe argument DATA')
 
   config = ml_collections.ConfigDict()
   config.seed = 0

@@ -2,6 +2,7 @@
 
   python -m tests.rooms      # writes the tree into docs/architecture.md
 """
+import ast
 import dataclasses
 import pathlib
 
@@ -48,7 +49,6 @@ ROOMS = (
     Room('data/images', 1, 'encoded bytes to pixels'),
     Room('data', 1, 'datasets, from disk to batches; imports no jax'),
     Room('configs', 0, 'the recipes: in a clone a link to configs/, in an installed package the files themselves'),
-    Room('configs', 0, 'the recipes of configs/, under their importable name'),
     Room('base', 0, 'errors, files, text, durations, platform, pictures, preprocessing'),
 )
 BY_NAME = {room.name: room for room in ROOMS}
@@ -63,24 +63,19 @@ def room_of(module: str) -> Room:
 
 
 def tree() -> str:
-  """Return the tree of rooms, top floor first, with their files, as Markdown."""
+  """Return the tree of rooms, top floor first, each file with the first line of its docstring, as Markdown."""
   lines = ['```', 'vit_jax/']
   for room in ROOMS:
-    files = sorted(path.stem for path in (PACKAGE / room.name).glob('*.py') if path.stem != '__init__')
     lines.append(f'  {room.name + "/" if room.name else "*.py":20} {room.floor}  {room.purpose}')
-    lines += [f'  {"":20}    {chunk}' for chunk in _wrapped(files)]
+    files = sorted(path for path in (PACKAGE / room.name).glob('*.py') if path.stem != '__init__')
+    lines += [f'    {path.stem:18}    {_summary(path)}' for path in files]
   return '\n'.join([*lines, '```'])
 
 
-def _wrapped(names, width=88):
-  line = ''
-  for name in names:
-    if len(line) + len(name) + 1 > width:
-      yield line
-      line = ''
-    line = f'{line} {name}'.strip()
-  if line:
-    yield line
+def _summary(path: pathlib.Path) -> str:
+  """Return the first line of a module's docstring without the command line that it may end with."""
+  line = (ast.get_docstring(ast.parse(path.read_text())) or '').partition('\n')[0]
+  return line.partition(': `python')[0].rstrip('.:')
 
 
 def document(text: str) -> str:

@@ -1,5 +1,7 @@
 """What is installed: the wheel's contents, training from it in an empty folder, its commands, the pinned versions."""
+import ast
 import email
+import importlib.metadata
 import os
 import pathlib
 import resource
@@ -130,17 +132,37 @@ def test_help_of_a_command_has_that_of_its_module(command):
   assert set(module.stdout.replace(name, f'vit-jax {command}').splitlines()) <= set(ours.stdout.splitlines())
 
 
-def test_every_requirement_is_pinned_within_its_range(wheel):
-  """constraints.txt has each package of the plain install and of [test] and [dev], at a version that its range allows."""
+@pytest.fixture(scope='module')
+def requirements(wheel):
+  """The requirements in the wheel's metadata, by extra; '' is the plain install."""
   metadata = next(name for name in zipfile.ZipFile(wheel).namelist() if name.endswith('.dist-info/METADATA'))
-  requirements = email.message_from_bytes(zipfile.ZipFile(wheel).read(metadata)).get_all('Requires-Dist')
+  message = email.message_from_bytes(zipfile.ZipFile(wheel).read(metadata))
+  return {extra: [found for found in map(Requirement, message.get_all('Requires-Dist'))
+                  if not found.marker or found.marker.evaluate({'extra': extra})]
+          for extra in ('', *message.get_all('Provides-Extra'))}
+
+
+def test_every_requirement_is_pinned_within_its_range(requirements):
+  """constraints.txt has each package of the plain install and of [test] and [dev], at a version that its range allows."""
   lines = [line for line in (tiny.ROOT / 'constraints.txt').read_text().splitlines() if not line.startswith('#')]
   pins = {canonicalize_name(name): version for name, _, version in (line.partition('==') for line in lines)}
-  checked = set()
-  for requirement in map(Requirement, requirements):
-    extras = [extra for extra in ('', 'test', 'dev') if not requirement.marker or requirement.marker.evaluate({'extra': extra})]
-    if extras:
-      assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
-      assert '<' in str(requirement.specifier), f'{requirement} has no upper end'
-      checked.add(requirement.name)
-  assert {'jax', 'pytest', 'ruff', 'pyright'} <= checked
+  found = {requirement.name: requirement for extra in ('', 'test', 'dev') for requirement in requirements[extra]}
+  assert {'jax', 'pytest', 'ruff', 'pyright'} <= set(found)
+  for name, requirement in found.items():
+    assert requirement.specifier.contains(pins[canonicalize_name(name)]), requirement
+    assert '<' in str(requirement.specifier), f'{requirement} has no upper end'
+
+
+def test_every_import_is_a_requirement_of_the_plain_install(requirements):
+  """Also lazy imports, unless the plain install does without: matplotlib is in [plot]."""
+  required = {canonicalize_name(requirement.name) for requirement in requirements['']}
+  distributions = importlib.metadata.packages_distributions()
+  imported = set()
+  for path in [*(tiny.ROOT / 'vit_jax').rglob('*.py'), *(tiny.ROOT / 'configs').rglob('*.py')]:
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Import):
+        imported |= {alias.name.partition('.')[0] for alias in node.names}
+      elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        imported.add(node.module.partition('.')[0])
+  for name in sorted(imported - set(sys.stdlib_module_names) - {'vit_jax'}):
+    assert {canonicalize_name(distribution) for distribution in distributions.get(name, [])} & required, name

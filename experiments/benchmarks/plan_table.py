@@ -23,11 +23,11 @@ COLUMNS = {
     'topology': lambda row: row['topology'],
     'chips': lambda row: row['devices'],
     'M cycles': lambda row: _number(row['cycles'], 1e6, 1),
-    'images/s a chip': lambda row: _number(row['images_per_second'], 1, 0),
+    'images/s per chip': lambda row: _number(row['images_per_second'], 1, 0),
     'of peak': lambda row: _number(row['utilisation'], 0.01, 1, ' %'),
     'needed GB': lambda row: _number(row['needed_gb'], 1, 2),
     'temporaries GB': lambda row: _number(row['temp_gb'], 1, 2),
-    'there GB': lambda row: _number(row['hbm_gb'], 1, 2, '' if row['fits'] else ', does not fit'),
+    'available GB': lambda row: _number(row['hbm_gb'], 1, 2, '' if row['fits'] else ', does not fit'),
     'collectives, MB': lambda row: ', '.join(f'{kind} {value["count"]}× {1e3 * value["gb"]:.1f}'
                                              for kind, value in row['collectives'].items()) or '-',
     'collectives ms, at least': lambda row: _number(row['collective_milliseconds'], 1, 1),
@@ -59,8 +59,9 @@ def write(found, path, title, command):
   """Writes plans as a Markdown table with date, versions and command."""
   versions = ', '.join(f'{name} {version}' for name, version in found[0]['versions'].items())
   lines = [f'# {title}', '', f'{datetime.date.today()}, {versions}. Estimates of the TPU compiler for one step of '
-           'the ImageNet recipe (bfloat16 products, class token, AdamW) without dropout, for each chip; cycles do not '
-           'count collectives, whose time is a lower bound from the links. Not a run.', '', f'    {command}', '',
+           'the ImageNet recipe (bfloat16 products, class token, AdamW) without dropout, per chip. Not a run. Cycles do '
+           'not include collectives, whose time is a lower bound from the links; tpu_step.md also has the cycles that '
+           'the compiler schedules.', '', f'    {command}', '',
            '| ' + ' | '.join(COLUMNS) + ' |', '|' + '---|' * len(COLUMNS)]
   lines += ['| ' + ' | '.join(str(column(row)) for column in COLUMNS.values()) + ' |' for row in found]
   path.parent.mkdir(exist_ok=True)

@@ -178,11 +178,11 @@ COLUMNS = {
     'model': lambda row: f'{row["model"]} {row["mode"]}',
     'batch': lambda row: str(row['batch']),
     'type': lambda row: row['dtype'],
-    'who': lambda row: row['who'],
+    'library': lambda row: row['who'],
     'images/s': lambda row: f'{row["images_per_second"]:,} ({row["spread"][0]:,} to {row["spread"][1]:,})',
-    'ours is': lambda row: f'{row["ours"]:.2f} times' if 'ours' in row else '',
+    'speed-up': lambda row: f'{row["ours"]:.2f} times' if 'ours' in row else '',
     'images/CPU s': lambda row: f'{row["images_per_cpu_second"]:,}',
-    'ours there': lambda row: f'{row["ours_per_cpu_second"]:.2f} times' if 'ours' in row else '',
+    'speed-up per CPU second': lambda row: f'{row["ours_per_cpu_second"]:.2f} times' if 'ours' in row else '',
     'of peak': lambda row: '-' if row['utilisation'] is None else f'{row["utilisation"]:.1%}',
     'peak memory GB': lambda row: f'{row["peak_memory_gb"]:.2f}',
     'first step s': lambda row: f'{row["first_step_seconds"]:.1f}',
@@ -201,7 +201,7 @@ if __name__ == '__main__':
   flags.DEFINE_integer('batch', None, f'Images a step; by default by size: {BATCHES}.')
   flags.DEFINE_list('mode', ['train', 'inference'], 'What to run.')
   flags.DEFINE_list('dtype', ['bfloat16'], 'Of activations and products: bfloat16, float32.')
-  flags.DEFINE_list('peers', ['timm'], 'Beside whom.')
+  flags.DEFINE_list('peers', ['timm'], 'Libraries to compare with.')
   flags.DEFINE_string('peer_python', None, 'A Python that has what the peers need, if not this one.')
   flags.DEFINE_integer('image_size', 224, 'Pixels of a side.')
   flags.DEFINE_integer('rounds', 7, 'How often each has its turn.')

@@ -61,7 +61,7 @@ def save(sheet: Image.Image, path: files.PathLike) -> None:
   """
   target = files.expand(path)
   if target.suffix.lower() not in _FORMATS:
-    raise UserError(f'{path}: expected a name that ends in .png, .jpg or .jpeg')
+    raise UserError(f'{path}: the name of a picture must end in .png, .jpg or .jpeg')
   with files.replacing(target, 'the picture') as aside, aside.open('wb') as file:
     sheet.save(file, _FORMATS[target.suffix.lower()])
 

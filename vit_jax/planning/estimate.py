@@ -71,13 +71,8 @@ def device_memory(tpu: Slice | None = None) -> int | None:
 def _abstract_inputs(program: build.Program, info: DatasetInfo) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
   """Return (state, batch): the shapes that the compiled step takes."""
   data = program.config.data
-<<<<<<< HEAD
-  batch = batch_shapes(facts, batch_size=data.batch_size, image_size=pair(data.to_dict()['image_size']))
-  batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in batch.items()}
-=======
   shapes = batch_shapes(info, batch_size=data.batch_size, image_size=data.image_size)
   batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
->>>>>>> distributed
   return program.strategy.abstract(jax.eval_shape(program.create)), program.strategy.abstract_batch(batch)
 
 

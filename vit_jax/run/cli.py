@@ -63,12 +63,12 @@ class RecipeParser(config_flags.ConfigFileFlagParser):
 
   def parse(self, path: str) -> Any:
     """Return what the recipe's `get_config()` returns, with all sections."""
-    from vit_jax.run import config as config_lib
     from vit_jax.run import recipes
     try:
-      config = super().parse(recipes.find(path))
+      config = recipes.load(path)
     except UserError as error:
       raise flags.IllegalFlagValueError(str(error)) from error
+    from vit_jax.run import config as config_lib
     return config_lib.with_all_sections(config) if hasattr(config, 'to_dict') else config
 
 
