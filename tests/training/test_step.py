@@ -33,7 +33,7 @@ class Network(nnx.Module):
 
 
 GRAPHDEF, ABSTRACT = nnx.split(nnx.eval_shape(lambda: Network(nnx.Rngs(0))), nnx.Param)
-INFO = DatasetInfo(examples=100, num_classes=3, channels=1)
+INFO = DatasetInfo(num_examples=100, num_classes=3, channels=1)
 OBJECTIVE = Classification(ClassificationConfig(label_smoothing=0.1), INFO)
 NORMALIZE = Normalization()
 MODEL = step_lib.StepModel(lambda params: nnx.merge(GRAPHDEF, params), lambda params: params, lambda tree, params: tree)

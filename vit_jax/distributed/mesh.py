@@ -5,6 +5,7 @@ the encoder puts on its activations: each block's weights are all-gathered over 
 its gradients are reduced to the shards of the weights.
 """
 from collections.abc import Callable, Mapping, Sequence
+import copy
 import math
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ import numpy as np
 from vit_jax.base.errors import UserError
 from vit_jax.base.text import listing
 from vit_jax.distributed import batch_split, sharding
+from vit_jax.models.base import ParamTree
 
 T = TypeVar('T')
 
@@ -47,6 +49,7 @@ class Mesh:
     devices = sorted(jax.devices() if devices is None else devices, key=lambda device: device.process_index)
     sizes = _sizes(len(devices), data=data, fsdp=fsdp, tensor=tensor)
     _check_processes(devices, sizes['tensor'])
+    self._model: ParamTree | None = None  # see for_model
     self._mesh = jax.sharding.Mesh(np.array(devices).reshape(*sizes.values()), tuple(sizes),
                                    axis_types=(AxisType.Auto,) * len(sizes))
     self._batch = NamedSharding(self._mesh, BATCH)
@@ -60,13 +63,19 @@ class Mesh:
     """Return the number of micro-batches in the shard of `tensor` devices, see `batch_split.count_micro_batches`."""
     return batch_split.count_micro_batches(batch_size, self.num_shards, micro_batch)
 
+  def for_model(self, model: ParamTree) -> 'Mesh':
+    """Return the same mesh for states whose parameters are those of a model."""
+    bound = copy.copy(self)
+    bound._model = model
+    return bound
+
   def create(self, function: Callable[[], T]) -> T:
     """Return what `function()` returns, each device computing its own shards."""
-    return jax.jit(function, out_shardings=self._shardings(jax.eval_shape(function)))()
+    return jax.jit(function, out_shardings=self._state_shardings(jax.eval_shape(function)))()
 
   def place(self, state: T) -> T:
     """Put on every device its shards of a state that every process holds whole, or that is sharded differently."""
-    return jax.tree.map(_place, state, self._shardings(state))
+    return jax.tree.map(_place, state, self._state_shardings(state))
 
   def fetch(self, state: T) -> T:
     """Return the state as it is: Orbax copies each device's shards to its host before it returns, then writes."""
@@ -81,15 +90,15 @@ class Mesh:
     def sharded(state: Any, batch: Any) -> Any:
       with jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh):  # for constraints inside the model
         result = function(state, batch)
-      return jax.lax.with_sharding_constraint(result, sharding.shardings(self._mesh, result, _params(state)))
+      return jax.lax.with_sharding_constraint(result, self._shardings(result, _params(state)))
 
     return jax.jit(sharded, donate_argnums=(0,) if donate else (), compiler_options=self._options)
 
   def abstract(self, state: T) -> T:
     """Return the state's shapes and shardings; raise UserError if the mesh does not divide a dimension."""
-    sharding.check_divides(self._mesh, _params(state))
+    sharding.check_divides(self._mesh, _params(state), self._known_model())
     return jax.tree.map(lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spec), state,
-                        self._shardings(state))
+                        self._state_shardings(state))
 
   def abstract_batch(self, batch: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
     """Return shapes and shardings of a global batch, from its shapes."""
@@ -99,8 +108,15 @@ class Mesh:
     """Return the arrays as they are: they hold all examples."""
     return tree
 
-  def _shardings(self, state: Any) -> Any:
-    return sharding.shardings(self._mesh, state, _params(state))
+  def _shardings(self, tree: Any, params: Any) -> Any:
+    return sharding.shardings(self._mesh, tree, params, self._known_model())
+
+  def _state_shardings(self, state: Any) -> Any:
+    return self._shardings(state, _params(state))
+
+  def _known_model(self) -> ParamTree:
+    assert self._model is not None, 'a mesh needs for_model() before it shards states'
+    return self._model
 
 
 def _params(state: Any) -> Any:

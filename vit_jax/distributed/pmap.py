@@ -8,6 +8,7 @@ from jax.stages import Wrapped
 import numpy as np
 
 from vit_jax.distributed import batch_split
+from vit_jax.models.base import ParamTree
 
 T = TypeVar('T')
 
@@ -35,6 +36,11 @@ class Pmap:
   def num_micro_batches(self, batch_size: int, micro_batch: int | None) -> int:
     """Return the number of micro-batches in each device's shard, see `batch_split.count_micro_batches`."""
     return batch_split.count_micro_batches(batch_size, self.num_shards, micro_batch)
+
+  def for_model(self, model: ParamTree) -> 'Pmap':
+    """Return the strategy as it is: whole states need no knowledge of their parameters."""
+    del model
+    return self
 
   def create(self, function: Callable[[], T]) -> T:
     """Return what `function()` returns, on every local device."""

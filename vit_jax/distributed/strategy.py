@@ -11,6 +11,7 @@ from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError
 from vit_jax.distributed.mesh import Mesh
 from vit_jax.distributed.pmap import Pmap
+from vit_jax.models.base import ParamTree
 
 T = TypeVar('T')
 
@@ -41,6 +42,10 @@ class Strategy(Protocol):
     Raises:
       UserError: the sizes do not divide.
     """
+    ...
+
+  def for_model(self, model: ParamTree) -> 'Strategy':
+    """Return the strategy for states whose parameters are those of a model; before `create`, `place` and the rest."""
     ...
 
   def create(self, function: Callable[[], T]) -> T:

@@ -89,7 +89,7 @@ def build(recipe: Recipe | RunConfig) -> Parts:
   program = build_program(config, strategy, data.source.info)
   _check_best(program.config)
   # Training holds micro-batches; evaluation need not hold more.
-  context = EvalContext(program.merge, config.normalization, program.objective, strategy, data,
+  context = EvalContext(program.merge, config.normalization, program.objective, program.strategy, data,
                         config.data.batch_size // program.num_micro_batches)
   evaluators = {name: EVALUATORS[keys.kind](keys, context) for name, keys in config.evaluators.items()}
   return Parts(**vars(program), data=data, evaluators=evaluators)
@@ -115,7 +115,7 @@ def build_program(config: RunConfig, strategy: Strategy, info: DatasetInfo) -> P
   """
   config = dataclasses.replace(config, model=dataclasses.replace(
       config.model, image_size=config.data.image_size, channels=info.channels, num_classes=info.num_classes))
-  pace = Pace(config.data.batch_size, info.examples * config.data.repeats)
+  pace = Pace(config.data.batch_size, info.num_examples * config.data.repeats)
   num_steps = pace.steps(config.train.duration)
   split = BatchSplit(strategy.num_micro_batches(config.data.batch_size, config.train.micro_batch),
                      1 if strategy.axis_name else strategy.num_shards, strategy.axis_name)
@@ -124,6 +124,7 @@ def build_program(config: RunConfig, strategy: Strategy, info: DatasetInfo) -> P
     return MODELS[config.model.kind](config.model, rngs=nnx.Rngs(config.seed))
 
   model = nnx.eval_shape(make_model)
+  strategy = strategy.for_model(model)
   graphdef, _ = nnx.split(model, nnx.Param)
   objective = OBJECTIVES[config.objective.kind](config.objective, info)
 
@@ -145,7 +146,6 @@ def build_program(config: RunConfig, strategy: Strategy, info: DatasetInfo) -> P
     params, averages = initial()
     return TrainState.create(params, optimizer.transform, ema=config.train.ema_decay is not None, averages=averages)
 
-  strategy.bind(model)
   strategy.abstract(jax.eval_shape(create))  # sizes that a mesh does not divide are an error here
   return Program(
       config=config, pace=pace, num_steps=num_steps, strategy=strategy, model=model, merge=merge, objective=objective,
