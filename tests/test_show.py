@@ -9,7 +9,7 @@ from tests import tiny
 from vit_jax.base import pictures as contact_sheet
 from vit_jax import show
 from vit_jax.data.transforms import randaugment
-from vit_jax.data.transforms.crops import TRANSFORMS
+from vit_jax.data.transforms.registry import TRANSFORMS
 
 
 def plain(data_dir, **changes):

@@ -1,12 +1,12 @@
-"""Colour operations against Pillow's own, closed forms and slow loops."""
+"""Color operations against Pillow, closed forms and slow loops."""
 import colorsys
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 import pytest
 
-from vit_jax.data.transforms import color
 from vit_jax.data.images.pillow import from_pillow, to_pillow
+from vit_jax.data.transforms import color
 from vit_jax.data.transforms.spec import parse
 
 FACTORS = (0.0, 0.1, 0.7, 1.0, 1.9, 2.8)
@@ -16,7 +16,7 @@ def picture(channels=3, rows=11, columns=14, low=20, high=230):
   return np.random.default_rng(0).integers(low, high, (rows, columns, channels), dtype=np.uint8)
 
 
-def assert_near(ours, expected, levels):
+def assert_close(ours, expected, levels):
   difference = np.abs(np.asarray(ours, np.int32) - np.asarray(expected, np.int32))
   assert ours.size == expected.size and difference.max() <= levels
 
@@ -26,36 +26,36 @@ def assert_near(ours, expected, levels):
 @pytest.mark.parametrize('name, enhancer', [
     ('brightness', ImageEnhance.Brightness), ('contrast', ImageEnhance.Contrast), ('saturation', ImageEnhance.Color),
     ('sharpness', ImageEnhance.Sharpness)])
-def test_blends_equal_pillows(name, enhancer, factor, channels):
+def test_blends_match_pillow(name, enhancer, factor, channels):
   image = to_pillow(picture(channels))
-  assert_near(getattr(color, name)(image, factor), enhancer(image).enhance(factor), 1)
+  assert_close(getattr(color, name)(image, factor), enhancer(image).enhance(factor), 1)
 
 
 @pytest.mark.parametrize('name', ['brightness', 'contrast', 'saturation', 'sharpness'])
-def test_a_factor_of_one_is_the_identity(name):
+def test_factor_one_is_the_identity(name):
   image = to_pillow(picture())
-  assert_near(getattr(color, name)(image, 1.0), image, 0)
+  assert_close(getattr(color, name)(image, 1.0), image, 0)
 
 
 @pytest.mark.parametrize('channels', [1, 3])
-def test_autocontrast_and_invert_equal_pillows(channels):
+def test_autocontrast_and_invert_match_pillow(channels):
   image = to_pillow(picture(channels))
-  assert_near(color.autocontrast(image), ImageOps.autocontrast(image), 1)
+  assert_close(color.autocontrast(image), ImageOps.autocontrast(image), 1)
   assert from_pillow(color.autocontrast(image)).min() == 0
   np.testing.assert_array_equal(from_pillow(color.invert(image)), 255 - picture(channels))
   flat = to_pillow(np.full((4, 5, channels), 77, np.uint8))
-  assert_near(color.autocontrast(flat), flat, 0)
+  assert_close(color.autocontrast(flat), flat, 0)
 
 
-def test_contrast_blends_with_the_given_grey():
+def test_contrast_blends_with_the_given_gray():
   pixels = picture()
   expected = np.clip(196 + 1.5 * (pixels.astype(np.float64) - 196), 0, 255)
-  np.testing.assert_allclose(from_pillow(color.contrast(to_pillow(pixels), 1.5, grey=196)), expected, atol=1)
+  np.testing.assert_allclose(from_pillow(color.contrast(to_pillow(pixels), 1.5, gray=196)), expected, atol=1)
 
 
 @pytest.mark.parametrize('channels', [1, 3])
-def test_equalize_equals_its_definition(channels):
-  """The value v becomes (pixels below v + step / 2) / step, where the steps share out all pixels but the brightest."""
+def test_equalize_follows_its_definition(channels):
+  """A value v becomes (pixels below v + step / 2) / step; 255 steps divide all pixels except the brightest."""
   pixels = picture(channels, 40, 50, 60, 200)
   expected = np.zeros_like(pixels)
   for k in range(channels):
@@ -89,24 +89,24 @@ def test_solarize_add(addition, channels):
 
 
 @pytest.mark.parametrize('turn', [-0.5, -0.2, 0.1, 0.37])
-def test_hue_turns_the_colour_circle(turn):
+def test_hue_rotates_the_color_circle(turn):
   pixels = np.array([[[200, 40, 40], [40, 200, 90], [30, 60, 220], [220, 210, 20]]], np.uint8)
   ours = from_pillow(color.hue(to_pillow(pixels), turn))
-  for before, after in zip(pixels[0], ours[0]):
+  for before, after in zip(pixels[0], ours[0], strict=True):
     h, s, v = colorsys.rgb_to_hsv(*before / 255)
     np.testing.assert_allclose(after, 255 * np.array(colorsys.hsv_to_rgb((h + turn) % 1, s, v)), atol=6)  # 256 hues
 
 
-def test_hue_leaves_grey_alone():
-  grey = to_pillow(np.repeat(picture(1), 3, axis=2))
-  for image in (grey, to_pillow(picture(1))):
-    assert_near(color.hue(image, 0.3), image, 0)
+def test_hue_does_not_change_gray():
+  gray = to_pillow(np.repeat(picture(1), 3, axis=2))
+  for image in (gray, to_pillow(picture(1))):
+    assert_close(color.hue(image, 0.3), image, 0)
 
 
 @pytest.mark.parametrize('argument, enhancer', [
     ('brightness', ImageEnhance.Brightness), ('contrast', ImageEnhance.Contrast), ('saturation', ImageEnhance.Color)])
-def test_jitter_draws_its_factor_from_its_whole_range(argument, enhancer):
-  """The factor of each draw is found by trying all; they spread over 0.6..1.4."""
+def test_jitter_factors_cover_their_range(argument, enhancer):
+  """The factor of each draw, found by trying all, is spread over 0.6..1.4."""
   pixels, size = picture(), (11, 14)
   factors = np.linspace(0, 2, 201)
   tries = np.stack([np.asarray(enhancer(Image.fromarray(pixels)).enhance(f), np.float32) for f in factors])
@@ -115,12 +115,12 @@ def test_jitter_draws_its_factor_from_its_whole_range(argument, enhancer):
   assert 0.59 <= min(found) < 0.64 and 1.36 < max(found) <= 1.41 and abs(np.mean(found) - 1) < 0.06
 
 
-def test_jitter_goes_through_its_operations_in_any_order(monkeypatch):
+def test_jitter_applies_operations_in_random_order(monkeypatch):
   seen = set()
   calls = []
   recorded = {name: (lambda image, change, name=name: calls.append(name) or image)
               for name in ('brightness', 'contrast', 'hue', 'saturation')}
-  monkeypatch.setattr(color, '_JITTERED', recorded)
+  monkeypatch.setattr(color, '_JITTER', recorded)
   jitter, rng = parse('color_jitter(0.1, 0.1, 0.1, 0.1)', (11, 14)), np.random.default_rng(0)
   for _ in range(400):
     calls.clear()

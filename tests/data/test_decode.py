@@ -1,36 +1,36 @@
+"""Decoding of every format and mode, EXIF orientation, and broken files."""
 import struct
 import warnings
 import zlib
 
 import numpy as np
-from PIL import ExifTags
-from PIL import Image
+from PIL import ExifTags, Image
 import pytest
 
 from tests.conftest import encode
 from vit_jax.data.images import decode
 
 
-def colours(rows=6, columns=9):
+def noise(rows=6, columns=9):
   return np.random.default_rng(0).integers(0, 256, (rows, columns, 3), dtype=np.uint8)
 
 
 def luma(image):
-  """ITU-R 601 weights, which Pillow applies in 16-bit integers."""
+  """Return the luma by ITU-R 601 weights, which Pillow applies in 16-bit integers."""
   return image.astype(np.float64) @ [0.299, 0.587, 0.114]
 
 
-def test_png_is_exact_and_keeps_rows_and_columns_apart():
-  decoded = decode.decode(encode(colours()), 3)
+def test_png_is_exact_and_does_not_swap_rows_and_columns():
+  decoded = decode.decode(encode(noise()), 3)
   assert decoded.shape == (6, 9, 3) and decoded.dtype == np.uint8
-  np.testing.assert_array_equal(decoded, colours())
+  np.testing.assert_array_equal(decoded, noise())
 
 
-def test_colour_to_grey_and_grey_to_colour():
-  grey = decode.decode(encode(colours()), 1)
-  assert grey.shape == (6, 9, 1)
-  np.testing.assert_allclose(grey[:, :, 0], luma(colours()), atol=1)
-  stored = colours()[:, :, 0]
+def test_color_to_gray_and_gray_to_color():
+  gray = decode.decode(encode(noise()), 1)
+  assert gray.shape == (6, 9, 1)
+  np.testing.assert_allclose(gray[:, :, 0], luma(noise()), atol=1)
+  stored = noise()[:, :, 0]
   repeated = decode.decode(encode(stored), 3)
   np.testing.assert_array_equal(repeated, np.repeat(stored[:, :, None], 3, axis=2))
 
@@ -51,8 +51,8 @@ def test_16_bit_is_scaled_not_clipped():
   assert decode.decode(encode(Image.fromarray(values)), 3).shape == (1, 4, 3)
 
 
-def test_palette_with_alpha_loses_the_alpha_without_a_warning():
-  image = Image.fromarray(colours()).quantize(8)
+def test_alpha_of_a_palette_is_dropped_without_a_warning():
+  image = Image.fromarray(noise()).quantize(8)
   expected = np.asarray(image.convert('RGB'))
   with warnings.catch_warnings():
     warnings.simplefilter('error')
@@ -61,8 +61,8 @@ def test_palette_with_alpha_loses_the_alpha_without_a_warning():
 
 
 @pytest.mark.parametrize('mode, channels', [('RGBA', 3), ('LA', 1), ('LA', 3), ('1', 1)])
-def test_other_modes_keep_what_is_visible(mode, channels):
-  image = Image.fromarray(colours()).convert(mode)
+def test_other_modes_match_pillow(mode, channels):
+  image = Image.fromarray(noise()).convert(mode)
   expected = np.asarray(image.convert('RGB' if channels == 3 else 'L'))
   np.testing.assert_array_equal(
       decode.decode(encode(image), channels), expected.reshape(6, 9, channels))
@@ -74,7 +74,7 @@ def test_cmyk_jpeg():
   np.testing.assert_allclose(decoded, np.broadcast_to((200, 60, 90), (16, 16, 3)), atol=6)
 
 
-# What each format can hold, as far as Pillow writes it.
+# Modes that Pillow can write in each format.
 MODES = {'BMP': '1 L P RGB RGBA', 'GIF': '1 L P RGB RGBA', 'JPEG': 'CMYK L RGB', 'PNG': '1 L LA P RGB RGBA',
          'TIFF': '1 CMYK L LA P RGB RGBA', 'WEBP': 'RGB RGBA'}
 
@@ -89,15 +89,15 @@ def test_every_mode_of_every_format(encoding, mode, channels):
   np.testing.assert_allclose(decoded, expected, atol=6)
 
 
-def test_cmyk_formula_on_inks_that_are_not_inverted():
+def test_cmyk_formula_for_inks_that_are_not_inverted():
   inks = np.random.default_rng(0).integers(0, 256, (6, 9, 4), dtype=np.uint8)
   decoded = decode.decode(encode(Image.fromarray(inks, 'CMYK'), 'TIFF'), 3)
   light = 255.0 - inks
   np.testing.assert_allclose(decoded, light[:, :, :3] * light[:, :, 3:] / 255, atol=1)
 
 
-def test_16_bit_colour_png():
-  """Pillow writes none: made by hand, two pixels of red 0x1234 0xff80."""
+def test_16_bit_color_png():
+  """Made by hand, because Pillow cannot write it: two pixels, red is 0x1234 and 0xff80."""
   def chunk(kind, data):
     return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
   row = b'\0' + struct.pack('>6H', 0x1234, 0, 0xffff, 0xff80, 0x8000, 0)
@@ -107,7 +107,7 @@ def test_16_bit_colour_png():
 
 
 def test_first_frame_of_an_animation():
-  frames = [Image.new('RGB', (5, 4), colour) for colour in ('red', 'blue', 'lime')]
+  frames = [Image.new('RGB', (5, 4), color) for color in ('red', 'blue', 'lime')]
   for encoding in ('GIF', 'WEBP', 'PNG'):
     options = {'lossless': True} if encoding == 'WEBP' else {}
     animated = encode(frames[0], encoding, save_all=True, append_images=frames[1:], **options)
@@ -119,8 +119,8 @@ def test_one_pixel():
     assert decode.decode(encode(np.full((1, 1, 3), 7, np.uint8), encoding), 3).shape == (1, 1, 3)
 
 
-# What a viewer does for each EXIF orientation, from the table in EXIF 2.3: where row 0 and column 0 of the stored
-# image belong.
+# What a viewer does for each EXIF orientation, from the table in EXIF 2.3 of where row 0 and column 0 of the stored image
+# belong.
 TURNS = {
     1: lambda x: x, 2: lambda x: x[:, ::-1], 3: lambda x: x[::-1, ::-1], 4: lambda x: x[::-1],
     5: lambda x: x.swapaxes(0, 1), 6: lambda x: x.swapaxes(0, 1)[:, ::-1],
@@ -130,26 +130,26 @@ TURNS = {
 
 @pytest.mark.parametrize('orientation', [*TURNS, 0, 9])
 @pytest.mark.parametrize('encoding', ['PNG', 'WEBP'])
-def test_orientation_is_applied_where_asked(encoding, orientation):
+def test_orientation_is_applied_on_request(encoding, orientation):
   exif = Image.Exif()
   exif[ExifTags.Base.Orientation] = orientation
-  encoded = encode(colours(), encoding, exif=exif, **({'lossless': True} if encoding == 'WEBP' else {}))
-  np.testing.assert_array_equal(decode.decode(encoded, 3), colours())  # as TensorFlow
-  expected = TURNS.get(orientation, TURNS[1])(colours())
+  encoded = encode(noise(), encoding, exif=exif, **({'lossless': True} if encoding == 'WEBP' else {}))
+  np.testing.assert_array_equal(decode.decode(encoded, 3), noise())  # as TensorFlow
+  expected = TURNS.get(orientation, TURNS[1])(noise())
   np.testing.assert_array_equal(decode.decode(encoded, 3, upright=True), expected)
 
 
-def test_tiff_which_pillow_turns_by_itself_is_turned_once():
+def test_tiff_is_turned_once_though_pillow_turns_it_by_itself():
   exif = Image.Exif()
   exif[ExifTags.Base.Orientation] = 6
-  encoded = encode(colours(), 'TIFF', exif=exif)
-  np.testing.assert_array_equal(decode.decode(encoded, 3, upright=True), TURNS[6](colours()))
+  encoded = encode(noise(), 'TIFF', exif=exif)
+  np.testing.assert_array_equal(decode.decode(encoded, 3, upright=True), TURNS[6](noise()))
 
 
 @pytest.mark.filterwarnings('ignore:Corrupt EXIF')
-def test_broken_exif_is_no_reason_to_lose_an_image():
-  encoded = encode(colours(), exif=b'Exif\0\0MM\0*\xff\xff\xff\xff nonsense')
-  np.testing.assert_array_equal(decode.decode(encoded, 3, upright=True), colours())
+def test_broken_exif_does_not_lose_the_image():
+  encoded = encode(noise(), exif=b'Exif\0\0MM\0*\xff\xff\xff\xff nonsense')
+  np.testing.assert_array_equal(decode.decode(encoded, 3, upright=True), noise())
 
 
 def test_too_many_pixels(monkeypatch):
@@ -168,17 +168,17 @@ def test_truncated_files(encoding, part):
 
 
 def test_postscript_is_not_run():
-  with pytest.raises(ValueError, match='cannot be decoded: they are none of these'):
+  with pytest.raises(ValueError, match='cannot be decoded: they are in none of these formats'):
     decode.decode(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n', 3)
 
 
-@pytest.mark.parametrize('encoded', [b'', b'not an image', encode(colours(), 'JPEG')[:200],
-                                     encode(colours())[:60]])
-def test_undecodable_bytes_are_described(encoded):
+@pytest.mark.parametrize('encoded', [b'', b'not an image', encode(noise(), 'JPEG')[:200],
+                                     encode(noise())[:60]])
+def test_undecodable_bytes_are_reported(encoded):
   with pytest.raises(ValueError, match=f'got {len(encoded)} bytes .*cannot be decoded'):
     decode.decode(encoded, 3)
 
 
 def test_channels_are_checked():
-  with pytest.raises(ValueError, match='1 .* or 3 .*, got 4'):
-    decode.decode(encode(colours()), 4)
+  with pytest.raises(ValueError, match='channels: expected 1 .* or 3 .*, got 4'):
+    decode.decode(encode(noise()), 4)

@@ -270,7 +270,7 @@ def test_an_image_that_the_transform_cannot_take_is_named():
     ({'batch_size': 0}, 'got 0'),
     ({'process_index': 2, 'process_count': 2}, 'got process_index 2 and process_count 2'),
     ({'process_count': 0}, 'got process_index 0 and process_count 0'),
-    ({'transform': 'sharpen'}, 'Unknown operation'),
+    ({'transform': 'sharpen'}, "unknown 'sharpen'"),
     ({'image_size': 8}, 'image_size'),
 ])
 def test_bad_options_are_found_before_anything_is_read(make, options, message):

@@ -1,1 +1,1 @@
-"""From encoded bytes to pixels."""
+"""Decoding: from encoded bytes to pixels."""

@@ -1,66 +1,64 @@
-"""Encoded image bytes to a uint8 array: JPEG by libjpeg-turbo, whatever else there is by Pillow."""
-
+"""Encoded image bytes to uint8 arrays: JPEG by libjpeg-turbo, other formats by Pillow."""
 import io
 
 import numpy as np
-from PIL import ExifTags
-from PIL import Image
-from PIL import UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from vit_jax.base.errors import UserError
 from vit_jax.data.images import jpeg
 
-# Only these are tried: among Pillow's others is PostScript, which would start a program.
+# Only these are tried: Pillow also opens PostScript, for which it would start another program.
 FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')
 
-# What the names of such files end in.
+# Suffixes of files in these formats.
 SUFFIXES = frozenset({'.bmp', '.gif', '.jfif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'})
 
 
-class DecodeError(ValueError):
-  """The bytes are no image that can be read to its end, or one with too many pixels."""
+class DecodeError(UserError):
+  """The bytes are not an image, are truncated or damaged, or hold too many pixels."""
 
 
 class Picture:
-  """A JPEG whose pixels are decoded when they are asked for, and only as far as they are.
+  """A JPEG whose pixels are decoded only when needed, and only as many rows as needed.
 
-  `np.asarray(picture)` is the whole, `part` a part of it; both raise DecodeError where the file is damaged (a part: as
-  far as it was read; that the file ends too early is always found).
+  `np.asarray(picture)` decodes all of it, `crop` a rectangle. Both raise DecodeError if the file is damaged (`crop`: as
+  far as it had to read; a truncated file is always detected).
 
   Attributes:
-    shape: (H, W, channels) of the whole, turned upright where that is asked for.
+    shape: (H, W, channels) of the whole image, after it is turned upright if that was asked for.
   """
 
   def __init__(self, encoded: bytes, header: jpeg.Header, channels: int, upright: bool):
     self._encoded, self._header = encoded, header
-    orientation = _read_orientation(encoded) if upright and header.noted else 1
-    self._swap, self._flip_rows, self._flip_columns = _TURNED.get(orientation, _TURNED[1])
-    size = (header.rows, header.columns)
-    self.shape = (*(size[::-1] if self._swap else size), channels)
+    orientation = _read_orientation(encoded) if upright and header.has_metadata else 1
+    self._swap, self._flip_rows, self._flip_columns = _ARRAY_TURNS.get(orientation, _ARRAY_TURNS[1])
+    rows, columns = (header.columns, header.rows) if self._swap else (header.rows, header.columns)
+    self.shape = (rows, columns, channels)
 
-  def __array__(self, dtype=None, copy=None):
-    pixels = self._decode(self._header.rows, scratch=False)
+  def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+    pixels = self._decode(self._header.rows, reuse_buffer=False)
     return self._turn(pixels) if dtype is None else self._turn(pixels).astype(dtype)
 
-  def part(self, top: int, left: int, rows: int, columns: int) -> np.ndarray:
-    """The pixels of a rectangle, (rows, columns, channels) uint8.
+  def crop(self, top: int, left: int, rows: int, columns: int) -> np.ndarray:
+    """Return the pixels of a rectangle, (rows, columns, channels) uint8.
 
-    They are valid until this thread asks for the part of another picture: resize or copy them before.
+    They are valid only until this thread crops another picture: resize or copy them before.
     """
     height, width, _ = self.shape
     top = height - top - rows if self._flip_rows else top
     left = width - left - columns if self._flip_columns else left
     if self._swap:
       top, left, rows, columns = left, top, columns, rows
-    pixels = self._decode(top + rows, scratch=True)
+    pixels = self._decode(top + rows, reuse_buffer=True)
     return self._turn(pixels[top:top + rows, left:left + columns])
 
-  def _decode(self, rows, scratch):
+  def _decode(self, rows: int, reuse_buffer: bool) -> np.ndarray:
     try:
-      return jpeg.decode(self._encoded, self._header, self.shape[-1], rows, scratch)
-    except ValueError:  # Pillow mends what can be mended, or says what is wrong.
+      return jpeg.decode(self._encoded, self._header, self.shape[-1], rows, reuse_buffer)
+    except ValueError:  # Pillow repairs what it can, or reports what is wrong.
       return _decode_with_pillow(self._encoded, self.shape[-1], False)[:rows]
 
-  def _turn(self, pixels):
+  def _turn(self, pixels: np.ndarray) -> np.ndarray:
     if not (self._swap or self._flip_rows or self._flip_columns):
       return pixels
     pixels = pixels.swapaxes(0, 1) if self._swap else pixels
@@ -68,13 +66,16 @@ class Picture:
 
 
 def open_image(encoded: bytes, channels: int, upright: bool = False) -> Picture | np.ndarray:
-  """Opens an image as far as its `shape`: a Picture where parts can be decoded, else all its pixels.
+  """Open an image; its `shape` is known then.
 
   Args:
     encoded, channels, upright: as for `decode`.
 
+  Returns:
+    A Picture for most JPEGs, of which rectangles can be decoded; else all pixels, as from `decode`.
+
   Raises:
-    DecodeError, ValueError: as for `decode`; a Picture may also raise it when its pixels are asked for.
+    DecodeError: as for `decode`; a Picture may also raise it later, when pixels are decoded.
   """
   _check_channels(channels)
   header = jpeg.read_header(encoded)
@@ -84,48 +85,46 @@ def open_image(encoded: bytes, channels: int, upright: bool = False) -> Picture 
 
 
 def decode(encoded: bytes, channels: int, upright: bool = False) -> np.ndarray:
-  """Decodes a PNG, JPEG, GIF (first frame), WebP, BMP or TIFF image; see `to_array` for its pixels.
+  """Decode a PNG, JPEG, GIF (first frame), WebP, BMP or TIFF image; see `to_array` for how pixels are converted.
 
   Args:
-    encoded: the bytes of the file.
-    channels: 1 or 3.
-    upright: turn and mirror the image as its EXIF says, as cameras and phones store photographs
-      lying on their side. Folders of images and predictions do; TFDS data sets do not, like
-      TensorFlow, in whose pipelines the published models were trained.
+    encoded: content of the file.
+    channels: 1 (grayscale) or 3 (color).
+    upright: rotate and flip the image by its EXIF orientation, as viewers do. Folders of images and predictions do this;
+      TFDS datasets do not, because TensorFlow, in whose pipelines the published models were trained, does not.
 
   Returns:
     (H, W, channels) uint8, 0..255; it may be read-only.
 
   Raises:
-    DecodeError: the bytes are no image that can be read to its end, or it has more than twice
-      `PIL.Image.MAX_IMAGE_PIXELS` (179 million) pixels, which is found before memory is taken for them.
-    ValueError: `channels` is neither 1 nor 3.
+    DecodeError: the bytes are not an image, are truncated or damaged, or hold more than twice
+      `PIL.Image.MAX_IMAGE_PIXELS` (179 million) pixels, which is detected before memory is allocated.
+    UserError: `channels` is neither 1 nor 3.
   """
   return np.asarray(open_image(encoded, channels, upright))
 
 
-def _decode_with_pillow(encoded, channels, upright):
+def _decode_with_pillow(encoded: bytes, channels: int, upright: bool) -> np.ndarray:
   try:
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
       return to_array(image, channels, upright)
-  # Pillow's plug-ins raise OSError, SyntaxError, ValueError, struct.error, ... for broken files.
+  # Pillow's plug-ins raise OSError, SyntaxError, ValueError, struct.error and others for broken files.
   except Exception as error:
-    known = not isinstance(error, UnidentifiedImageError)
-    reason = f'{type(error).__name__}: {error}' if known else 'they are none of these'
+    identified = not isinstance(error, UnidentifiedImageError)
+    reason = f'{type(error).__name__}: {error}' if identified else 'they are in none of these formats'
     if isinstance(error, Image.DecompressionBombError):
-      reason += '. Shrink the image; where it is to be trusted, raise PIL.Image.MAX_IMAGE_PIXELS'
+      reason += '. Shrink the image, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it'
     raise DecodeError(
-        f'Expected an encoded image (PNG, JPEG, GIF, WebP, BMP, TIFF), got {len(encoded)} bytes '
+        f'expected an encoded image (PNG, JPEG, GIF, WebP, BMP, TIFF), got {len(encoded)} bytes '
         f'starting with {bytes(encoded[:12])!r} that cannot be decoded: {reason}') from error
 
 
 def to_array(image: Image.Image, channels: int, upright: bool = False) -> np.ndarray:
-  """The pixels of a Pillow image.
+  """Return the pixels of a Pillow image.
 
-  Whatever is stored becomes the channels asked for: palettes are looked up, greyscale is repeated,
-  colour is weighted to greyscale (ITU-R 601), CMYK is converted (in JPEG it is taken as inverted,
-  as Adobe writes it), 16-bit values are scaled to 0..255, and alpha is dropped, as TensorFlow's
-  decoders do: the colour below a transparent pixel shows.
+  Any mode is converted to the requested channels: palettes are looked up, grayscale is repeated, color is weighted to
+  grayscale (ITU-R 601), CMYK is converted (in JPEG it is taken as inverted, as Adobe writes it), 16-bit values are scaled
+  to 0..255, and alpha is dropped as TensorFlow's decoders do: the color under a transparent pixel shows.
 
   Args:
     image: any mode but 'F'.
@@ -136,12 +135,12 @@ def to_array(image: Image.Image, channels: int, upright: bool = False) -> np.nda
     (H, W, channels) uint8, 0..255; it may be read-only.
 
   Raises:
-    ValueError: pixels without a known range, or `channels` is neither 1 nor 3.
+    UserError: the range of the pixels is unknown, or `channels` is neither 1 nor 3.
   """
   _check_channels(channels)
   converted = _convert(image, 'L' if channels == 1 else 'RGB')
-  # After the pixels are read: Pillow turns TIFF by itself then, and forgets the orientation.
-  turn = _TURNS.get(_orientation(image)) if upright else None
+  # After the pixels are read: Pillow turns TIFF upright by itself then, and drops the orientation.
+  turn = _PILLOW_TURNS.get(_orientation(image)) if upright else None
   pixels = np.asarray(converted if turn is None else converted.transpose(turn))
   return pixels[:, :, None] if channels == 1 else pixels
 
@@ -155,16 +154,16 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
     values = np.clip(np.asarray(image, np.int64), 0, 65535)
     image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
   elif image.mode == 'F':
-    raise ValueError('the pixels are floats, whose range is not known')
+    raise UserError('the pixels are floats, whose range is unknown')
   elif 'transparency' in image.info:
-    image = image.convert('RGBA')  # Straight to RGB, Pillow warns about palettes with alpha.
+    image = image.convert('RGBA')  # Directly to RGB, Pillow warns about palettes with alpha.
   return image.convert(mode)
 
 
 def _orientation(image: Image.Image) -> int:
   try:
     return image.getexif().get(ExifTags.Base.Orientation, 1)
-  # Notes beside a good image may be broken in as many ways as Pillow has exceptions.
+  # Broken metadata of a good image raises as many kinds of exception as Pillow has.
   except Exception:
     return 1
 
@@ -173,25 +172,25 @@ def _read_orientation(encoded: bytes) -> int:
   try:
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
       return _orientation(image)
-  except Exception:  # as above; what ails the image comes out when it is decoded
+  except Exception:  # as above; a broken image is reported when it is decoded
     return 1
 
 
 def _check_channels(channels: int) -> None:
   if channels not in (1, 3):
-    raise ValueError(f'Expected channels to be 1 (greyscale) or 3 (colour), got {channels!r}.')
+    raise UserError(f'channels: expected 1 (grayscale) or 3 (color), got {channels!r}')
 
 
-# EXIF 2.3, tag 0x0112: what shows the image as it was seen.
-_TURNS = {
+# EXIF 2.3, tag 0x0112: the operation that shows the image as it was seen.
+_PILLOW_TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
 
-# The same as arrays: swap rows and columns, then flip rows, flip columns.
-_TURNED = {
+# The same for arrays: swap rows and columns, then flip rows, flip columns.
+_ARRAY_TURNS = {
     1: (False, False, False), 2: (False, False, True), 3: (False, True, True), 4: (False, True, False),
     5: (True, False, False), 6: (True, False, True), 7: (True, True, True), 8: (True, True, False),
 }

@@ -1,8 +1,8 @@
-"""JPEG by libjpeg-turbo: what the header says, and the pixels down to the last row that is needed.
+"""JPEG decoding by libjpeg-turbo, down to the last row that is needed.
 
-Most of the time of decoding goes into the entropy code, a stream without marks to jump to. Rows above a crop must be read
-through, but those below need not: the height in the frame header is lowered, and libjpeg-turbo stops there. Pixels are
-those of a full decode with the accurate inverse DCT and smooth chroma upsampling, bit for bit.
+Most of the decoding time goes into the entropy code, a stream that cannot be entered in the middle. Rows above a crop must
+be read, but rows below it need not be: we lower the height in the frame header, and libjpeg-turbo stops there. The pixels
+are those of a full decode with the accurate inverse DCT and smooth chroma upsampling, bit for bit.
 """
 import threading
 from typing import NamedTuple
@@ -13,89 +13,90 @@ import simplejpeg
 
 
 class Header(NamedTuple):
-  """The frame header of a JPEG (ITU-T T.81, B.2.2), as far as decoding a part of it needs.
+  """The frame header of a JPEG (ITU-T T.81, B.2.2), as far as partial decoding needs it.
 
   Attributes:
-    rows, columns: as stored, in pixels.
-    at: position of the two bytes that hold `rows`.
-    stops: whether decoding can stop before the last row: one scan holds everything (not progressive).
-    context: rows below a row that its smooth chroma upsampling looks at.
-    noted: whether there are notes (EXIF, XMP) that may hold an orientation.
+    rows, columns: size as stored, in pixels.
+    height_offset: position of the two bytes that hold `rows`.
+    can_stop_early: whether decoding can stop before the last row: one scan holds everything (not progressive).
+    context_rows: number of rows below a row that its smooth chroma upsampling reads.
+    has_metadata: whether there is an APP1 segment (EXIF, XMP), which may hold an orientation.
   """
   rows: int
   columns: int
-  at: int
-  stops: bool
-  context: int
-  noted: bool
+  height_offset: int
+  can_stop_early: bool
+  context_rows: int
+  has_metadata: bool
 
 
 def read_header(encoded: bytes) -> Header | None:
-  """Reads the header; None where it is no JPEG or one that is left to Pillow.
+  """Return the header, or None if this is not a JPEG, or one that Pillow has to decode.
 
-  Left are 12-bit, lossless and arithmetic-coded files, CMYK, files that are cut off before their pixels, and those with
-  more pixels than Pillow would decode.
+  Pillow gets 12-bit, lossless, arithmetic-coded and CMYK files, files that end before their pixels, and those with more
+  pixels than it would decode (it reports the error).
   """
   if encoded[:3] != b'\xff\xd8\xff':
     return None
-  at, frame, noted = 2, None, False
-  while at + 4 <= len(encoded) and encoded[at] == 0xFF:
-    marker, size = encoded[at + 1], int.from_bytes(encoded[at + 2:at + 4], 'big')
+  position, frame, has_metadata = 2, None, False
+  while position + 4 <= len(encoded) and encoded[position] == 0xFF:
+    marker, size = encoded[position + 1], int.from_bytes(encoded[position + 2:position + 4], 'big')
     if marker == _SCAN:
-      return None if frame is None else _header(encoded, frame, noted, encoded[at + 4])
+      return None if frame is None else _parse_frame(encoded, frame, has_metadata, encoded[position + 4])
     if marker in _FRAMES:
-      frame = at
-    noted = noted or marker == _APP1
-    at += 1 if marker == 0xFF else 2 + size  # 0xFF before a marker is padding
+      frame = position
+    has_metadata = has_metadata or marker == _APP1
+    position += 1 if marker == 0xFF else 2 + size  # 0xFF before a marker is padding
   return None
 
 
-def decode(encoded: bytes, header: Header, channels: int, rows: int, scratch: bool = False) -> np.ndarray:
-  """Decodes the first `rows` rows.
+def decode(encoded: bytes, header: Header, channels: int, rows: int, reuse_buffer: bool = False) -> np.ndarray:
+  """Decode the first `rows` rows.
 
   Args:
-    encoded: the file.
-    header: its header.
-    channels: 1, luma as it is stored, or 3, RGB.
+    encoded: content of the file.
+    header: result of `read_header`.
+    channels: 1 for the stored luma, or 3 for RGB.
     rows: 1..header.rows.
-    scratch: whether the result may lie in memory that this thread's next such call writes over. New memory costs page
-      faults, a tenth of the time of decoding.
+    reuse_buffer: whether the result may be in memory that this thread's next such call overwrites. Fresh memory costs
+      page faults, a tenth of the decoding time.
 
   Returns:
     (rows, header.columns, channels) uint8.
 
   Raises:
-    ValueError: the data is damaged as far as it was read, or ends too early anywhere.
+    ValueError: the data that was read is damaged, or the file is truncated anywhere.
   """
-  stop = min(rows + header.context, header.rows) if header.stops else header.rows
+  stop = min(rows + header.context_rows, header.rows) if header.can_stop_early else header.rows
   lowered = stop < header.rows
   if lowered:
-    encoded = b''.join((encoded[:header.at], stop.to_bytes(2, 'big'), memoryview(encoded)[header.at + 2:]))
+    offset = header.height_offset
+    encoded = b''.join((encoded[:offset], stop.to_bytes(2, 'big'), memoryview(encoded)[offset + 2:]))
   size = stop * header.columns * channels
-  buffer = _scratch(size) if scratch else np.empty(size, np.uint8)
+  buffer = _thread_buffer(size) if reuse_buffer else np.empty(size, np.uint8)
   try:
     simplejpeg.decode_jpeg(encoded, 'GRAY' if channels == 1 else 'RGB', buffer=buffer)
   except ValueError as error:
-    # What is left over after the last row is the one thing that is as it should be. libjpeg tells the first trouble only.
+    # Bytes left over after the last row are expected here. libjpeg reports only the first problem, so there is no other.
     if not (lowered and str(error).endswith(_LEFT_OVER)):
       raise
   return buffer[:size].reshape(stop, header.columns, channels)[:rows]
 
 
-def _header(encoded, frame, noted, components_in_scan):
+def _parse_frame(encoded: bytes, frame: int, has_metadata: bool, components_in_scan: int) -> Header | None:
   precision, components = encoded[frame + 4], encoded[frame + 9]
   rows, columns = (int.from_bytes(encoded[frame + at:frame + at + 2], 'big') for at in (5, 7))
   limit = Image.MAX_IMAGE_PIXELS
   if precision != 8 or components not in (1, 3) or not rows * columns or (limit and rows * columns > 2 * limit):
     return None
-  tallest = max(encoded[frame + 11 + 3 * i] & 15 for i in range(components))  # vertical sampling factor
-  stops = encoded[frame + 1] != _PROGRESSIVE and components_in_scan == components
-  return Header(rows, columns, frame + 5, stops, 2 if tallest > 1 else 0, noted)
+  max_vertical_sampling = max(encoded[frame + 11 + 3 * i] & 15 for i in range(components))
+  can_stop_early = encoded[frame + 1] != _PROGRESSIVE and components_in_scan == components
+  return Header(rows, columns, frame + 5, can_stop_early, 2 if max_vertical_sampling > 1 else 0, has_metadata)
 
 
-def _scratch(size):
-  """This thread's buffer; a very large one is not kept."""
-  if size > _KEPT:
+def _thread_buffer(size: int) -> np.ndarray:
+  """Return this thread's buffer, of `size` bytes or more; very large ones are not kept."""
+  if size > _MAX_KEPT_BYTES:
     return np.empty(size, np.uint8)
   if size > getattr(_LOCAL, 'size', 0):
     _LOCAL.buffer, _LOCAL.size = np.empty(size, np.uint8), size
@@ -107,5 +108,5 @@ _FRAMES = (0xC0, 0xC1, _PROGRESSIVE)  # Huffman-coded: baseline, extended, progr
 
 _LEFT_OVER = 'extraneous bytes before marker 0xd9'
 
-_KEPT = 1 << 24  # bytes, 5.6 megapixels in colour
+_MAX_KEPT_BYTES = 1 << 24  # 5.6 megapixels in color
 _LOCAL = threading.local()

@@ -1,69 +1,71 @@
-"""The strings in a config that chain image transforms.
-
-    transform = parse('inception_crop(area=(0.05, 1.0))|flip', (224, 224))
-    image = transform(image, rng)
-"""
-
+"""The strings in a config that chain image transforms, such as 'inception_crop(area=(0.05, 1.0))|flip'."""
 import ast
 import inspect
+from typing import Any
 
 import numpy as np
 
-from vit_jax.data.transforms.crops import DECODE_PARTS, Size, Transform, TRANSFORMS
+from vit_jax.base.choices import choose
+from vit_jax.base.errors import UserError
+from vit_jax.data.images.decode import Picture
+from vit_jax.data.transforms.base import PictureTransform, Size, Transform, require
+from vit_jax.data.transforms.registry import TAKES_PICTURE, TRANSFORMS
 
 
-def parse(spec: str, size: Size) -> Transform:
-  """Builds the transform a string describes, applied from left to right.
+def parse(spec: str, size: Size) -> PictureTransform:
+  """Build the transform that a string describes.
 
   Args:
-    spec: operations of TRANSFORMS joined by `|`, with literal arguments where they have any.
-    size: (rows, columns) every image must come out with.
+    spec: names of TRANSFORMS joined by `|` and applied from left to right, with literal arguments if they have any.
+    size: (rows, columns) that every image must have afterwards.
 
   Returns:
-    A transform from (H, W, C) uint8, an array or a `decode.Picture`, to (*size, C) uint8. It
-    raises ValueError where an image comes out with another size.
+    A transform from (H, W, C) uint8, an array or a `Picture`, to (*size, C) uint8. It raises UserError if an image has
+    another size afterwards.
 
   Raises:
-    ValueError: the string cannot be read, an operation is unknown, an argument is unknown, missing
-      or out of range, or `size` is not two positive integers.
+    UserError: a string that cannot be parsed, an unknown transform, an argument that is unknown, missing or out of range,
+      or a `size` that is not two positive integers.
+
+  >>> transform = parse('resize_small(4)|central_crop', (4, 4))
+  >>> transform(np.zeros((8, 12, 3), np.uint8), np.random.default_rng(0)).shape
+  (4, 4, 3)
   """
-  size = _checked_size(size)
-  operations = _operations(spec)
-  transforms = [_build(node, spec, size) for node in operations]
-  whole = _name(operations[0]) not in DECODE_PARTS
+  size = _check_size(size)
+  nodes = _split(spec)
+  transforms = [_build(node, spec, size) for node in nodes]
+  takes_picture = _name(nodes[0]) in TAKES_PICTURE
 
-  def pipeline(image, rng):
+  def chain(image: np.ndarray | Picture, rng: np.random.Generator) -> np.ndarray:
     channels = image.shape[-1]
-    image = np.asarray(image) if whole else image
+    result: Any = image if takes_picture else np.asarray(image)
     for transform in transforms:
-      image = transform(image, rng)
-    if image.shape != (*size, channels) or image.dtype != np.uint8:
-      raise ValueError(
-          f'Expected transform {spec!r} to give images of image_size (rows, columns) {size} with '
-          f'{channels} channels, uint8; got shape {image.shape}, {image.dtype}. End it with an '
-          "operation that gives this size: resize, central_crop, random_crop, inception_crop, "
-          f"for example '{spec}|resize'.")
-    return image
+      result = transform(result, rng)
+    if result.shape != (*size, channels) or result.dtype != np.uint8:
+      raise UserError(
+          f'transform {spec!r}: expected images of image_size (rows, columns) {size} with {channels} channels, uint8; got '
+          f'shape {result.shape}, {result.dtype}. End it with a transform that gives this size: resize, central_crop, '
+          f"random_crop or inception_crop, for example '{spec}|resize'.")
+    return result
 
-  return pipeline
+  return chain
 
 
-def _checked_size(size: Size) -> Size:
+def _check_size(size: Any) -> Size:
   size = tuple(size) if isinstance(size, (tuple, list)) else size
-  valid = isinstance(size, tuple) and len(size) == 2
-  if not valid or not all(isinstance(side, int) and side > 0 for side in size):
-    raise ValueError(f'Expected image_size to be (rows, columns), two positive ints, got {size!r}.')
+  valid = isinstance(size, tuple) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
+  require(valid, 'image_size', size, '(rows, columns), two positive ints')
   return size
 
 
-def _operations(spec: str) -> list[ast.expr]:
-  """Splits a spec into its operations, in order."""
+def _split(spec: str) -> list[ast.expr]:
+  """Return the syntax trees of the transforms in a spec, in order."""
   try:
     node = ast.parse(spec.strip(), mode='eval').body
   except (SyntaxError, AttributeError) as error:
-    raise ValueError(
-        f"Expected a transform such as 'inception_crop(area=(0.05, 1.0))|flip', got {spec!r}: "
-        f'{error}. Operations: {_signatures()}.') from error
+    signatures = ', '.join(_signature(name) for name in sorted(TRANSFORMS))
+    raise UserError(f"transform {spec!r}: cannot be parsed: {error}. Expected a chain such as 'inception_crop(area=(0.05, "
+                    f"1.0))|flip', of: {signatures}.") from error
   nodes = []
   while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
     nodes.insert(0, node.right)
@@ -72,34 +74,29 @@ def _operations(spec: str) -> list[ast.expr]:
 
 
 def _build(node: ast.expr, spec: str, size: Size) -> Transform:
-  """Builds one operation from its syntax tree: a name, or a call with literal arguments."""
+  """Build one transform from its syntax tree: a name, or a call with literal arguments."""
   call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
   name = _name(node)
-  if name not in TRANSFORMS:
-    raise ValueError(f'Unknown operation {name!r} in transform {spec!r}; choose from '
-                     f'{", ".join(sorted(TRANSFORMS))}, joined by |.')
+  builder = choose(TRANSFORMS, name, f'transform {spec!r}')
   try:
     args = [ast.literal_eval(argument) for argument in call.args]
-    kwargs = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-    inspect.signature(TRANSFORMS[name]).bind(size, *args, **kwargs)
-    return TRANSFORMS[name](size, *args, **kwargs)
-  # TypeError: wrong arguments, or one of a type that the operation cannot compare.
+    kwargs: dict[Any, Any] = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    inspect.signature(builder).bind(size, *args, **kwargs)
+    return builder(size, *args, **kwargs)
+  # TypeError: wrong arguments, or one of a type that the builder cannot compare.
   except (TypeError, ValueError) as error:
-    raise ValueError(f'Bad arguments in {ast.unparse(node)!r} of transform {spec!r}: {error}. '
-                     f'Expected {_signature(name)}, with numbers, strings or tuples of them '
-                     'written out.') from error
+    raise UserError(f'transform {spec!r}: bad arguments in {ast.unparse(node)!r}: {error}. Expected {_signature(name)}, '
+                    'with literal numbers, strings or tuples of them.') from error
 
 
 def _name(node: ast.expr) -> str:
-  """The operation's name, or the whole expression where it has none."""
+  """Return the name of a transform, or the whole expression if it has none."""
   function = node.func if isinstance(node, ast.Call) else node
   return function.id if isinstance(function, ast.Name) else ast.unparse(node)
 
 
 def _signature(name: str) -> str:
+  """Return a transform with its arguments and defaults, as a user writes it: 'flip(p=0.5)'."""
   parameters = list(inspect.signature(TRANSFORMS[name]).parameters.values())[1:]
-  return f'{name}({", ".join(map(str, parameters))})' if parameters else name
-
-
-def _signatures() -> str:
-  return ', '.join(_signature(name) for name in sorted(TRANSFORMS))
+  arguments = ', '.join(str(parameter.replace(annotation=inspect.Parameter.empty)) for parameter in parameters)
+  return f'{name}({arguments})' if arguments else name
