@@ -82,9 +82,9 @@ def batch_of(size, image_size):
 def _program(config, devices):
   from vit_jax.run import config as config_lib
   from vit_jax.run import build as parts
-  from vit_jax.data.sources.info import FACTS
+  from vit_jax.data.sources.info import KNOWN_DATASETS
   resolved = config_lib.resolve(config)
-  return parts.build_program(resolved, parts.make_strategy(resolved, devices), FACTS['imagenet2012'])
+  return parts.build_program(resolved, parts.make_strategy(resolved, devices), KNOWN_DATASETS['imagenet2012'])
 
 
 def _forward(program):

@@ -1,3 +1,4 @@
+"""Folders of images as sources: classes, order, slices, broken files, and what happens to those in training."""
 import collections
 import os
 import pathlib
@@ -8,17 +9,17 @@ import pytest
 
 from tests.conftest import encode, fake_source
 from vit_jax import audit
-from vit_jax.data.loading import corrupt
+from vit_jax.base.errors import FileError, MissingFileError, UserError
 from vit_jax.data.images import decode
-from vit_jax.data.sources import folder
-from vit_jax.data.loading import loader
-from vit_jax.data.sources import registry as sources
+from vit_jax.data.loading import corrupt, loader
 from vit_jax.data.loading.config import DataConfig
 from vit_jax.data.loading.dataset import Dataset
+from vit_jax.data.sources import folder
+from vit_jax.data.sources import registry as sources
 
 
 def fill(path, counts, suffix='png'):
-  """Makes PATH/NAME/0.png, 1.png, … for {NAME: count}; pixel values tell class and number."""
+  """Make PATH/NAME/0.png, 1.png, … for {NAME: count}; the pixel values are the class and the number."""
   for label, (name, count) in enumerate(counts.items()):
     (path / name).mkdir(parents=True)
     for index in range(count):
@@ -28,7 +29,7 @@ def fill(path, counts, suffix='png'):
 
 
 def pixels(source):
-  """[(class, number)] of the records, as `fill` painted them."""
+  """Return [(class, number)] of the records, as `fill` painted them."""
   images = [decode.decode(source[index]['image'], 3) for index in range(len(source))]
   return [tuple(image[0, 0, :2].tolist()) for image in images]
 
@@ -48,21 +49,21 @@ def flowers(tmp_path):
 def test_split_folders(flowers):
   train, val = (sources.open_source(f'folder:{flowers}', split) for split in ('train', 'val'))
   assert (len(train), train.name, train.split, train.channels) == (35, f'folder:{flowers}', 'train', 3)
-  # One numbering, though no aster is in val.
+  # The same labels, although val has no aster.
   assert train.class_names == val.class_names == ('aster', 'rose', 'tulip') and train.num_classes == 3
   assert classes(train) == {0: 5, 1: 20, 2: 10} and classes(val) == {1: 3, 2: 2}
   assert sorted(pixels(train)) == [(0, n) for n in range(20)] + [(1, n) for n in range(10)] + [(2, n) for n in range(5)]
   assert train.read([4, 0]) == [train[4], train[0]]
 
 
-def test_one_folder_is_the_split_all(tmp_path):
+def test_folder_without_splits_is_the_split_all(tmp_path):
   fill(tmp_path, {'rose': 40, 'aster': 10})
   most, rest = (folder.open_folder(str(tmp_path), split) for split in ('all[:90%]', 'all[90%:]'))
   assert classes(most) == {1: 36, 0: 9} and classes(rest) == {1: 4, 0: 1}
   assert pixels(most) + pixels(rest) == pixels(folder.open_folder(str(tmp_path), 'all'))
 
 
-def test_order_is_shuffled_and_does_not_depend_on_the_place(flowers):
+def test_order_is_shuffled_and_independent_of_the_path(flowers):
   order = pixels(folder.open_folder(str(flowers), 'train'))
   assert order != sorted(order)
   moved = flowers.rename(flowers.parent / 'moved')
@@ -85,19 +86,19 @@ def test_sums(flowers):
 
 
 @pytest.mark.parametrize('split, message', [
-    ('trian', "got 'trian'. Splits there: train .classes aster, rose, tulip., val .classes rose, tulip."),
-    ('all', "got 'all'. Splits there: train"),
-    ('', "Expected a split such as train"), ('train[', "got 'train\\['"), ('train[a:b]', "got 'train\\[a:b\\]'"),
-    ('train[1.5:]', 'Expected a split such as'), ('train[3]', 'Expected a split such as'),
-    ('train[5:5]', 'train has 35 images, and records 5 to 5 of them'),
-    ('train[:99]', 'records 0 to 99 .* none or too many'), ('train[-99:]', 'records -64 to 35'),
+    ('trian', "split 'trian': not in .*flowers. Splits there: train .classes aster, rose, tulip., val .classes rose, tulip."),
+    ('all', "split 'all': not in .*. Splits there: train"),
+    ('', "split '': expected a split such as train"), ('train[', r"split 'train\['"), ('train[a:b]', r"split 'train\[a:b\]'"),
+    ('train[1.5:]', 'expected a split such as'), ('train[3]', 'expected a split such as'),
+    ('train[5:5]', 'train has 35 images; records 5 to 5 are none of them'),
+    ('train[:99]', 'records 0 to 99 are none of them, or too many'), ('train[-99:]', 'records -64 to 35'),
 ])
 def test_bad_splits(flowers, split, message):
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(UserError, match=message):
     folder.open_folder(str(flowers), split)
 
 
-def test_content_decides_and_other_files_are_ignored(tmp_path, caplog):
+def test_content_decides_the_format_and_other_files_are_ignored(tmp_path, caplog):
   fill(tmp_path, {'rose': 3})
   names = {'JPEG': 'a.PNG', 'PNG': 'b.gif', 'GIF': 'c.JPG', 'WEBP': 'd.jfif', 'BMP': 'e.bmp', 'TIFF': 'f.Tif'}
   (tmp_path / 'aster').mkdir()
@@ -110,7 +111,7 @@ def test_content_decides_and_other_files_are_ignored(tmp_path, caplog):
   with caplog.at_level(logging.WARNING, logger='absl'):
     source = folder.open_folder(str(tmp_path), 'all')
   assert classes(source) == {0: 6, 1: 3} and len(pixels(source)) == 9
-  assert 'ignored 3 files that are no images' in caplog.text and f'{tmp_path}/rose/notes.txt' in caplog.text
+  assert 'ignored 3 files that are not images' in caplog.text and f'{tmp_path}/rose/notes.txt' in caplog.text
 
 
 def test_links_are_followed(flowers, tmp_path):
@@ -133,15 +134,15 @@ def test_photographs_are_turned_upright(tmp_path):
   assert batch['image'].shape == (1, 7, 4, 3)
 
 
-def test_unlabelled_test_images_do_not_hide_the_splits(flowers):
+def test_unlabeled_test_images_do_not_hide_the_splits(flowers):
   (flowers / 'test').mkdir()
   (flowers / 'test' / '1.png').write_bytes(encode(np.zeros((2, 2), np.uint8)))
   assert len(folder.open_folder(str(flowers), 'train')) == 35
-  with pytest.raises(ValueError, match="got 'test'. Splits there: train .*, val "):
+  with pytest.raises(UserError, match="split 'test': not in .*. Splits there: train .*, val "):
     folder.open_folder(str(flowers), 'test')
 
 
-def test_a_workdir_beside_the_splits_changes_no_class(flowers):
+def test_run_directory_beside_the_splits_does_not_change_classes(flowers):
   (flowers / 'run' / 'checkpoints' / '10').mkdir(parents=True)
   (flowers / 'run' / 'tensorboard').mkdir()
   (flowers / 'run' / 'config.json').touch()
@@ -149,23 +150,23 @@ def test_a_workdir_beside_the_splits_changes_no_class(flowers):
 
 
 @pytest.mark.parametrize('make, split, error, message', [
-    (lambda path: None, 'all', FileNotFoundError, 'There is no folder {path}. In {parent}: neighbour.'),
-    (lambda path: path.mkdir(), 'all', ValueError, 'Expected class folders in {path}, found nothing.'),
-    (lambda path: (path.mkdir(), (path / '1.png').touch()), 'all', ValueError,
-     'Expected class folders in {path}, found 1.png. Expected PATH/'),
-    (lambda path: fill(path, {'rose': 0, 'aster': 0}), 'all', ValueError,
-     'There are no images in the folders of {path}: aster, rose.'),
-    (lambda path: fill(path, {'rose': 1, 'aster': 0}), 'all', ValueError,
-     'The class folder {path}/aster holds no images; found nothing. Images end in .bmp, .gif'),
-    (lambda path: fill(path / 'train', {'rose': 1, 'aster': 0}), 'train', ValueError,
-     'The class folder {path}/train/aster holds no images'),
-    (lambda path: fill(path, {'rose': 1, 'aster/blue': 1}), 'all', ValueError,
-     'Expected the class folders in {path} to hold no folders, but {path}/aster holds blue.'),
-    (lambda path: fill(path / 'train', {'rose': 1, 'aster/blue': 1}), 'train', ValueError,
-     'Expected the class folder {path}/train/aster to hold images only, found the folders blue.'),
+    (lambda path: None, 'all', MissingFileError, '{path}: no such folder. {parent} has neighbor.'),
+    (lambda path: path.mkdir(), 'all', UserError, '{path}: expected class folders, found nothing.'),
+    (lambda path: (path.mkdir(), (path / '1.png').touch()), 'all', UserError,
+     '{path}: expected class folders, found 1.png. Expected PATH/'),
+    (lambda path: fill(path, {'rose': 0, 'aster': 0}), 'all', UserError,
+     '{path}: no images in its folders, aster, rose.'),
+    (lambda path: fill(path, {'rose': 1, 'aster': 0}), 'all', UserError,
+     '{path}/aster: no images in this class folder; found nothing. Images end in .bmp, .gif'),
+    (lambda path: fill(path / 'train', {'rose': 1, 'aster': 0}), 'train', UserError,
+     '{path}/train/aster: no images in this class folder'),
+    (lambda path: fill(path, {'rose': 1, 'aster/blue': 1}), 'all', UserError,
+     '{path}: expected class folders without folders in them, but {path}/aster has blue.'),
+    (lambda path: fill(path / 'train', {'rose': 1, 'aster/blue': 1}), 'train', UserError,
+     '{path}/train/aster: expected a class folder of images, found the folders blue.'),
 ])
-def test_bad_folders_are_described(tmp_path, make, split, error, message):
-  (tmp_path / 'neighbour').mkdir()
+def test_errors_of_bad_folders(tmp_path, make, split, error, message):
+  (tmp_path / 'neighbor').mkdir()
   path = tmp_path / 'flowers'
   make(path)
   with pytest.raises(error) as raised:
@@ -173,11 +174,11 @@ def test_bad_folders_are_described(tmp_path, make, split, error, message):
   assert message.format(path=path, parent=tmp_path) in str(raised.value)
 
 
-def test_remote_folders_are_listed_folder_by_folder(flowers, monkeypatch):
+def test_remote_folders_are_listed_in_one_request_each(flowers, monkeypatch):
   listed = []
 
   class Remote:
-    """A gs:// path as epath shows it: listings come from walk, and nothing else is asked."""
+    """A gs:// path as epath presents it, with no method that would look at single files."""
 
     def __init__(self, path):
       self.local = pathlib.Path(path)
@@ -188,8 +189,9 @@ def test_remote_folders_are_listed_folder_by_folder(flowers, monkeypatch):
     def __truediv__(self, name):
       return Remote(self.local / name)
 
-    def expanduser(self):
-      return self
+    @property
+    def parents(self):
+      return []
 
     def is_dir(self):
       return True
@@ -207,10 +209,10 @@ def test_remote_folders_are_listed_folder_by_folder(flowers, monkeypatch):
   assert listed == ['flowers', 'train', 'val', 'aster', 'rose', 'tulip']
 
 
-def test_names_relative_to_data_dir(flowers):
+def test_paths_relative_to_data_dir(flowers):
   assert len(sources.open_source('folder:flowers', 'val', str(flowers.parent))) == 5
   assert len(sources.open_source(f'folder:{flowers}', 'val', '/elsewhere')) == 5
-  with pytest.raises(ValueError, match='Expected folder:PATH'):
+  with pytest.raises(UserError, match="dataset 'folder:': expected folder:PATH, such as folder:/data/flowers"):
     sources.open_source('folder:', 'val')
 
 
@@ -219,14 +221,14 @@ def dataset(path, **options):
   return Dataset(DataConfig(**options), seed=0)
 
 
-def spoil(path):
-  """Cuts one image short, and makes another no image."""
+def damage(path):
+  """Truncate one image, and replace another by text."""
   (path / 'train' / 'rose' / '7.png').write_bytes((path / 'train' / 'rose' / '7.png').read_bytes()[:50])
   (path / 'train' / 'aster' / '2.png').write_text('<html>404</html>')
 
 
-def test_corrupt_files_are_named(flowers):
-  spoil(flowers)
+def test_corrupt_files_are_reported(flowers):
+  damage(flowers)
   for cache in (False, True):
     with pytest.raises(ValueError, match=f"file {flowers}/train/(rose/7|aster/2).png: .* cannot be decoded"):
       list(dataset(flowers, cache=cache).eval_batches('train', 8))
@@ -234,7 +236,7 @@ def test_corrupt_files_are_named(flowers):
 
 def test_corrupt_files_are_skipped_and_counted(flowers, caplog):
   whole = pixels(dataset(flowers).source)
-  spoil(flowers)
+  damage(flowers)
   with caplog.at_level(logging.WARNING, logger='absl'):
     data = dataset(flowers, corrupt='skip')
     batches = list(data.eval_batches('train', 8))
@@ -243,12 +245,12 @@ def test_corrupt_files_are_skipped_and_counted(flowers, caplog):
   assert [tuple(pixel) for batch in batches for pixel in batch['image'][batch['mask']][:, 0, 0, :2]] == expected
   assert sum(batch['mask'].sum() for batch in batches) == 33
   messages = [record.getMessage() for record in caplog.records]
-  assert len(messages) == 1  # The split is looked through once, however often it is asked for.
+  assert len(messages) == 1  # The split is checked once, however often it is opened.
   assert 'skipped 2 of 35 images' in messages[0] and f'{flowers}/train/rose/7.png' in messages[0]
 
 
 def test_skipping_keeps_resume_exact(flowers):
-  spoil(flowers)
+  damage(flowers)
   first = iter(dataset(flowers, corrupt='skip').train_batches())
   position = [next(first)['id'] for _ in range(3)] and first.get_state()
   again = iter(dataset(flowers, corrupt='skip').train_batches())
@@ -263,33 +265,33 @@ def test_skipping_works_for_any_source():
   source = corrupt.without_corrupt(fake_source(records=records), 2)
   assert [decode.decode(source[index]['image'], 3)[0, 0, 0] for index in range(len(source))] == [
       index for index in range(200) if index % 3]
-  assert source.describe(2) == "Record 4 of data set 'fake', split 'train'"
+  assert source.describe(2) == "record 4 of dataset 'fake', split 'train'"
   assert source.read([1, 0]) == [records[2], records[1]]
   whole = fake_source(5)
   assert corrupt.without_corrupt(whole, 1) is whole
-  with pytest.raises(ValueError, match='(?s)skipped 7 of 7 .*Record 4 .*and 2 more'):
+  with pytest.raises(ValueError, match='(?s)skipped 7 of 7 .*record 4 .*and 2 more'):
     corrupt.without_corrupt(fake_source(records=records[:1] * 7), 1)
 
 
-def test_unreadable_files_are_named(flowers):
+def test_unreadable_files_are_reported(flowers):
   file = flowers / 'train' / 'rose' / '7.png'
   file.unlink()
-  file.symlink_to('nowhere')  # What cannot be read even by root, whom permissions do not stop.
-  with pytest.raises(OSError, match=f'Cannot read the image {file}: No such file .*corrupt=skip'):
+  file.symlink_to('nowhere')  # Not even root, whom permissions do not stop, can read this.
+  with pytest.raises(FileError, match=f'{file}: cannot read the image: No such file .*corrupt=skip'):
     list(dataset(flowers).eval_batches('train', 8))
   assert len(dataset(flowers, corrupt='skip').source) == 34
   found = audit.audit(f'folder:{flowers}')
   assert [found.scan.name(record) for record in found.scan.errors] == ['train/rose/7.png']
 
 
-def test_permission_is_asked_for_by_a_command(flowers, monkeypatch):
+def test_missing_permission_gives_the_command(flowers, monkeypatch):
   def refuse(*args, onerror=None, **kwargs):
     onerror(PermissionError(13, 'Permission denied', '/flowers/train'))
     return iter([('', [], [])])
 
   source = folder.open_folder(str(flowers), 'train')
   monkeypatch.setattr(folder.os, 'walk', refuse)
-  with pytest.raises(OSError, match="Cannot list the folder /flowers/train: Permission denied. .*chmod -R u.rX '/flowers/train'"):
+  with pytest.raises(FileError, match="/flowers/train: cannot list the folder: Permission denied. .*chmod -R u.rX '/flowers/train'"):
     folder.open_folder(str(flowers), 'train')
   file = flowers / 'train' / 'rose' / '7.png'
 
@@ -297,11 +299,11 @@ def test_permission_is_asked_for_by_a_command(flowers, monkeypatch):
     raise PermissionError(13, 'Permission denied', str(self))
 
   monkeypatch.setattr(type(folder.epath.Path(file)), 'read_bytes', deny)
-  with pytest.raises(OSError, match="Cannot read the image .*: Permission denied. .*chmod -R u.rX '.*png'"):
+  with pytest.raises(FileError, match="png: cannot read the image: Permission denied. .*chmod -R u.rX '.*png'"):
     source[0]
 
 
-def test_flat_folders_name_their_records(tmp_path, monkeypatch):
+def test_record_names_of_folders_without_splits(tmp_path, monkeypatch):
   fill(tmp_path / 'flowers', {'rose': 2, 'aster': 1})
   names = {'aster/0.png', 'rose/0.png', 'rose/1.png'}
   monkeypatch.chdir(tmp_path / 'flowers')
@@ -310,7 +312,7 @@ def test_flat_folders_name_their_records(tmp_path, monkeypatch):
     assert {source.record_name(index) for index in range(3)} == names
   found = audit.audit('folder:.')
   audit.write_list(found, 'list.txt', '')
-  assert len(dataset('.', train_split='all', exclude='list.txt').source) == 3 - len(found.dropped)
+  assert len(dataset('.', train_split='all', exclude='list.txt').source) == 3 - len(found.excluded)
 
 
 @pytest.mark.parametrize('options, message', [

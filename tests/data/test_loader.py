@@ -253,7 +253,7 @@ def test_evaluation_repeats_even_where_the_transform_is_random():
 def test_bad_records_are_named(make, threads, cache, bad, message):
   records = fake_source(10).read(range(10))
   records[7] |= bad
-  with pytest.raises(ValueError, match=f"Record 7 of data set 'fake', split 'train': .*{message}"):
+  with pytest.raises(ValueError, match=f"record 7 of dataset 'fake', split 'train': .*{message}"):
     take(make(fake_source(records=records), threads=threads, cache=cache), 2)
 
 

@@ -128,5 +128,5 @@ def test_eval_batches_are_those_of_version_0_1(process, data_dir):
 def test_batch_shapes_are_those_of_a_batch(name, data_dir):
   source = registry.open_source(name, 'train', data_dir)
   batch, = take(train(source), 1)
-  shapes = batch_shapes(source.facts, batch_size=8, image_size=(6, 5))
+  shapes = batch_shapes(source.info, batch_size=8, image_size=(6, 5))
   assert shapes == {key: (value.shape, value.dtype) for key, value in batch.items()}

@@ -68,7 +68,7 @@ def test_batches_do_not_share_memory():
 def test_errors_in_workers_name_the_record(bad, message):
   records = fake_source(10).read(range(10))
   records[7] |= bad
-  with pytest.raises(ValueError, match=f"Record 7 of data set 'fake', split 'train': .*{message}"):
+  with pytest.raises(ValueError, match=f"record 7 of dataset 'fake', split 'train': .*{message}"):
     take(train(fake_source(records=records), workers=2), 2)
 
 

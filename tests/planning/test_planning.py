@@ -22,7 +22,7 @@ from vit_jax import train
 from vit_jax.data.loading import loader
 from vit_jax.data.loading.batch import batch_shapes
 from vit_jax.data.sources import registry as sources
-from vit_jax.data.sources.info import Facts, FACTS
+from vit_jax.data.sources.info import DatasetInfo, KNOWN_DATASETS
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.planning import chips
 from vit_jax.planning import cost
@@ -109,12 +109,21 @@ def test_multiply_adds_are_those_of_the_forward_pass(fields):
 
 def test_the_shapes_of_a_batch_are_those_of_the_batches(data_dir):
   source = sources.open_source('digits', 'train[:20]', str(data_dir))
+<<<<<<< HEAD
   batch = next(iter(loader.train_batches(source, batch_size=4, image_size=(8, 8), threads=0)))
-  assert source.facts == Facts(20, 10, 1)
-  assert batch_shapes(source.facts, batch_size=4, image_size=(8, 8)) == {
+  assert source.info == DatasetInfo(20, 10, 1)
+  assert batch_shapes(source.info, batch_size=4, image_size=(8, 8)) == {
       name: (array.shape, array.dtype) for name, array in batch.items()}
-  many = dataclasses.replace(source.facts, many_labels=True)
+  many = dataclasses.replace(source.info, multi_label=True)
   assert batch_shapes(many, batch_size=4, image_size=(8, 8))['label'][0] == (4, 10)
+=======
+  batch = next(iter(pipeline.train_batches(source, batch_size=4, image_size=(8, 8), threads=0)))
+  assert source.info == DatasetInfo(20, 10, 1)
+  assert pipeline.batch_shapes(source.info, batch_size=4, image_size=(8, 8)) == {
+      name: (array.shape, array.dtype) for name, array in batch.items()}
+  many = dataclasses.replace(source.info, multi_label=True)
+  assert pipeline.batch_shapes(many, batch_size=4, image_size=(8, 8))['label'][0] == (4, 10)
+>>>>>>> fc40a85 (Sources and audit: typed contracts, TFDS in a file of its own, the audit command is flags and printing, plain English)
 
 
 @pytest.mark.parametrize('text, needed, there', [
@@ -178,7 +187,7 @@ def machine(monkeypatch):
 
 
 def test_search_finds_the_largest_power_of_two_for_each_setting(machine, data_dir):
-  found = search.search(tiny.config(data_dir), Facts(1000, 10, 1))
+  found = search.search(tiny.config(data_dir), DatasetInfo(1000, 10, 1))
   assert [(row['settings'], row['batch_per_device']) for row in found['search']] == [
       ({'model.dtype': 'float32'}, 32), ({'model.dtype': 'bfloat16'}, 64)]
   assert found['batch_per_device'] == 64 and found['settings'] == {'model.dtype': 'bfloat16'}
@@ -188,29 +197,29 @@ def test_search_finds_the_largest_power_of_two_for_each_setting(machine, data_di
 def test_search_goes_down_to_one_image_and_gives_up(machine, data_dir, monkeypatch):
   fake = search.estimate
   monkeypatch.setattr(search, 'estimate', lambda *args: dict(fake(*args), fits=machine[-1] <= 1))
-  assert search.search(tiny.config(data_dir), Facts(1000, 10, 1))['batch_per_device'] == 1
+  assert search.search(tiny.config(data_dir), DatasetInfo(1000, 10, 1))['batch_per_device'] == 1
   monkeypatch.setattr(search, 'estimate', lambda *args: dict(fake(*args), fits=False))
   with pytest.raises(ValueError, match='not even one image a device fits'):
-    search.search(tiny.config(data_dir), Facts(1000, 10, 1))
+    search.search(tiny.config(data_dir), DatasetInfo(1000, 10, 1))
 
 
 def test_search_ends_where_memory_does_not(machine, data_dir, monkeypatch):
   fake = search.estimate
   monkeypatch.setattr(search, 'estimate', lambda *args: dict(fake(*args), fits=True, needed_gb=1.0 + 1e-6))
-  assert search.search(tiny.config(data_dir), Facts(1000, 10, 1))['batch_per_device'] == 4096
+  assert search.search(tiny.config(data_dir), DatasetInfo(1000, 10, 1))['batch_per_device'] == 4096
 
 
 def test_search_survives_a_program_smaller_than_its_parts(machine, data_dir, monkeypatch):
   fake, said = search.estimate, []
   monkeypatch.setattr(search, 'estimate', lambda *args: dict(fake(*args), needed_gb=0.5))
-  assert search.search(tiny.config(data_dir), Facts(1000, 10, 1), say=said.append)['batch_per_device'] == 64
+  assert search.search(tiny.config(data_dir), DatasetInfo(1000, 10, 1), say=said.append)['batch_per_device'] == 64
   assert [line for line in said if 'combination' in line] == [
       "combination 1 of 2: {'model.dtype': 'float32'}", "combination 2 of 2: {'model.dtype': 'bfloat16'}"]
 
 
 def test_search_needs_a_limit_of_memory(data_dir):
   with pytest.raises(ValueError, match='give a --topology'):
-    search.search(tiny.config(data_dir), Facts(1000, 10, 1))
+    search.search(tiny.config(data_dir), DatasetInfo(1000, 10, 1))
 
 
 @pytest.fixture(scope='module')
@@ -245,7 +254,7 @@ def test_devices_that_share_images_are_counted_once(data_dir):
   parallel = dict(strategy='mesh', data=1, fsdp=1, tensor=2)
   config = config_lib.resolve(tiny.config(data_dir, **{'parallel': parallel, 'train.micro_batch': 16}))
   strategy = parts.make_strategy(config, [jax.devices()[0]] * 2)
-  program = parts.build_program(config, strategy, Facts(300, 10, 1))
+  program = parts.build_program(config, strategy, DatasetInfo(300, 10, 1))
   found = estimate._described(program, None, 2)
   assert (found['batch_size'], found['batch_per_device'], found['accumulate']) == (64, 64, 4)
   assert found['strategy'] == 'mesh of data 1 × fsdp 1 × tensor 2'
@@ -273,11 +282,11 @@ def test_a_plan_that_does_not_fit_says_how_much_is_missing_and_what_helps(data_d
 
 def test_known_data_need_not_be_here(data_dir, monkeypatch):
   monkeypatch.setattr(estimate, 'estimate', lambda config, facts, tpu, say: facts)
-  assert plan.plan(vit.get_config('b16,imagenet21k')) == FACTS['imagenet21k']
+  assert plan.plan(vit.get_config('b16,imagenet21k')) == KNOWN_DATASETS['imagenet21k']
   assert plan.plan(vit.get_config('b16,imagenet21k'), num_classes=7) == dataclasses.replace(
-      FACTS['imagenet21k'], num_classes=7)
-  assert plan.plan(tiny.config(data_dir)) == Facts(300, 10, 1)
-  assert plan.plan(finetune.get_config('b16,cifar10')) == FACTS['cifar10']  # its weights are not named
+      KNOWN_DATASETS['imagenet21k'], num_classes=7)
+  assert plan.plan(tiny.config(data_dir)) == DatasetInfo(300, 10, 1)
+  assert plan.plan(finetune.get_config('b16,cifar10')) == KNOWN_DATASETS['cifar10']  # its weights are not named
 
 
 def test_command_prints_one_object_and_nothing_else(data_dir, tmp_path):

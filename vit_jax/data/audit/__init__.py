@@ -1,1 +1,1 @@
-"""Find what is wrong with a dataset: corrupt files, duplicates, conflicting labels."""
+"""Audit of a dataset: counts, corrupt files, duplicates."""

@@ -1,13 +1,11 @@
-"""Which images of a scan are the same, or nearly, and which of them a training run should leave out."""
-
+"""Which images of a scan are the same or nearly the same, and which of them training should leave out."""
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
-from typing import Iterable
 
 import numpy as np
 from tqdm import tqdm
 
-from vit_jax.data.audit import near
-from vit_jax.data.audit import perceptual
+from vit_jax.data.audit import near, perceptual
 from vit_jax.data.audit.scan import Scan
 
 _CHUNK = 1 << 12  # Pairs of thumbnails compared at once.
@@ -15,13 +13,13 @@ _CHUNK = 1 << 12  # Pairs of thumbnails compared at once.
 
 @dataclasses.dataclass
 class Duplicates:
-  """What is alike.
+  """The duplicates of a scan.
 
   Attributes:
-    groups: of records, each sorted, that show the same image: linked by pairs of either sort.
-    exact: how many groups hold two records with the same pixels.
-    same_file: how many hold two records with the same bytes.
-    near: (first, second, similarity) of pairs that are nearly the same, the least alike first.
+    groups: records that show the same image, linked by exact or near pairs; each group is sorted.
+    exact: number of groups with two records of the same pixels.
+    same_file: number of groups with two records of the same bytes.
+    near: (first, second, similarity) of pairs that are nearly the same, the least similar first.
   """
   groups: list[list[int]]
   exact: int
@@ -30,19 +28,19 @@ class Duplicates:
 
 
 def find(scan: Scan, similarity: float) -> Duplicates:
-  """Groups the records of a scan by what they show.
+  """Group the records of a scan by what they show.
 
-  Exact duplicates have the same size and the same decoded pixels, whatever the encoding. Near ones have perceptual
-  hashes within `near.RADIUS` bits and thumbnails of at least `similarity`. Plain images, almost of one
-  colour, are only ever exact duplicates.
+  Exact duplicates have the same size and the same decoded pixels, whatever the encoding. Near duplicates have perceptual
+  hashes within `near.RADIUS` bits and thumbnails of at least `similarity`. Plain images, of almost one color, are never
+  near duplicates.
   """
   sound = np.flatnonzero(~scan.records['corrupt'])
   _, first, inverse = np.unique(scan.records['pixels'][sound], return_index=True, return_inverse=True)
   parents = np.arange(len(scan.records))
-  parents[sound] = sound[first][inverse]  # The first of the same pixels stands for them.
+  parents[sound] = sound[first][inverse]  # The first record of the same pixels represents all of them.
   distinct = np.sort(sound[first])
   distinct = distinct[~scan.records['plain'][distinct]]
-  pairs = sorted(_near(scan, distinct, similarity), key=lambda pair: (pair[2], pair[:2]))
+  pairs = sorted(_near_pairs(scan, distinct, similarity), key=lambda pair: (pair[2], pair[:2]))
   for a, b, _ in pairs:
     low, high = sorted((_root(parents, a), _root(parents, b)))
     parents[high] = low
@@ -51,16 +49,17 @@ def find(scan: Scan, similarity: float) -> Duplicates:
   return Duplicates(groups, exact=count('pixels'), same_file=count('encoded'), near=pairs)
 
 
-def dropped(scan: Scan, groups: Iterable[list[int]], train: set[int]) -> dict[int, str]:
-  """Which records of the training splits to leave out, and why. Those of other splits are never touched.
+def choose_excluded(scan: Scan, groups: Iterable[list[int]], train: set[int]) -> dict[int, str]:
+  """Return {record: reason} of the training records to leave out; records of other splits are never left out.
 
-  Of a group whose records disagree on the class, all: nobody knows which is right. Of one with a record in another
-  split, all: else the model is tested on what it was trained on. Of any other, all but the first. And what is corrupt.
+  All training records of a group are left out if its labels conflict, because we cannot know which is right, and if the
+  group has a record in another split, because the model would be tested on what it was trained on. Of any other group, all
+  but the first are left out. Corrupt records are left out too.
 
   Args:
-    scan: of the data set.
+    scan: the dataset.
     groups: see `Duplicates`.
-    train: the numbers of the training splits.
+    train: indices of the training splits.
   """
   reasons = {record: 'corrupt' for record in scan.errors if scan.split(record) in train}
   for group in groups:
@@ -69,33 +68,34 @@ def dropped(scan: Scan, groups: Iterable[list[int]], train: set[int]) -> dict[in
     if not inside:
       continue
     if len({int(label) for label in scan.records['label'][group]}) > 1:
-      reason, out = 'conflicting label', inside
+      reason, excluded = 'conflicting label', inside
     elif outside:
-      reason, out = 'also in another split', inside
+      reason, excluded = 'also in another split', inside
     else:
-      reason, out = 'duplicate', inside[1:]
-    for record in out:
-      other = _reference(scan, record, [*outside, *inside])
-      sort = 'same pixels as' if same_pixels(scan, record, other) else 'nearly the same as'
-      reasons[record] = f'{reason}: {sort} {scan.name(other)} ({scan.class_names(record)}, {scan.class_names(other)})'
+      reason, excluded = 'duplicate', inside[1:]
+    for record in excluded:
+      other = _counterpart(scan, record, [*outside, *inside])
+      relation = 'same pixels as' if same_pixels(scan, record, other) else 'nearly the same as'
+      reasons[record] = (f'{reason}: {relation} {scan.name(other)} '
+                         f'({scan.class_names(record)}, {scan.class_names(other)})')
   return reasons
 
 
 def same_pixels(scan: Scan, a: int, b: int) -> bool:
-  """Whether two records are exact duplicates."""
+  """Return whether two records are exact duplicates."""
   return scan.records['pixels'][a] == scan.records['pixels'][b]
 
 
-def _reference(scan, record, group):
-  """The record of a group that a reason names: one of another class, where there is one."""
+def _counterpart(scan: Scan, record: int, group: Sequence[int]) -> int:
+  """Return the record of a group to name in a reason: one with another label, if there is one."""
   others = [one for one in group if one != record]
   return next((one for one in others if scan.records['label'][one] != scan.records['label'][record]), others[0])
 
 
-def _near(scan, distinct, similarity):
+def _near_pairs(scan: Scan, distinct: np.ndarray, similarity: float) -> Iterator[tuple[int, int, float]]:
   hashes = scan.records['hash'][distinct]
-  # disable=None: no progress line where stderr is no terminal.
-  for pairs in tqdm(near.pairs_within_radius(hashes), desc='Comparing', unit='piece', disable=None, leave=False):
+  # disable=None: no progress bar if stderr is not a terminal.
+  for pairs in tqdm(near.pairs_within_radius(hashes), desc='Comparing', unit='chunk', disable=None, leave=False):
     for start in range(0, len(pairs), _CHUNK):
       a, b = distinct[pairs[start:start + _CHUNK]].T
       values = perceptual.similarity(scan.thumbnails[a], scan.thumbnails[b])
@@ -103,14 +103,14 @@ def _near(scan, distinct, similarity):
         yield int(a[index]), int(b[index]), float(values[index])
 
 
-def _root(parents, record):
+def _root(parents: np.ndarray, record: int) -> int:
   while parents[record] != record:
     parents[record] = parents[parents[record]]
     record = parents[record]
   return int(record)
 
 
-def _groups(parents, sound):
+def _groups(parents: np.ndarray, sound: np.ndarray) -> list[list[int]]:
   roots = np.array([_root(parents, record) for record in sound], np.int64)
   order = np.argsort(roots, kind='stable')
   cuts = np.flatnonzero(np.diff(roots[order])) + 1

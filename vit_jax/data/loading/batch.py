@@ -3,7 +3,7 @@ from typing import NotRequired, TypedDict
 
 import numpy as np
 
-from vit_jax.data.sources.info import Facts
+from vit_jax.data.sources.info import DatasetInfo
 
 
 class Batch(TypedDict):
@@ -23,9 +23,9 @@ class Batch(TypedDict):
   mask: NotRequired[np.ndarray]
 
 
-def batch_shapes(facts: Facts, *, batch_size: int, image_size: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], type]]:
+def batch_shapes(facts: DatasetInfo, *, batch_size: int, image_size: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], type]]:
   """Return {key: (shape, dtype)} of a global training batch, without making one."""
-  label = (facts.num_classes,) if facts.many_labels else ()
+  label = (facts.num_classes,) if facts.multi_label else ()
   example = {'image': ((*image_size, facts.channels), np.uint8), 'label': (label, np.int32), 'id': ((), np.int32),
              'rng': ((), np.uint32)}
   return {key: ((batch_size, *shape), dtype) for key, (shape, dtype) in example.items()}

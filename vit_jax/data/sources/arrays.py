@@ -1,139 +1,148 @@
-"""Arrays in memory, or in an .npz file: `images` with `labels`, or such a pair for each split.
+"""Arrays in memory, or in an .npz file: `images` with `labels`, or such a pair per split.
 
-  train_images, train_labels, test_images, test_labels     splits `train` and `test`, the names MedMNIST's files have
-  images, labels                                           one split, `all`, to be cut: `all[:90%]`, `all[90%:]`
+  train_images, train_labels, test_images, test_labels     splits `train` and `test`; MedMNIST's files use these names
+  images, labels                                           one split, `all`, from which slices are taken: `all[:90%]`
 """
-
+from collections.abc import Iterable, Mapping, Sequence
 import io
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any
 import zipfile
 import zlib
 
-from etils import epath
 import numpy as np
 from PIL import Image
 
+from vit_jax.base import files
+from vit_jax.base.errors import MissingFileError, UserError
+from vit_jax.base.text import count, listing
 from vit_jax.data.sources import splits as splits_lib
-from vit_jax.data.sources.base import Source, fingerprint
+from vit_jax.data.sources.base import Source, make_fingerprint
 
 
 def open_npz(path: str, split: str) -> Source:
-  """Opens a split of an .npz file, which is read into memory.
+  """Open a split of an .npz file, which is read into memory.
 
-  Records keep their order; `train[:100]` are the first hundred. Written with NumPy alone:
+  Records keep their order: `train[:100]` are the first hundred. NumPy alone writes such a file:
 
     np.savez('cats.npz', train_images=images, train_labels=labels, class_names=['cat', 'no cat'])
 
   Args:
-    path: the file, local or gs://. No pickled objects are loaded.
-    split: the part of an array's name before `_images`, or `all`; slices and sums as in TFDS.
+    path: the file, local or gs://. Pickled objects are not loaded.
+    split: what comes before `_images` in an array's name, or `all`; slices and sums as in TFDS.
 
   Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: no .npz file, no such split, arrays that are no images with labels, see `from_arrays`, or splits whose
-      labels differ in form.
+    MissingFileError: no such file.
+    UserError: not an .npz file, no such split, arrays that are not images with labels, see `from_arrays`, or splits with
+      different kinds of labels.
   """
   names, parts = split_names(path), splits_lib.parse(split)
   if unknown := sorted({part.name for part in parts} - set(names)):
-    raise ValueError(f'Expected a split of {path}, got {unknown[0]!r} in {split!r}. Splits there: {", ".join(names)}. '
-                     f'Parts and sums work too: {names[0]}[:90%], {names[0]}[100:].')
+    raise UserError(f'split {split!r}: no {unknown[0]!r} in {path}. Splits there: {", ".join(names)}. Parts and sums work '
+                    f'too: {names[0]}[:90%], {names[0]}[100:].')
   with _open(path) as archive:
     known = _class_names(archive, path)
-    # All splits' labels: they share a numbering that one split's may not show.
-    labels_of = {name: _labels(_read(archive, _key(name, 'labels'), path), known, f'{path}, split {name!r}')
+    # The labels of all splits: one split may not show all classes.
+    labels_of = {name: _check_labels(_read(archive, _key(name, 'labels'), path), known, f'{path}, split {name!r}')
                  for name in names}
-    _check_alike(labels_of, path)
+    _check_same_kind(labels_of, path)
     pairs = {part.name: (_read(archive, _key(part.name, 'images'), path), labels_of[part.name]) for part in parts}
     for name, pair in pairs.items():
       _check_images(*pair, f'{path}, split {name!r}')
-    classes = known or _numbers(labels_of.values())
-    sums = {info.filename: info.CRC for info in archive.zip.infolist()}
+    classes = known or _numbered_classes(labels_of.values())
+    assert archive.zip is not None  # until it is closed
+    checksums = {info.filename: info.CRC for info in archive.zip.infolist()}
   sizes = {name: len(images) for name, (images, _) in pairs.items()}
   chosen = [(part.name, splits_lib.bounds(part, sizes, split)) for part in parts]
   images = [image for name, indices in chosen for image in pairs[name][0][indices.start:indices.stop]]
   labels = [label for name, indices in chosen for label in pairs[name][1][indices.start:indices.stop]]
-  many = any(np.ndim(label) for label in labels[:1])
+  multi_label = any(np.ndim(label) for label in labels[:1])
+  arrays_of = lambda name: [checksums[f'{_key(name, kind)}.npy'] for kind in ('images', 'labels')]
   return Source(
-      _Arrays(images, labels, many), name=f'npz:{path}', split=split, class_names=classes,
-      channels=_channels(images), many_labels=many, names=[f'{name}/{i}' for name, indices in chosen for i in indices],
-      fingerprints={name: fingerprint([sums[f'{_key(name, "images")}.npy'], sums[f'{_key(name, "labels")}.npy']])
-                    for name in pairs})
+      _Arrays(images, labels, multi_label), name=f'npz:{path}', split=split, class_names=classes,
+      channels=_channels(images), multi_label=multi_label,
+      names=[f'{name}/{i}' for name, indices in chosen for i in indices],
+      split_fingerprints={name: make_fingerprint(arrays_of(name)) for name in pairs})
 
 
 def from_arrays(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None = None, *,
                 name: str = 'arrays', split: str = 'all') -> Source:
-  """A source of arrays in memory, for `loader.train_batches` and the like; a run reads them from a file, `open_npz`.
+  """Return a source of arrays in memory, for programs of your own; a run reads arrays from a file, see `open_npz`.
 
   Args:
-    images: (N, H, W) or (N, H, W, 1) greyscale, or (N, H, W, 3) colour, uint8, 0..255; N > 0. Not copied.
-    labels: (N,) or (N, 1) integers, 0 <= label < number of classes; or (N, number of classes > 1) of 0 and 1, where
-      an image may have any number of classes.
-    class_names: a name for each label; None numbers them up to the largest, a million at most.
-    name, split: what messages call the data set.
+    images: (N, H, W) or (N, H, W, 1) grayscale, or (N, H, W, 3) color, uint8, 0..255; N > 0. Not copied.
+    labels: (N,) or (N, 1) integers, 0 <= label < number of classes; or (N, number of classes > 1) of 0 and 1 if an image
+      can have any number of classes.
+    class_names: name of each class; None numbers them up to the largest label, at most a million.
+    name, split: names of the dataset and the split for messages.
 
   Raises:
-    ValueError: anything else.
+    UserError: anything else.
+
+  >>> source = from_arrays(np.zeros((2, 8, 8), np.uint8), np.array([0, 1]), ['cat', 'dog'])
+  >>> len(source), source.channels, source[1]['label']
+  (2, 1, 1)
   """
-  labels = _labels(labels, class_names, f'{name} {split}')
+  labels = _check_labels(labels, class_names, f'{name} {split}')
   _check_images(images, labels, f'{name} {split}')
-  many = labels.ndim == 2
-  return Source(_Arrays(images, labels, many), name=name, split=split, class_names=class_names or _numbers([labels]),
-                channels=_channels(images), many_labels=many)
+  multi_label = labels.ndim == 2
+  return Source(_Arrays(images, labels, multi_label), name=name, split=split,
+                class_names=class_names or _numbered_classes([labels]), channels=_channels(images),
+                multi_label=multi_label)
 
 
 def split_names(path: str) -> list[str]:
-  """Names of the splits in an .npz file, sorted; raises as `open_npz` does."""
+  """Return the names of the splits in an .npz file, sorted; errors as of `open_npz`."""
   with _open(path) as archive:
     keys = archive.files
   names = sorted('all' if key == 'images' else key.removesuffix('_images')
                  for key in keys if key == 'images' or key.endswith('_images'))
   if not names:
-    raise ValueError(f'Expected arrays SPLIT_images and SPLIT_labels, such as train_images, or images and labels, in '
-                     f'{path}; found {", ".join(keys) or "nothing"}. Write it with np.savez({path!r}, '
-                     'train_images=…, train_labels=…).')
-  if lonely := [name for name in names if _key(name, 'labels') not in keys]:
-    raise ValueError(f'Expected labels for every split in {path}: there is {_key(lonely[0], "images")}, but no '
-                     f'{_key(lonely[0], "labels")}.')
+    raise UserError(f'{path}: expected arrays SPLIT_images and SPLIT_labels, such as train_images, or images and labels; '
+                    f'found {listing(keys) or "nothing"}. Write it with np.savez({path!r}, train_images=…, train_labels=…).')
+  if unlabeled := [name for name in names if _key(name, 'labels') not in keys]:
+    raise UserError(f'{path}: expected labels for every split; there is {_key(unlabeled[0], "images")}, but no '
+                    f'{_key(unlabeled[0], "labels")}')
   return names
 
 
 class _Arrays:
-  """Records encoded when asked for: as BMP, which is the pixels behind a header, so little is lost."""
+  """Records that are encoded when asked for: as BMP, which is the pixels after a header, so it costs little."""
 
-  def __init__(self, images: Sequence[np.ndarray], labels: Sequence[Any], many: bool):
-    self._images, self._labels, self._many = images, labels, many
+  def __init__(self, images: Sequence[np.ndarray] | np.ndarray, labels: Sequence[Any] | np.ndarray, multi_label: bool):
+    self._images, self._labels, self._multi_label = images, labels, multi_label
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self._images)
 
-  def __getitem__(self, index):
+  def __getitem__(self, index: int) -> dict[str, Any]:
     image = self._images[index]
     buffer = io.BytesIO()
     Image.fromarray(image[:, :, 0] if image.ndim == 3 and image.shape[-1] == 1 else image).save(buffer, 'BMP')
     label = self._labels[index]
-    labels = {'labels': np.flatnonzero(label).tolist()} if self._many else {'label': int(label)}
+    labels = {'labels': np.flatnonzero(label).tolist()} if self._multi_label else {'label': int(label)}
     return {'image': buffer.getvalue(), **labels}
 
 
 def _open(path: str) -> np.lib.npyio.NpzFile:
-  file = epath.Path(path).expanduser()
+  file = files.expand(path)
   if not file.exists():
-    there = sorted(child.name for child in file.parent.glob('*.npz')) if file.parent.exists() else []
-    raise FileNotFoundError(f'There is no file {path}. .npz files in {file.parent}: {", ".join(there) or "none"}.')
+    found = sorted(child.name for child in file.parent.glob('*.npz')) if file.parent.exists() else []
+    raise MissingFileError(f'{path}: no such file. .npz files in {file.parent}: {listing(found) or "none"}.')
   try:
     archive = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
     if not isinstance(archive, np.lib.npyio.NpzFile):
       raise ValueError('it holds one array')
     return archive
   except (ValueError, EOFError, zipfile.BadZipFile, OSError) as error:
-    raise ValueError(f'Cannot read {path} as an .npz file: {error}. Write it with np.savez.') from error
+    raise UserError(f'{path}: cannot be read as an .npz file: {error}. Write it with np.savez.') from error
 
 
 def _read(archive: Mapping[str, np.ndarray], key: str, path: str) -> np.ndarray:
   try:
     return archive[key]
-  except (zipfile.BadZipFile, zlib.error, ValueError) as error:  # The last is a pickle.
-    raise ValueError(f'{path} is damaged, or holds objects, in {key}: {error}. Write or copy it again.') from error
+  except (zipfile.BadZipFile, zlib.error, ValueError) as error:  # ValueError: a pickle.
+    raise UserError(f'{path}: the array {key} is damaged, or holds objects: {error}. Write or copy the file '
+                    'again.') from error
 
 
 def _class_names(archive: Mapping[str, np.ndarray], path: str) -> list[str] | None:
@@ -141,58 +150,58 @@ def _class_names(archive: Mapping[str, np.ndarray], path: str) -> list[str] | No
     return None
   names = _read(archive, 'class_names', path)
   if names.dtype.kind not in 'Uiu' or names.ndim != 1 or not names.size:
-    raise ValueError(f'Expected class_names of {path} to be a list of text, a name for each class, got {names.dtype} '
-                     f'of shape {names.shape}.')
+    raise UserError(f'{path}: expected class_names to be a list of text, one name per class, got {names.dtype} of shape '
+                    f'{names.shape}')
   return [str(name) for name in names.tolist()]
 
 
-def _labels(labels: np.ndarray, class_names: Sequence[str] | None, where: str) -> np.ndarray:
-  """Labels of shape (N,) or (N, classes > 1); raises where form or values are none."""
+def _check_labels(labels: np.ndarray, class_names: Sequence[str] | None, where: str) -> np.ndarray:
+  """Return labels of shape (N,) or (N, classes > 1); raise UserError for any other shape, type or value."""
   if labels.dtype.kind not in 'iu' + 'b' * (labels.ndim == 2) or labels.ndim not in (1, 2):
-    raise ValueError(f'Expected labels of {where} to be integers of shape (N,), or 0 and 1 of shape (N, classes), '
-                     f'got {labels.dtype} of shape {labels.shape}.')
+    raise UserError(f'{where}: expected labels to be integers of shape (N,), or 0 and 1 of shape (N, classes), got '
+                    f'{labels.dtype} of shape {labels.shape}')
   labels = labels[:, 0] if labels.shape[1:] == (1,) else labels
   low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
   if labels.ndim == 2:
     if low < 0 or high > 1:
-      raise ValueError(f'Expected labels of {where}, of shape {labels.shape}, to be 0 and 1 for each image and class, '
-                       f'got {low}..{high}.')
+      raise UserError(f'{where}: expected labels of shape {labels.shape} to be 0 or 1 for each image and class, got '
+                      f'{low}..{high}')
     if class_names is not None and labels.shape[1] != len(class_names):
-      raise ValueError(f'Expected labels of {where} to have a column for each of the {len(class_names)} class names, '
-                       f'got shape {labels.shape}.')
+      raise UserError(f'{where}: expected labels to have one column for each of the {len(class_names)} class names, got '
+                      f'shape {labels.shape}')
     return labels
-  classes = _MOST_CLASSES if class_names is None else len(class_names)
+  classes = _MAX_CLASSES if class_names is None else len(class_names)
   if low < 0 or high >= classes:
-    given = ', the number of class names less one' if class_names is not None else ''
-    raise ValueError(f'Expected labels of {where} to lie in 0..{classes - 1}{given}, got {low}..{high}.')
+    given = f' for {classes} class names' if class_names is not None else ''
+    raise UserError(f'{where}: expected labels to be in 0..{classes - 1}{given}, got {low}..{high}')
   return labels
 
 
-def _check_alike(labels_of: Mapping[str, np.ndarray], path: str) -> None:
+def _check_same_kind(labels_of: Mapping[str, np.ndarray], path: str) -> None:
   first, *others = labels_of
   for other in others:
     if labels_of[other].shape[1:] != labels_of[first].shape[1:]:
-      raise ValueError(f'Expected labels of one form in all splits of {path}, integers or as many columns of 0 and 1, '
-                       f'got {_key(first, "labels")} of shape {labels_of[first].shape} and {_key(other, "labels")} of '
-                       f'shape {labels_of[other].shape}.')
+      raise UserError(f'{path}: expected all splits to have integer labels, or the same number of columns of 0 and 1; got '
+                      f'{_key(first, "labels")} of shape {labels_of[first].shape} and {_key(other, "labels")} of shape '
+                      f'{labels_of[other].shape}')
 
 
 def _check_images(images: np.ndarray, labels: np.ndarray, where: str) -> None:
   if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
-    raise ValueError(f'Expected images of {where} to be uint8, 0..255, of shape (N, H, W), (N, H, W, 1) or '
-                     f'(N, H, W, 3), got {images.dtype} of shape {images.shape}.')
+    raise UserError(f'{where}: expected images to be uint8, 0..255, of shape (N, H, W), (N, H, W, 1) or (N, H, W, 3), got '
+                    f'{images.dtype} of shape {images.shape}')
   if len(images) != len(labels) or not images.size:
-    raise ValueError(f'Expected a label for each image of {where}, and at least one, got {len(images)} images '
-                     f'of shape {images.shape[1:]} and {len(labels)} labels.')
+    raise UserError(f'{where}: expected one label per image, and at least one image, got '
+                    f'{count(len(images), "image")} of shape {images.shape[1:]} and {count(len(labels), "label")}')
 
 
-def _numbers(labels: Iterable[np.ndarray]) -> list[str]:
-  """Classes without names: as many as columns, or up to the largest label."""
+def _numbered_classes(labels: Iterable[np.ndarray]) -> list[str]:
+  """Return names of classes that have none: '0', '1', … for every column, or up to the largest label."""
   counts = [array.shape[1] if array.ndim == 2 else 1 + int(array.max(initial=0)) for array in labels]
   return [str(label) for label in range(max(counts))]
 
 
-def _channels(images: Sequence[np.ndarray]) -> int:
+def _channels(images: Sequence[np.ndarray] | np.ndarray) -> int:
   return 3 if np.ndim(images[0]) == 3 and images[0].shape[-1] == 3 else 1
 
 
@@ -200,5 +209,5 @@ def _key(split: str, kind: str) -> str:
   return kind if split == 'all' else f'{split}_{kind}'
 
 
-# Labels without names are taken for something else, such as identifiers, from here on.
-_MOST_CLASSES = 1_000_000
+# From here on, labels without class names are probably something else, such as identifiers.
+_MAX_CLASSES = 1_000_000

@@ -1,104 +1,150 @@
-"""What every data set is to the rest: encoded images with labels, by number."""
+"""The contract of a source: random access to the encoded images and labels of a split.
 
+A kind of source (TFDS, a folder, arrays) implements `Records` and wraps it in a `Source`, which everything else uses.
+"""
+from collections.abc import Iterable, Mapping, Sequence
 import copy
 import hashlib
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
-from vit_jax.data.sources.info import Facts
+from vit_jax.data.sources.info import DatasetInfo
 
 
-def fingerprint(facts: Iterable[Any]) -> str:
-  """16 hexadecimal digits that change with any of the facts, taken as text."""
-  text = '\0'.join(map(str, facts)).encode(errors='surrogateescape')
+class Record(TypedDict):
+  """An encoded image and its label.
+
+  Keys:
+    image: content of an image file.
+    label: class, or with `Source.multi_label` the classes. As stored: it is checked to be in 0..num_classes - 1 when it is
+      used.
+  """
+  image: bytes
+  label: int | list[int]
+
+
+class Records(Protocol):
+  """The stored records of a split. Threads may read them at the same time; a list of dicts will do.
+
+  `records[i]`, 0 <= i < len(records), is a mapping with `image`, the content of an image file, and `label`, a class, or
+  `labels`, any number of them; other keys are ignored. If reading many records in one call is faster than one by one, there
+  is also `__getitems__(indices) -> sequence of mappings`.
+  """
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
+
+
+class Texts(Protocol):
+  """A text per record: a list, or an object that makes them when asked."""
+
+  def __getitem__(self, index: int, /) -> str: ...
+
+
+def make_fingerprint(values: Iterable[object]) -> str:
+  """Return 16 hexadecimal digits that change if the text of any of the values changes.
+
+  >>> make_fingerprint(['train', 3]) == make_fingerprint(['train', '3']), make_fingerprint(['train', 3])
+  (True, 'a5afb67dac3b44e6')
+  """
+  text = '\0'.join(map(str, values)).encode(errors='surrogateescape')
   return hashlib.sha256(text).hexdigest()[:16]
 
 
 class Source:
-  """A labelled split with random access; threads may read it at once.
+  """A labeled split with random access; threads may read it at the same time.
 
-  `source[i]` is `{'image': bytes, 'label': label}`, the image still encoded, 0 <= i < len(source);
-  a label is an int, or with `many_labels` a list of ints.
-  Labels are as stored: whether they lie in 0..num_classes - 1 is checked where they are used.
+  Args:
+    records: what is stored.
+    name, split, class_names, channels, multi_label, upright: see Attributes.
+    paths: file of each record, for messages; None if records have no files of their own.
+    names: name of each record, see `record_name`; None counts them.
+    split_fingerprints: see Attributes; None is empty.
 
   Attributes:
-    name: the data set, as asked for.
-    split: the split, as asked for, such as `train[:90%]`.
-    class_names: a name for each label, in order.
-    num_classes: how many there are.
-    many_labels: whether an image has any number of classes instead of one.
-    channels: what images are decoded to: 1, greyscale, or 3, colour.
-    upright: whether an orientation noted in an image's EXIF is applied, see `decode`.
-    fingerprints: of each stored split that records come from, such as `train` for `train[:90%]`: 16 digits that
-      change where the names of its records no longer mean the same images. Empty where that cannot be told.
+    name: the dataset, as the user named it.
+    split: the split, as the user named it, such as `train[:90%]`.
+    class_names: name of each class, in order.
+    num_classes: number of classes.
+    multi_label: whether an image can have any number of classes instead of exactly one.
+    channels: channels that images are decoded to: 1 (grayscale) or 3 (color).
+    upright: whether images are turned by their EXIF orientation, see `decode`.
+    split_fingerprints: for each stored split that records come from, such as `train` for `train[:90%]`, 16 digits that
+      change if a name of one of its records would mean another image. Empty if that is unknown.
   """
 
-  def __init__(self, records: Sequence[dict[str, Any]], *, name: str, split: str,
-               class_names: Sequence[str], channels: int, many_labels: bool = False, upright: bool = False,
-               paths: Sequence[str] | None = None, names: Sequence[str] | None = None,
-               fingerprints: Mapping[str, str] | None = None):
-    self._records = records
-    self._names = names  # See `record_name`.
-    self.fingerprints = dict(fingerprints or {})
-    self._paths = paths  # Of each record's file, for messages; None where records have none.
-    self._indices = range(len(records))
+  def __init__(self, records: Records, *, name: str, split: str, class_names: Sequence[str], channels: int,
+               multi_label: bool = False, upright: bool = False, paths: Sequence[str] | None = None,
+               names: Texts | None = None, split_fingerprints: Mapping[str, str] | None = None):
+    self._records, self._paths, self._names = records, paths, names
+    self._indices: Sequence[int] = range(len(records))
     self.name = name
     self.split = split
     self.class_names = tuple(class_names)
     self.num_classes = len(self.class_names)
-    self.many_labels = many_labels
+    self.multi_label = multi_label
     self.channels = channels
     self.upright = upright
+    self.split_fingerprints = dict(split_fingerprints or {})
 
   def __len__(self) -> int:
     return len(self._indices)
 
   @property
-  def facts(self) -> Facts:
-    """What a model and a step need to know of the split."""
-    return Facts(len(self), self.num_classes, self.channels, self.many_labels)
+  def info(self) -> DatasetInfo:
+    """The numbers of the split that a model and a step need."""
+    return DatasetInfo(len(self), self.num_classes, self.channels, self.multi_label)
 
   @property
-  def numbering(self) -> str:
-    """16 digits that change where the numbers 0..len - 1 no longer mean the same records: stored anew, or others left out."""
+  def fingerprint(self) -> str:
+    """16 digits that change if an index would map to a different record: other files, or other records left out."""
     kept = hashlib.sha256(np.asarray(self._indices, np.int64).tobytes()).hexdigest()
-    return fingerprint([self.split, sorted(self.fingerprints.items()), kept])
+    return make_fingerprint([self.split, sorted(self.split_fingerprints.items()), kept])
 
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    return self._strip(self._records[self._indices[index]])
+  def __getitem__(self, index: int) -> Record:
+    return self._to_record(self._records[self._indices[index]])
 
-  def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-    """Returns the records at `indices` in one call, much faster than one by one from disk."""
-    indices = [self._indices[index] for index in indices]
-    read = getattr(self._records, '__getitems__', None)  # Plain lists have none.
-    records = read(indices) if read else [self._records[index] for index in indices]
-    return [self._strip(record) for record in records]
+  def read(self, indices: Iterable[int]) -> list[Record]:
+    """Return the records at `indices` in one call, which is much faster than one by one from disk."""
+    stored = [self._indices[index] for index in indices]
+    read_many = getattr(self._records, '__getitems__', None)
+    records = read_many(stored) if read_many else [self._records[index] for index in stored]
+    return [self._to_record(record) for record in records]
 
-  def _strip(self, record: dict[str, Any]) -> dict[str, Any]:
-    """Leaves out the features that nobody uses, such as file names."""
-    label = [int(label) for label in record['labels']] if self.many_labels else int(record['label'])
+  def _to_record(self, record: Mapping[str, Any]) -> Record:
+    """Drop the features that are not used, such as file names."""
+    label = [int(label) for label in record['labels']] if self.multi_label else int(record['label'])
     return {'image': record['image'], 'label': label}
 
   def describe(self, index: int) -> str:
-    """Names a record so that a person finds it: its number in the stored split, and its file."""
+    """Return a description by which a person can find a record: its index in the stored split, and its file."""
     stored = self._indices[index]
     file = f', file {self._paths[stored]}' if self._paths is not None else ''
-    return f'Record {stored} of data set {self.name!r}, split {self.split!r}{file}'
+    return f'record {stored} of dataset {self.name!r}, split {self.split!r}{file}'
 
   def record_name(self, index: int) -> str:
-    """A record's name, the same in every slice: `train/123`, counted in the stored split, or `train/ants/1.jpg`."""
+    """Return a record's name, which is the same in every slice: `train/123`, its index in the stored split, or
+    `train/ants/1.jpg`."""
     stored = self._indices[index]
     return f'{self.split}/{stored}' if self._names is None else self._names[stored]
 
-  def keep(self, indices: Sequence[int]) -> 'Source':
-    """Returns the part at `indices`, in that order; `describe` still gives the stored numbers."""
+  def keep(self, indices: Iterable[int]) -> 'Source':
+    """Return a source of the records at `indices`, in that order; `describe` still gives the stored indices.
+
+    >>> records = [{'image': b'', 'label': label} for label in (0, 1, 0)]
+    >>> source = Source(records, name='mine', split='all', class_names=['cat', 'dog'], channels=3)
+    >>> kept = source.keep([2, 1])
+    >>> [record['label'] for record in kept.read([0, 1])], kept.record_name(0)
+    ([0, 1], 'all/2')
+    """
     kept = copy.copy(self)
     kept._indices = [self._indices[index] for index in indices]
     return kept
 
   def decoded_to(self, channels: int) -> 'Source':
-    """Returns the same records, to be decoded to 1 (greyscale) or 3 channels."""
+    """Return a source of the same records whose images are decoded to 1 (grayscale) or 3 channels."""
     changed = copy.copy(self)
     changed.channels = channels
     return changed

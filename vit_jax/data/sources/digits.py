@@ -1,16 +1,18 @@
-"""The 1,797 handwritten digits inside scikit-learn, as a TFDS data set that needs no download.
+"""The 1,797 handwritten digits in scikit-learn as a TFDS dataset that needs no download.
 
-The smallest real task there is: `open_source('digits', ...)` prepares it in about two seconds, so
-the whole trainer can be tried offline. Images are handed to TFDS already encoded, because TFDS
-itself encodes through TensorFlow.
+It is a small but real task: `open_source('digits', ...)` prepares it in about two seconds, so the whole trainer can be tried
+offline. TFDS gets images that are already encoded, because it would encode them with TensorFlow.
 """
-
+from collections.abc import Iterable, Iterator
 import hashlib
 import io
+from typing import Any
 
 import numpy as np
 from PIL import Image
 import tensorflow_datasets as tfds
+
+from vit_jax.base.errors import FileError
 
 NUM_TEST_PER_CLASS = 30
 
@@ -34,15 +36,15 @@ _CITATION = """\
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-  """Builds `digits`: image (8, 8, 1) uint8 PNG, label 0..9; splits train (1,497), test (300)."""
+  """Builder of `digits`: image (8, 8, 1) uint8 PNG, label 0..9; splits train (1,497) and test (300)."""
 
   VERSION = tfds.core.Version('1.0.0')
   RELEASE_NOTES = {'1.0.0': 'First version: 1,497 training and 300 test images.'}
-  # TFDS looks for lists of downloads beside this file, with a package it does not install
-  # (importlib_resources). There is nothing to download; None is its value for "no file".
+  # TFDS would look for lists of downloads beside this file with importlib_resources, which it does not install. There is
+  # nothing to download; None is its value for "no file".
   code_path = None
 
-  def _info(self):
+  def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
         builder=self,
         description=_DESCRIPTION,
@@ -55,9 +57,9 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         citation=_CITATION,
     )
 
-  def _split_generators(self, dl_manager):
-    from sklearn import datasets  # Here only: it takes longer to import than everything above.
-    bunch = datasets.load_digits()
+  def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+    from sklearn import datasets  # Only when needed: it takes longer to import than everything above.
+    bunch: Any = datasets.load_digits()
     images, labels = bunch.images.astype(np.uint8), bunch.target
     test = test_indices(images, labels)
     train = sorted(set(range(len(labels))) - set(test))
@@ -66,22 +68,26 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         'test': self._generate_examples(images, labels, test),
     }
 
-  def _generate_examples(self, images, labels, indices):
+  def _generate_examples(self, images: np.ndarray, labels: np.ndarray,
+                         indices: Iterable[int]) -> Iterator[tuple[int, dict[str, Any]]]:
     for index in indices:
       yield int(index), {'image': _png(to_bytes(images[index])), 'label': int(labels[index])}
 
 
 def to_bytes(images: np.ndarray) -> np.ndarray:
-  """Scales intensities 0..16 to uint8 0..255, by v * 255 / 16 rounded half up; any shape."""
+  """Scale intensities 0..16 to uint8 0..255 by v * 255 / 16, rounded half up; any shape.
+
+  >>> to_bytes(np.array([0, 8, 16]))
+  array([  0, 128, 255], dtype=uint8)
+  """
   return ((images.astype(np.int32) * 255 + 8) // 16).astype(np.uint8)
 
 
 def test_indices(images: np.ndarray, labels: np.ndarray) -> list[int]:
-  """Picks the fixed test split.
+  """Choose the fixed test split.
 
-  The rule uses the pixels alone: no random generator whose stream a library may change, no order
-  that a library may change. It also could not put one of two equal images in each split unnoticed:
-  equal images rank side by side. (There are none: all 1,797 images differ.)
+  The rule depends only on the pixels: not on a random generator or an order that a library may change. All 1,797 images are
+  different, so none can be in both splits.
 
   Args:
     images: (N, 8, 8) uint8, original intensities 0..16.
@@ -99,24 +105,24 @@ def test_indices(images: np.ndarray, labels: np.ndarray) -> list[int]:
 
 
 def prepare(data_dir: str) -> None:
-  """Writes the data set under `data_dir` as ArrayRecord files, unless it is there already.
+  """Write the dataset to `data_dir` as ArrayRecord files, unless it is there already.
 
-  TFDS writes to a temporary folder and renames it, so a half-written copy is never seen. Of two
-  processes that prepare at once the second to finish finds the folder taken, and uses it.
+  TFDS writes to a temporary folder and renames it, so a half-written copy is never seen. If two processes prepare it at the
+  same time, the second to finish finds the folder there and uses it.
 
   Raises:
-    OSError: `data_dir` cannot be written.
+    FileError: `data_dir` cannot be written.
   """
-  # Bars for a two-second job only scatter the log; nothing else is prepared from here.
+  # Progress bars for two seconds would only clutter the log.
   tfds.disable_progress_bar()
   builder = Digits(data_dir=data_dir, file_format='array_record')
   try:
-    # Without `try_download_gcs=False` TFDS asks a Google bucket first, and offline that hangs.
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-  except OSError:
+    # Without `try_download_gcs=False` TFDS asks a Google bucket first, which hangs offline.
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+  except OSError as error:
     if not Digits(data_dir=data_dir, file_format='array_record').is_prepared():
-      raise
+      raise FileError(f'{data_dir}: cannot prepare digits here: {error}; choose another folder with --config.data.data_dir '
+                      'or make room') from error
 
 
 def _png(image: np.ndarray) -> io.BytesIO:

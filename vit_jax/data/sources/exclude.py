@@ -1,99 +1,100 @@
-"""Exclusion lists: which records a training run leaves out.
+"""Exclusion lists: the records that a training run leaves out.
 
   # Records that training leaves out; written by python -m vit_jax.audit folder:flowers --output=exclude.txt
   # data set folder:flowers
   # split train 0f3a…
   train/rose/7.jpg	duplicate: same pixels as train/rose/3.jpg (rose, rose)
 
-One record a line: its name, see `Source.record_name`, a tab, the reason. Lines may be removed by hand, and line ends be
-those of any system.
+There is one record per line: its name, see `Source.record_name`, a tab, and the reason. Lines may be removed by hand, and
+line endings may be those of any system.
 """
-
+from collections.abc import Mapping
 import os
 import re
-from typing import Mapping
 
 from absl import logging
-from etils import epath
 
+from vit_jax.base import files
+from vit_jax.base.errors import FileError, MissingFileError, UserError
+from vit_jax.base.text import count
 from vit_jax.data.sources.base import Source
 
 
-def write(path: str, reasons: Mapping[str, str], fingerprints: Mapping[str, str], name: str, command: str) -> None:
-  """Writes a list aside, then renames it.
+def write(path: str, reasons: Mapping[str, str], split_fingerprints: Mapping[str, str], name: str, command: str) -> None:
+  """Write a list, whole or not at all.
 
   Args:
     path: local or gs://.
-    reasons: {record name: why}.
-    fingerprints: {split: see `Source`} of the splits that the records are in.
-    name: of the data set.
-    command: that made the list.
+    reasons: {record name: why it is left out}.
+    split_fingerprints: see `Source`, of the splits that the records are in.
+    name: the dataset.
+    command: the command that made the list.
 
   Raises:
-    ValueError: a record whose name holds a line break.
-    OSError: the path cannot be written.
+    UserError: the name of a record has a line break.
+    FileError: the path cannot be written.
   """
   if broken := [record for record in reasons if '\n' in record or '\r' in record]:
-    raise ValueError(f'Cannot list a file with a line break in its name: {broken[0]!r}. Rename it.')
+    raise UserError(f'{broken[0]!r}: a file name with a line break cannot be listed; rename the file')
   lines = [f'# Records that training leaves out; written by {command}', f'# data set {name}',
-           *(f'# split {split} {digits}' for split, digits in sorted(fingerprints.items())),
+           *(f'# split {split} {digits}' for split, digits in sorted(split_fingerprints.items())),
            *(f'{record}\t{" ".join(reason.split())}' for record, reason in reasons.items())]
-  aside = epath.Path(f'{path}.tmp')
-  try:
-    aside.write_bytes(('\n'.join(lines) + '\n').encode(errors='surrogateescape'))
-    aside.replace(path)
-  except OSError as error:
-    raise OSError(f'Cannot write the exclusion list {path}: {error}. Choose another --output.') from error
+  files.write(files.expand(path), ('\n'.join(lines) + '\n').encode(errors='surrogateescape'), 'the exclusion list')
 
 
 def without_excluded(source: Source, path: str) -> Source:
-  """Leaves out of a split the records that a list names, and logs how many.
+  """Return the source without the records that a list names, and log how many there were.
 
   Raises:
-    FileNotFoundError: no such list.
-    ValueError: it is of another data set, or names records that the data set does not hold.
+    FileError: the list cannot be read; MissingFileError if it does not exist.
+    UserError: the list is of another dataset, or names records that the dataset does not have.
   """
   reasons, listed = _read(path)
-  again = f'Write it again: python -m vit_jax.audit {source.name} --output={path}'
-  for split, digits in source.fingerprints.items():
+  fix = f'Write the list again: python -m vit_jax.audit {source.name} --output={path}'
+  for split, digits in source.split_fingerprints.items():
     if split in listed and listed[split] != digits:
-      raise ValueError(f'The exclusion list {path} is of another data set, or of another state of this one: it knows '
-                       f'split {split} by the fingerprint {listed[split]}, that of {source.name} is {digits}. {again}')
-  if not listed.keys() & source.fingerprints.keys():
-    raise ValueError(f'The exclusion list {path} knows the splits {", ".join(listed) or "none"}, and {source.name} '
-                     f'{source.split} is of {", ".join(source.fingerprints) or "none"}. {again}')
+      raise UserError(f'exclusion list {path}: written for another dataset, or for {source.name} before it changed: split '
+                      f'{split} has the fingerprint {digits}, the list has {listed[split]}. {fix}')
+  if not listed.keys() & source.split_fingerprints.keys():
+    raise UserError(f'exclusion list {path}: covers the splits {", ".join(listed) or "none"}; {source.name} {source.split} '
+                    f'is part of {", ".join(source.split_fingerprints) or "none"}. {fix}')
   kept = [index for index in range(len(source)) if source.record_name(index) not in reasons]
   left_out = len(source) - len(kept)
-  _check_known(source, path, set(reasons), left_out, again)
+  _check_known(source, path, set(reasons), left_out, fix)
   if not kept:
-    raise ValueError(f'The exclusion list {path} leaves nothing of {source.name} {source.split}. {again}')
-  logging.warning('%s %s: left out %d of %d records, as %s says', source.name, source.split, left_out, len(source), path)
+    raise UserError(f'exclusion list {path}: leaves nothing of {source.name} {source.split}. {fix}')
+  logging.warning('%s %s: left out %d of %d records, listed in %s', source.name, source.split, left_out, len(source), path)
   return source.keep(kept) if left_out else source
 
 
-def _check_known(source, path, named, left_out, again):
-  """Raises for names that no record has, where the whole of the splits they are in is at hand."""
-  mine = {name for name in named if any(name.startswith(f'{split}/') for split in source.fingerprints)}
-  mine = named if set(source.fingerprints) == {'all'} else mine
-  if source.split in source.fingerprints and len(mine) != left_out:
+def _check_known(source: Source, path: str, listed: set[str], left_out: int, fix: str) -> None:
+  """Raise UserError for listed names that no record has, if the source holds the whole of the splits they are in."""
+  ours = {name for name in listed if any(name.startswith(f'{split}/') for split in source.split_fingerprints)}
+  ours = listed if set(source.split_fingerprints) == {'all'} else ours
+  if source.split in source.split_fingerprints and len(ours) != left_out:
     known = {source.record_name(index) for index in range(len(source))}
-    unknown = sorted(mine - known)
-    raise ValueError(f'The exclusion list {path} names {len(unknown)} records that {source.name} {source.split} does '
-                     f'not hold, such as {unknown[0]}. {again}')
+    unknown = sorted(ours - known)
+    raise UserError(f'exclusion list {path}: names {count(len(unknown), "record")} that {source.name} {source.split} does '
+                    f'not have, such as {unknown[0]}. {fix}')
 
 
-def _read(path):
-  """({record: reason}, {split: fingerprint}) of a list."""
+def _read(path: str) -> tuple[dict[str, str], dict[str, str]]:
+  """Return ({record: reason}, {split: fingerprint}) of a list."""
+  file = files.expand(path)
   try:
-    text = epath.Path(path).expanduser().read_bytes().decode(errors='surrogateescape')
+    text = file.read_bytes().decode(errors='surrogateescape')
   except OSError as error:
-    folder = epath.Path(path).expanduser().absolute().parent
-    raise FileNotFoundError(
-        f'Cannot read the exclusion list {path}: {error}. Relative paths start in {os.getcwd()}; {folder} '
-        f'{"is there" if folder.is_dir() else "does not exist"}. python -m vit_jax.audit writes one.') from error
+    kind = MissingFileError if isinstance(error, FileNotFoundError) else FileError
+    raise kind(
+        f'exclusion list {path}: cannot be read: {error}. Relative paths start in {os.getcwd()}; {file.parent} '
+        f'{"exists" if file.parent.is_dir() else "does not exist"}. python -m vit_jax.audit writes a list.') from error
   lines = [line for line in text.replace('\r\n', '\n').split('\n') if line]
-  listed = dict(match.groups() for line in lines if (match := re.fullmatch(r'# split (.+) ([0-9a-f]{16})', line)))
+  listed = {match[1]: match[2] for line in lines if (match := re.fullmatch(r'# split (.+) ([0-9a-f]{16})', line))}
   records = [line for line in lines if not line.startswith('# ')]
   if bad := [line for line in records if '\t' not in line]:
-    raise ValueError(f'Expected a record name, a tab and a reason on every line of {path}, got {bad[0]!r}.')
-  return dict(line.rsplit('\t', 1) for line in records), listed
+    raise UserError(f'exclusion list {path}: expected a record name, a tab and a reason on every line, got {bad[0]!r}')
+  reasons = {}
+  for line in records:
+    record, reason = line.rsplit('\t', 1)
+    reasons[record] = reason
+  return reasons, listed

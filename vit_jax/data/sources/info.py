@@ -1,32 +1,32 @@
-"""What a model and a training step need to know of a data set: enough to plan a run where the data is not."""
+"""Dataset info: all that a model and a step need to know of a dataset, so that a run can be planned without its data."""
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
-  """A split in numbers.
+class DatasetInfo:
+  """The numbers of a split.
 
   Attributes:
-    examples: how many, which is an epoch.
-    num_classes: how many classes there are.
-    channels: 1, greyscale, or 3, colour.
-    many_labels: whether an image has any number of classes instead of one.
+    num_examples: examples per epoch.
+    num_classes: number of classes.
+    channels: 1 (grayscale) or 3 (color).
+    multi_label: whether an image can have any number of classes instead of exactly one.
   """
-  examples: int
+  num_examples: int
   num_classes: int
   channels: int
-  many_labels: bool = False
+  multi_label: bool = False
 
 
-# Training images and classes by TFDS name: the paper, section 4.1 (ImageNet, ImageNet-21k, JFT); the others as their
-# authors count them (CIFAR: 50,000; Pets: 3,680 in trainval; Flowers: 1,020; Fashion-MNIST: 60,000 grey images).
-FACTS = {
-    'cifar10': Facts(50_000, 10, 3),
-    'cifar100': Facts(50_000, 100, 3),
-    'fashion_mnist': Facts(60_000, 10, 1),
-    'imagenet2012': Facts(1_281_167, 1000, 3),
-    'imagenet21k': Facts(14_197_122, 21_843, 3),
-    'jft300m': Facts(303_000_000, 18_291, 3),
-    'oxford_flowers102': Facts(1_020, 102, 3),
-    'oxford_iiit_pet': Facts(3_680, 37, 3),
+# Training splits by TFDS name. ImageNet, ImageNet-21k, JFT: the paper, section 4.1; the others as their authors count them
+# (CIFAR: 50,000; Pets: 3,680 in trainval; Flowers: 1,020; Fashion-MNIST: 60,000 grayscale images).
+KNOWN_DATASETS = {
+    'cifar10': DatasetInfo(50_000, 10, 3),
+    'cifar100': DatasetInfo(50_000, 100, 3),
+    'fashion_mnist': DatasetInfo(60_000, 10, 1),
+    'imagenet2012': DatasetInfo(1_281_167, 1000, 3),
+    'imagenet21k': DatasetInfo(14_197_122, 21_843, 3),
+    'jft300m': DatasetInfo(303_000_000, 18_291, 3),
+    'oxford_flowers102': DatasetInfo(1_020, 102, 3),
+    'oxford_iiit_pet': DatasetInfo(3_680, 37, 3),
 }

@@ -1,61 +1,64 @@
-"""The ArrayRecord files of a TFDS data set: whether they are whole, and which record of them is which."""
-
+"""The ArrayRecord files of a TFDS dataset: checks that they are complete, and names for their records."""
 import bisect
+from collections.abc import Sequence, Set
 import itertools
 import os
-from typing import Sequence
+from typing import Any
 
-from array_record.python import array_record_module
+from array_record.python.array_record_module import ArrayRecordReader  # type: ignore[attr-defined]
 from etils import epath
 import tensorflow_datasets as tfds
 
-from vit_jax.data.sources.base import fingerprint
+from vit_jax.base import files, text
+from vit_jax.base.errors import UserError
+from vit_jax.data.sources.base import make_fingerprint
 
 
 def check(name: str, builder: tfds.core.DatasetBuilder, split: str, command: str) -> None:
-  """Checks that the files of a split are there, whole, and hold as many records as they should.
+  """Check that the files of a split exist, are complete, and hold as many records as they should.
 
-  On gs:// they are only looked for: opening a thousand files there takes minutes.
+  On gs:// only their existence is checked: opening a thousand files there takes minutes.
 
   Args:
-    name: the data set, as asked for.
-    builder: of it.
-    split: the split, or parts of some.
-    command: that makes the data set.
+    name: the dataset, as the user named it.
+    builder: its builder.
+    split: the split, or parts of several.
+    command: the command that prepares the dataset.
 
   Raises:
-    ValueError: they are not.
+    UserError: a file is missing or damaged.
   """
   folder = epath.Path(builder.data_path)
-  there = {path.name for path in folder.iterdir()}
+  present = {path.name for path in folder.iterdir()}
   for file in builder.info.splits[split].file_instructions:
-    problem = _problem(file, there)
+    problem = _problem(file, present)
     if problem:
-      shards = sorted(one for one in there if 'array_record' in one)
-      raise ValueError(
-          f'Data set {name!r}, split {split!r}: {file.filename} {problem}. In {folder} there are '
-          f'{len(shards)} ArrayRecord files: {", ".join(shards[:4]) or "none"}{", …" * (len(shards) > 4)}. Copy the '
-          f'file again from where the data set was made, or make the data set again:\n'
-          f'  rm -r {folder} && {command}')
+      shards = sorted(one for one in present if 'array_record' in one)
+      raise UserError(
+          f'dataset {name!r}, split {split!r}: {file.filename} {problem}. {folder} has '
+          f'{text.count(len(shards), "ArrayRecord file")}: {text.listing(shards, limit=4) or "none"}. Copy the file again from where the dataset was prepared, or prepare the '
+          f'dataset again:\n  rm -r {folder} && {command}')
 
 
-class Names(Sequence):
-  """Names of a split's records: `train/123` is the record of that number in the stored split, whatever the slice."""
+class Names:
+  """Names of a split's records: `train/123` is record 123 of the stored split, whatever the slice."""
 
   def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
-    first = {}  # Of every file: the split it belongs to, and the number of its first record there.
+    first = {}  # File: (split it belongs to, index of its first record there).
     for name, info in builder.info.splits.items():
       lengths = itertools.accumulate(info.shard_lengths, initial=0)
-      first.update({os.fspath(path): (name, start) for path, start in zip(info.filepaths, lengths)})
-    files = builder.info.splits[split].file_instructions
-    self._firsts = [(first[os.fspath(file.filename)][0], first[os.fspath(file.filename)][1] + file.skip)
-                    for file in files]
-    self._starts = list(itertools.accumulate((file.take for file in files), initial=0))
+      first.update({os.fspath(path): (name, start) for path, start in zip(info.filepaths, lengths, strict=False)})
+    parts = builder.info.splits[split].file_instructions
+    self._firsts = []
+    for part in parts:
+      name, start = first[os.fspath(part.filename)]
+      self._firsts.append((name, start + part.skip))
+    self._starts = list(itertools.accumulate((part.take for part in parts), initial=0))
 
-  def __len__(self):
+  def __len__(self) -> int:
     return self._starts[-1]
 
-  def __getitem__(self, index):
+  def __getitem__(self, index: int) -> str:
     if not 0 <= index < len(self):
       raise IndexError(index)
     file = bisect.bisect_right(self._starts, index) - 1
@@ -63,31 +66,31 @@ class Names(Sequence):
     return f'{split}/{start + index - self._starts[file]}'
 
   def splits(self) -> list[str]:
-    """The stored splits that records come from."""
+    """Return the stored splits that records come from."""
     return sorted({split for split, _ in self._firsts})
 
 
-def fingerprints(builder: tfds.core.DatasetBuilder, splits: Sequence[str]) -> dict[str, str]:
-  """{split: digits} of stored splits: the same for every copy of a version, in however many files."""
+def split_fingerprints(builder: tfds.core.DatasetBuilder, splits: Sequence[str]) -> dict[str, str]:
+  """Return {split: fingerprint} of stored splits: the same for every copy of a version, in however many files."""
   infos = {split: builder.info.splits[split] for split in splits}
-  return {split: fingerprint([builder.info.full_name, split, info.num_examples, info.num_bytes])
+  return {split: make_fingerprint([builder.info.full_name, split, info.num_examples, info.num_bytes])
           for split, info in infos.items()}
 
 
-def _problem(file, there):
-  """What is wrong with a file, or None."""
+def _problem(file: Any, present: Set[str]) -> str | None:
+  """Return what is wrong with a file (a TFDS FileInstruction), or None."""
   path = epath.Path(file.filename)
-  if path.name not in there:
+  if path.name not in present:
     return 'is missing'
-  if '://' in os.fspath(path):
+  if files.is_remote(path):
     return None
   if path.is_dir():
     return 'is a folder, not a file'
   try:
-    reader = array_record_module.ArrayRecordReader(os.fspath(path))
+    reader = ArrayRecordReader(os.fspath(path))
     count = reader.num_records()
     reader.close()
-  # What the C++ reader raises is no closer type than these.
+  # The C++ reader raises nothing more specific.
   except (RuntimeError, ValueError, OSError) as error:
     return f'cannot be read ({path.stat().length} bytes; {" ".join(str(error).split())[:150]})'
-  return None if count == file.examples_in_shard else f'holds {count} records instead of {file.examples_in_shard}'
+  return None if count == file.examples_in_shard else f'has {count} records instead of {file.examples_in_shard}'

@@ -1,0 +1,162 @@
+"""TFDS datasets on disk, read without TensorFlow from files in ArrayRecord format."""
+import difflib
+import json
+import os
+from typing import Any
+
+from etils import epath
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import constants, read_only_builder
+
+from vit_jax.base import files
+from vit_jax.base.errors import MissingFileError, UserError
+from vit_jax.data.sources import digits, shards
+from vit_jax.data.sources.base import Source
+
+
+def open_dataset(name: str, split: str, data_dir: str | None = None) -> Source:
+  """Open a split of a prepared TFDS dataset; `digits` is prepared on first use.
+
+  Args:
+    name: NAME, NAME/CONFIG or NAME:VERSION.
+    split: a split or a part of one, as TFDS writes it.
+    data_dir: folder of datasets, local or gs://; None is TFDS's own default.
+
+  Raises:
+    UserError, MissingFileError: see `registry.open_source`.
+  """
+  builder = _open_builder(name, data_dir)
+  features: Any = builder.info.features
+  classes = _classes(name, features)
+  _check_split(name, split, builder.info.splits)
+  shards.check(name, builder, split, _build_command(name, _root(data_dir)))
+  names = shards.Names(builder, split)
+  # TFDS decorates as_data_source with a wrapper that hides its parameters from type checkers.
+  records = builder.as_data_source(split=split, decoders={'image': tfds.decode.SkipDecoding()})  # type: ignore
+  return Source(records, name=name, split=split, class_names=classes.names,
+                multi_label=not ('label' in features and features['label'] is classes),
+                channels=1 if features['image'].shape[-1] == 1 else 3, names=names,
+                split_fingerprints=shards.split_fingerprints(builder, names.splits()))
+
+
+def split_names(name: str, data_dir: str | None = None) -> list[str]:
+  """Return the names of a dataset's splits that hold records, sorted."""
+  splits = _open_builder(name, data_dir).info.splits
+  return sorted(split for split, info in splits.items() if info.num_examples)
+
+
+def _root(data_dir: str | None) -> epath.Path:
+  return files.expand(data_dir or constants.DATA_DIR)
+
+
+def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+  """Return the builder of a dataset that is prepared in ArrayRecord format."""
+  root = _root(data_dir)
+  if name == 'digits':
+    digits.prepare(os.fspath(root))
+  builder = _find_builder(name, root)
+  _check_prepared(name, builder, root)
+  # A copy that was converted in place still has the old format in its description.
+  builder.info.set_file_format('array_record', override=True, override_if_initialized=True)
+  return builder
+
+
+def _find_builder(name: str, root: epath.Path) -> tfds.core.DatasetBuilder:
+  data_dir = os.fspath(root)
+  try:
+    return tfds.builder(name, data_dir=data_dir)
+  except tfds.core.DatasetNotFoundError as error:
+    raise UserError(_unknown(name, root)) from error
+  except ImportError as error:
+    # The code that prepared the dataset imports TensorFlow; the files describe themselves.
+    try:
+      return read_only_builder.builder_from_files(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError:
+      raise MissingFileError(_unprepared(name, root)) from error
+  except (ValueError, AssertionError) as error:  # An unknown configuration, version or spelling.
+    raise UserError(f'dataset {name!r}: cannot be opened in {data_dir}; expected NAME, NAME/CONFIG or NAME:VERSION. '
+                    f'{_on_disk(name, root)} TFDS reports: {error}') from error
+
+
+def _check_prepared(name: str, builder: tfds.core.DatasetBuilder, root: epath.Path) -> None:
+  if not builder.is_prepared():
+    raise MissingFileError(_unprepared(name, root, epath.Path(builder.data_path)))
+  # If TFDS has the code that prepared the dataset, its own list lacks the formats that a copy was converted to.
+  info = json.loads((epath.Path(builder.data_path) / 'dataset_info.json').read_text())
+  formats = sorted({info.get('fileFormat', 'tfrecord'), *info.get('alternativeFileFormats', [])})
+  if 'array_record' not in formats:
+    raise UserError(
+        f'dataset {name!r}: expected array_record format, which can be read in any order; {builder.data_path} has only '
+        f'{", ".join(formats)}. Convert it in place with\n  {_INSTALL} && tfds convert_format '
+        f'--dataset_version_dir={builder.data_path} --out_file_format=array_record')
+
+
+def _classes(name: str, features: Any) -> tfds.features.ClassLabel:
+  """Return the feature `label`, or the one in `labels` if an image can have any number of classes."""
+  found = dict(features.items())
+  choices = [found.get('label'), getattr(found.get('labels'), 'feature', None)]
+  choices = [choice for choice in choices if isinstance(choice, tfds.features.ClassLabel)]
+  if not isinstance(found.get('image'), tfds.features.Image) or not choices:
+    got = ', '.join(f'{key}: {type(value).__name__}' for key, value in found.items())
+    raise UserError(f'dataset {name!r}: expected the features image: Image and label: ClassLabel (or labels: a sequence of '
+                    f'them), got {got}. Only image classification is supported.')
+  return choices[0]
+
+
+def _check_split(name: str, split: str, splits: tfds.core.SplitDict) -> None:
+  sizes = {key: splits[key].num_examples for key in splits}
+  choices = (f'Splits: {", ".join(f"{key} ({n} records)" for key, n in sizes.items())}. Parts and sums work too: '
+             'train[:90%], train[90%:], train[1000:2000], train+test.')
+  try:
+    size = splits[split].num_examples
+  except (ValueError, KeyError, TypeError, AssertionError) as error:
+    raise UserError(f'split {split!r} of dataset {name!r}: unknown: {error} {choices}') from error
+  if not size:
+    raise UserError(f'split {split!r} of dataset {name!r}: empty. {choices}')
+
+
+def _unknown(name: str, root: epath.Path) -> str:
+  near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False))
+  hint = f' Did you mean {" or ".join(map(repr, near))}?' if near else ''
+  return (f'dataset {name!r}: unknown.{hint} Ready to use: {", ".join(_prepared_names(root))} (built in, or in {root}). '
+          'Any other is given by its TFDS name, NAME, NAME/CONFIG or NAME:VERSION, from '
+          'https://www.tensorflow.org/datasets/catalog; a folder of your own images by folder:PATH, arrays by npz:PATH.')
+
+
+def _unprepared(name: str, root: epath.Path, path: epath.Path | None = None) -> str:
+  return (f'dataset {name!r}: not prepared; no dataset_info.json in {path or root / name.replace(":", "/")}. '
+          f'{_on_disk(name, root)} Prepare it with\n  {_INSTALL} && {_build_command(name, root)}')
+
+
+def _build_command(name: str, root: epath.Path) -> str:
+  return f'tfds build {name} --file_format=array_record --data_dir={root}'
+
+
+def _on_disk(name: str, root: epath.Path) -> str:
+  """Return a sentence that lists the versions of the dataset in `root`, as a user names them."""
+  base = name.partition(':')[0].partition('/')[0]
+  found = sorted({os.fspath(path.relative_to(root)) for path in _prepared_paths(root)
+                  if path.relative_to(root).parts[0] == base})
+  if found:
+    return f'In {root} under other names: {", ".join(":".join(path.rsplit("/", 1)) for path in found)}.'
+  if not root.exists():
+    return f'The folder {root} does not exist.'
+  unfinished = sorted(os.fspath(path) for pattern in (f'{base}/incomplete.*', f'{base}/*/incomplete.*')
+                      for path in root.glob(pattern))
+  if unfinished:
+    return f'{unfinished[0]} was not finished: remove it.'
+  return f'Datasets there: {", ".join(_prepared_names(root))}.'
+
+
+def _prepared_names(root: epath.Path) -> list[str]:
+  return sorted({'digits'} | {path.relative_to(root).parts[0] for path in _prepared_paths(root)})
+
+
+def _prepared_paths(root: epath.Path) -> list[epath.Path]:
+  """Return the version folders, NAME/VERSION or NAME/CONFIG/VERSION, without unfinished ones."""
+  infos = [*root.glob('*/*/dataset_info.json'), *root.glob('*/*/*/dataset_info.json')]
+  return [info.parent for info in infos if not info.parent.name.startswith('incomplete.')]
+
+
+# From a clone, as in the README: a package index may have another project of this name. The extra is in setup.py.
+_INSTALL = "pip install -e '.[prepare]'"
