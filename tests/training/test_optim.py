@@ -306,7 +306,8 @@ def test_adafactor_keeps_factored_moments_of_each_layer():
 
 
 def test_layer_decay_scales_the_rate_of_each_layer():
-  params = dict(vit_tree(0), pool={'probe': np.ones(WIDTH, np.float32)}, objective={'decoder': np.ones(3, np.float32)})
+  params = dict(vit_tree(0), pool={'probe': np.ones(WIDTH, np.float32)}, norm={'scale': np.ones(WIDTH, np.float32)},
+                objective={'decoder': np.ones(3, np.float32)})
   grads = jax.tree.map(np.ones_like, params)
   optimizer = transform('sgd', params=params, peak_lr=1.0, layer_decay=0.5)
   updates, _ = optimizer.update(grads, optimizer.init(params), params)
@@ -315,7 +316,7 @@ def test_layer_decay_scales_the_rate_of_each_layer():
       for i in range(DEPTH):  # block i is layer i + 1, below DEPTH - i layers
         np.testing.assert_array_equal(update[i], -0.5 ** (DEPTH - i), err_msg=path)
     else:
-      above = 0 if path.split('/')[0] in ('head', 'pool', 'objective') else DEPTH + 1
+      above = 0 if path.split('/')[0] in ('head', 'norm', 'pool', 'objective') else DEPTH + 1
       np.testing.assert_array_equal(update, -0.5 ** above, err_msg=path)
 
 
