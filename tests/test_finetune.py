@@ -10,9 +10,8 @@ from tests import tiny
 from vit_jax.objectives import losses
 from vit_jax import train
 from vit_jax.evaluators.average_precision import mean_average_precision
-from vit_jax.models.encoder import name_of
+from vit_jax.models.base import flatten
 from vit_jax.objectives import classification as objectives
-from vit_jax.training import optim
 from vit_jax.rundir.checkpoint import Checkpoints
 
 
@@ -20,10 +19,6 @@ def params_of(workdir, config, step=None):
   parts = train.build(train.transfer.fill_model(config.to_dict(), workdir)[0])
   state = train.restore(parts, Checkpoints(workdir / 'checkpoints', **parts.checkpoint), step)[1]
   return parts.strategy.fetch(state.params)
-
-
-def leaves(params):
-  return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
 @pytest.fixture(scope='module')
@@ -53,7 +48,7 @@ def test_another_resolution_and_aspect_resizes_positions_and_says_so(pretrained,
   config, init, last = pretrained
   config_2 = finetune(data_dir, init, **{'data.image_size': (16, 12), 'data.train_transform': 'resize'})
   train.run(config_2, tmp_path)
-  before, after = leaves(params_of(init, config)), leaves(params_of(tmp_path, config_2))
+  before, after = flatten(params_of(init, config)), flatten(params_of(tmp_path, config_2))
   assert after['position/grid'].shape == (4, 3, 16)
   for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)):  # aligned corners stay
     np.testing.assert_allclose(after['position/grid'][corner], before['position/grid'][corner], atol=1e-6)
@@ -68,10 +63,10 @@ def test_the_head_is_reset_only_when_asked(asked, pretrained, data_dir, tmp_path
   config, init, _ = pretrained
   config_2 = finetune(data_dir, init, **{'transfer': {'reset_head': asked}})
   train.run(config_2, tmp_path)
-  head = leaves(params_of(tmp_path, config_2))['head/kernel']
-  expected = 0 * head if asked else leaves(params_of(init, config))['head/kernel']
+  head = flatten(params_of(tmp_path, config_2))['head/kernel']
+  expected = 0 * head if asked else flatten(params_of(init, config))['head/kernel']
   np.testing.assert_array_equal(head, expected)
-  assert np.any(leaves(params_of(init, config))['head/kernel'])
+  assert np.any(flatten(params_of(init, config))['head/kernel'])
   assert ('head' in capsys.readouterr().out.split('Starting from')[1].split('+--')[0]) == asked
 
 
@@ -103,26 +98,9 @@ def test_a_linear_probe_moves_the_head_alone(pretrained, data_dir, tmp_path):
   config_2 = finetune(data_dir, init, **{'optim.freeze': '(?!head/).*', 'optim.peak_lr': 0.01, 'optim.weight_decay': 0.1})
   config_2.optim.warmup = '0 steps'
   train.run(config_2, tmp_path)
-  before, after = leaves(params_of(init, config)), leaves(params_of(tmp_path, config_2))
+  before, after = flatten(params_of(init, config)), flatten(params_of(tmp_path, config_2))
   moved = {name for name in before if not np.array_equal(before[name], after[name])}
   assert moved == {'head/kernel', 'head/bias'}
-
-
-def test_freezing_everything_or_nothing_is_an_error():
-  params = {'head': {'kernel': jnp.zeros(2)}, 'patch_embed': {'kernel': jnp.zeros(2)}}
-  with pytest.raises(ValueError, match='nothing is left to train'):
-    optim.frozen_tree(params, '.*')
-  with pytest.raises(ValueError, match='optim.freeze.*matches no parameter'):
-    optim.frozen_tree(params, 'heads')
-
-
-def test_layer_decay_is_a_power_of_the_layers_above():
-  updates = {'patch_embed': {'kernel': jnp.ones(2)}, 'token': jnp.ones(2), 'norm': {'scale': jnp.ones(2)},
-             'head': {'kernel': jnp.ones((2, 2))}, 'encoder': {'blocks': {'mlp': {'up': {'kernel': jnp.ones((3, 2, 2))}}}}}
-  scaled = leaves(optim.scale_layers(updates, 0.5))
-  np.testing.assert_allclose(scaled['encoder/blocks/mlp/up/kernel'][:, 0, 0], [0.125, 0.25, 0.5])
-  assert [float(scaled[name].ravel()[0]) for name in ('patch_embed/kernel', 'token', 'norm/scale', 'head/kernel')] == [
-      0.0625, 0.0625, 1.0, 1.0]
 
 
 def test_class_weights_multiply_the_losses():

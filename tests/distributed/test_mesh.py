@@ -14,12 +14,16 @@ import pytest
 from tests import eight_devices, tiny
 import vit_jax
 from vit_jax import evaluate, train
+from vit_jax.base.durations import Pace
 from vit_jax.base.errors import UserError
 from vit_jax.distributed import sharding
 from vit_jax.distributed import strategy as parallel
-from vit_jax.models.encoder import name_of
+from vit_jax.models.base import path_of
+from vit_jax.models.config import ViTConfig
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.training import optim
+from vit_jax.training.optim import OptimConfig
+from vit_jax.training.optimizers import OPTIMIZERS
 
 
 @pytest.fixture(scope='module')
@@ -114,9 +118,9 @@ def test_weights_are_gathered_and_gradients_reduced_block_by_block(results):
 
 @pytest.mark.parametrize('variant, fsdp, tensor', [('B/16', 8, 1), ('L/16', 8, 1), ('H/14', 4, 2), ('H/14', 16, 16)])
 def test_large_models_are_divisible(variant, fsdp, tensor):
-  mesh, params = abstract_mesh(fsdp=fsdp, tensor=tensor), abstract_params(variant=variant)
-  sharding.check_divides(mesh, params)
-  shardings = jax.tree.leaves(sharding.shardings(mesh, params, params))
+  mesh, params, model = abstract_mesh(fsdp=fsdp, tensor=tensor), *abstract_params(variant=variant)
+  sharding.check_divides(mesh, params, model)
+  shardings = jax.tree.leaves(sharding.shardings(mesh, params, params, model))
   local = sum(np.prod(s.shard_shape(x.shape)) for s, x in zip(shardings, jax.tree.leaves(params), strict=True))
   whole = sum(x.size for x in jax.tree.leaves(params))
   assert local < whole / (fsdp * tensor) + 0.01 * whole
@@ -130,17 +134,18 @@ def abstract_mesh(data=1, fsdp=1, tensor=1):
 
 
 def abstract_params(**fields):
-  model = nnx.eval_shape(lambda: VisionTransformer(rngs=nnx.Rngs(0), **fields))
-  return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+  """Return (shapes of the parameters, model)."""
+  model = nnx.eval_shape(lambda: VisionTransformer(ViTConfig(**fields), rngs=nnx.Rngs(0)))
+  return nnx.to_pure_dict(nnx.state(model, nnx.Param)), model
 
 
 TINY = dict(image_size=8, width=16, depth=4, heads=2, mlp_dim=32, patch_size=4, num_classes=10)
 
 
 def test_partition_specs_of_parameters():
-  params = abstract_params(**TINY, pool='map')
-  specs = {name_of(path): target.spec for path, target in jax.tree_util.tree_leaves_with_path(
-      sharding.shardings(abstract_mesh(2, 2, 2), params, params))}
+  params, model = abstract_params(**TINY, pool='map')
+  specs = {path_of(path): target.spec for path, target in jax.tree_util.tree_leaves_with_path(
+      sharding.shardings(abstract_mesh(2, 2, 2), params, params, model))}
   blocks = {name.removeprefix('encoder/blocks/'): spec for name, spec in specs.items() if name.startswith('encoder')}
   assert blocks['attention/query/kernel'] == PartitionSpec(None, 'fsdp', 'tensor', None)
   assert blocks['attention/value/bias'] == PartitionSpec(None, 'tensor', None)
@@ -154,19 +159,20 @@ def test_partition_specs_of_parameters():
 
 
 # Moments of each optimizer that have their parameter's shape; Adafactor's are factored.
-MOMENTS = {}
+MOMENTS = dict(adafactor=0, adam=2, adamw=2, lamb=2, lion=1, muon=1, sgd=1)
 
 
 @pytest.mark.parametrize('name, moments', MOMENTS.items())
 def test_moments_are_sharded_like_their_parameter(name, moments):
   """In every optimizer's state, leaves with a parameter's name and shape; all others are replicated."""
-  params = abstract_params(**TINY)
-  state = jax.eval_shape(optim.build(10, name=name)[0].init, params)
-  shardings = jax.tree.leaves(sharding.shardings(abstract_mesh(2, 2, 2), state, params))
+  params, model = abstract_params(**TINY)
+  optimizer = optim.build(OptimConfig(name=name), 10, Pace(1, 1), model, params)
+  state = jax.eval_shape(optimizer.transform.init, params)
+  shardings = jax.tree.leaves(sharding.shardings(abstract_mesh(2, 2, 2), state, params, model))
   shapes = {leaf.shape for leaf in jax.tree.leaves(params)}
   found = 0
   for (path, leaf), target in zip(jax.tree_util.tree_leaves_with_path(state), shardings, strict=True):
-    if name_of(path).endswith('mlp/up/kernel') and leaf.shape == (4, 16, 32):
+    if path_of(path).endswith('mlp/up/kernel') and leaf.shape == (4, 16, 32):
       assert target.spec == PartitionSpec(None, 'fsdp', 'tensor')
       found += 1
     assert leaf.shape in shapes or not any(target.spec)
@@ -174,7 +180,7 @@ def test_moments_are_sharded_like_their_parameter(name, moments):
 
 
 def test_every_optimizer_has_its_number_of_moments():
-  assert set(MOMENTS) == set(optim.OPTIMIZERS)
+  assert set(MOMENTS) == set(OPTIMIZERS)
 
 
 @pytest.mark.parametrize('fields, mesh, message', [
@@ -184,7 +190,7 @@ def test_every_optimizer_has_its_number_of_moments():
 ])
 def test_indivisible_dimensions_are_errors_that_name_the_parameter(fields, mesh, message):
   with pytest.raises(UserError, match=message):
-    sharding.check_divides(abstract_mesh(**mesh), abstract_params(**{**TINY, **fields}))
+    sharding.check_divides(abstract_mesh(**mesh), *abstract_params(**{**TINY, **fields}))
 
 
 # Config.

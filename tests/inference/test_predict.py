@@ -10,6 +10,7 @@ import pytest
 
 import vit_jax
 from tests.conftest import encode
+from vit_jax.models.config import ViTConfig
 from vit_jax.inference import predict as inference
 from vit_jax.base.preprocessing import Preprocessing
 
@@ -17,8 +18,8 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
 def make_model(channels=3, num_classes=5, transform='resize', mean=MEAN, std=STD):
-  model = vit_jax.VisionTransformer(image_size=(8, 12), patch_size=4, width=16, depth=2, heads=2, mlp_dim=32,
-                                    channels=channels, num_classes=num_classes, rngs=nnx.Rngs(0))
+  model = vit_jax.VisionTransformer(ViTConfig(image_size=(8, 12), patch_size=4, width=16, depth=2, heads=2, mlp_dim=32,
+                                              channels=channels, num_classes=num_classes), rngs=nnx.Rngs(0))
   if model.head is not None:  # zero at first, when every image would look alike
     model.head.kernel[...] = 0.5 * jax.random.normal(jax.random.key(1), model.head.kernel.shape)
   model.preprocessing = Preprocessing(transform=transform, mean=mean, std=std)

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 
+from vit_jax.base.errors import UserError
 from vit_jax.training import schedules
 
 TOTAL, WARMUP, COOLDOWN, PEAK, END, TAU = 100, 10, 20, 3e-3, 1e-5, 16
@@ -77,8 +78,8 @@ def test_the_result_is_float32_whatever_the_step_is():
 
 @pytest.mark.parametrize('warmup, cooldown', [(101, 0), (0, 101), (60, 41)])
 def test_longer_than_the_run_is_refused(warmup, cooldown):
-  message = rf'warm-up \({warmup} steps\).*cool-down \({cooldown} steps\).*run \(100 steps\).*optim.warmup'
-  with pytest.raises(ValueError, match=message):
+  message = rf'optim.warmup: the warm-up \({warmup} steps\).*cool-down \({cooldown} steps\).*run \(100 steps\).*train.duration'
+  with pytest.raises(UserError, match=message):
     build('cosine', warmup=warmup, cooldown=cooldown)
 
 
@@ -89,5 +90,5 @@ def test_warmup_and_cooldown_may_fill_the_run():
 
 
 def test_an_unknown_name_lists_the_choices():
-  with pytest.raises(ValueError, match=r"unknown schedule 'step'; choose from \['constant', 'cosine'"):
+  with pytest.raises(UserError, match=r"optim.schedule: unknown 'step'; choose from \['constant', 'cosine'"):
     build('step')
