@@ -64,10 +64,10 @@ class ExampleMaker:
       UserError: a record, named in the message, cannot be decoded or transformed, or its label is no class.
     """
     groups = [(int(index), list(group)) for index, group in
-              itertools.groupby(zip(ids, keys, rows), key=operator.itemgetter(0))]
+              itertools.groupby(zip(ids, keys, rows, strict=True), key=operator.itemgetter(0))]
     indices = [index for index, _ in groups]
     records = self._source.read(indices) if self._cache is None else [self._cache[index] for index in indices]
-    for (index, group), record in zip(groups, records):
+    for (index, group), record in zip(groups, records, strict=True):
       try:
         image, label = self._open(record) if self._cache is None else record
         labels[[row for _, _, row in group]] = label
@@ -82,7 +82,7 @@ class ExampleMaker:
     decoded = []
     for start in range(0, len(self._source), _CHUNK):
       indices = range(len(self._source))[start:start + _CHUNK]
-      for index, record in zip(indices, self._source.read(indices)):
+      for index, record in zip(indices, self._source.read(indices), strict=True):
         try:
           image, label = self._open(record)
           decoded.append((np.asarray(image), label))
