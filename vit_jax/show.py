@@ -6,8 +6,7 @@ trained.
 
 With --operations and two photos as arguments, it shows every operation at several strengths instead.
 """
-from absl import app
-from absl import flags
+from absl import app, flags
 
 from vit_jax.run import cli
 

@@ -3,6 +3,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.base.errors import FileError, UserError
@@ -48,13 +49,13 @@ def examples(recipe: config_lib.Recipe, count: int, views: int) -> tuple[Rows, l
     UserError: a bad config or number.
   """
   config = config_lib.read(recipe)
+  if count < 1 or views < 1:
+    raise UserError(f'--count, --draws: must be at least 1; got {count}, {views}')
   # An even batch, because mixing pairs its images; it may reach into the next epoch.
   data_config = dataclasses.replace(config.data, batch_size=count + count % 2, repeats=1, cache=False)
   data = Dataset(data_config, config.seed)
-  if not 1 <= count <= len(data.source):
-    raise UserError(f'--count: must be in 1..{len(data.source)}, the number of training examples; got {count}')
-  if views < 1:
-    raise UserError(f'--draws: must be at least 1; got {views}')
+  if count > len(data.source):
+    raise UserError(f'--count: must be at most {len(data.source)}, the number of training examples; got {count}')
   data = data.restricted_to(np.linspace(0, len(data.source) - 1, count).astype(int).tolist())
   names = data.source.class_names
   original = next(iter(data.eval_train_split(count)))
@@ -69,7 +70,7 @@ def examples(recipe: config_lib.Recipe, count: int, views: int) -> tuple[Rows, l
   return [row[:views + 1] for row in rows], titles
 
 
-def _mixed_batches(data: Dataset, config: MixConfig, seed: int) -> Iterator[Mapping[str, np.ndarray]]:
+def _mixed_batches(data: Dataset, config: MixConfig, seed: int) -> Iterator[Mapping[str, Any]]:
   """Yield training batches, mixed as the step mixes them, but with uint8 images."""
   mixing = batch_mixing.build(config, data.source.num_classes)
   for step, batch in enumerate(data.train_batches()):
@@ -77,7 +78,8 @@ def _mixed_batches(data: Dataset, config: MixConfig, seed: int) -> Iterator[Mapp
       yield batch
       continue
     arrays: dict[str, Any] = dict(batch, image=batch['image'].astype(np.float32))
-    mixed = {key: np.asarray(value) for key, value in mixing(arrays, example_keys(seed, step, batch['rng'])).items()}
+    keys = example_keys(seed, step, jnp.asarray(batch['rng']))
+    mixed = {key: np.asarray(value) for key, value in mixing(arrays, keys).items()}
     yield dict(mixed, image=np.rint(mixed['image']).astype(np.uint8))
 
 
@@ -86,7 +88,8 @@ def _caption(label: np.ndarray, class_names: Sequence[str]) -> str:
   weights = np.bincount([label], minlength=len(class_names)) if np.ndim(label) == 0 else np.asarray(label)
   shown = [k for k in np.argsort(-weights, kind='stable') if weights[k] >= 0.005][:2]
   pure = all(weights[k] > 0.995 for k in shown)
-  return '\n'.join(class_names[k] if pure else f'{class_names[k]} {100 * weights[k]:.0f} %' for k in shown) or 'no class'
+  lines = [class_names[int(k)] + ('' if pure else f' {100 * weights[k]:.0f} %') for k in shown]
+  return '\n'.join(lines) or 'no class'
 
 
 def operations(photos: Sequence[np.ndarray], size: int = 224) -> Rows:
@@ -127,6 +130,8 @@ def read_photos(paths: Sequence[str]) -> list[np.ndarray]:
       photos.append(decode(local(path).read_bytes(), 3, upright=True))
     except OSError as error:
       raise FileError(f'{path}: cannot read the photo: {error}') from error
+    except UserError as error:
+      raise UserError(f'{path}: {error}') from error
   return photos
 
 
@@ -134,7 +139,7 @@ def _at_strengths(policy: str, name: str, table: Mapping[str, Any], strengths: S
                   images: Sequence[np.ndarray]) -> list[Cell | None]:
   """Return the cells of one operation; empty ones if the policy does not have it."""
   if name not in table:
-    return [None] * len(strengths) * len(images)
+    return [None for _ in strengths for _ in images]
   return [(from_pillow(table[name](to_pillow(image), strength, _rng(0))), f'{policy}\n{name} {strength}')
           for image in images for strength in strengths]
 
@@ -152,8 +157,8 @@ def _mixtures(images: Sequence[np.ndarray], config: MixConfig) -> list[Cell | No
   kinds = ' '.join(name for name, alpha in dataclasses.asdict(config).items() if alpha is not None)
   columns = []
   for step in range(len(_STRENGTHS)):
-    batch = {'image': np.stack(images).astype(np.float32), 'label': np.arange(2)}
-    mixed = mixing(batch, example_keys(0, step, np.arange(2)))
+    batch = {'image': jnp.asarray(np.stack(images), jnp.float32), 'label': jnp.arange(2)}
+    mixed = mixing(batch, example_keys(0, step, jnp.arange(2)))
     pixels, weights = np.rint(np.asarray(mixed['image'])).astype(np.uint8), np.diag(np.asarray(mixed['label']))
     columns.append([(image, f'{kinds} {100 * weight:.0f} %') for image, weight in zip(pixels, weights, strict=True)])
   return [cell for row in zip(*columns, strict=True) for cell in row]
