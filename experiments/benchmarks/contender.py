@@ -72,7 +72,7 @@ def recipe(model, batch, dtype, image_size, changes):
 
 
 def batch_of(size, image_size):
-  """A training batch of random images, as `data.pipeline` makes them."""
+  """A training batch of random images, as a loader makes them."""
   rng = np.random.default_rng(0)
   return dict(image=rng.integers(0, 256, (size, image_size, image_size, 3), np.uint8),
               label=rng.integers(0, NUM_CLASSES, size, np.int32), id=np.arange(size, dtype=np.int32),

@@ -43,3 +43,19 @@ def test_failed_write_keeps_the_old_picture(tmp_path, monkeypatch):
 def test_other_suffixes_are_errors(tmp_path):
   with pytest.raises(UserError, match='sheet.txt: .* must end in .png, .jpg or .jpeg'):
     pictures.save(sheet(), tmp_path / 'sheet.txt')
+
+
+def test_a_sheet_holds_its_pictures_enlarged(tmp_path):
+  picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+  rows = [[(picture, 'one\ntwo'), None], [(picture[:, :, :1], 'a caption that is longer than its picture is wide'), (picture, '')]]
+  sheet = pictures.draw(rows, ['left', 'right'])
+  pixels = np.asarray(sheet)
+  enlarged = np.repeat(np.repeat(picture, 24, 0), 24, 1)
+  windows = np.lib.stride_tricks.sliding_window_view(pixels, enlarged.shape)[:, :, 0]
+  found = np.argwhere((windows == enlarged).all(axis=(2, 3, 4)))
+  assert len(found) == 2 and (found[1] > found[0]).all()
+  pictures.save(sheet, tmp_path / 'new' / 'sheet.png')
+  np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'new' / 'sheet.png')), pixels)
+  assert [path.name for path in (tmp_path / 'new').iterdir()] == ['sheet.png']
+  with pytest.raises(ValueError, match='sheet.txt: .*must end in .png'):
+    pictures.save(sheet, tmp_path / 'sheet.txt')

@@ -36,8 +36,7 @@ def join(shards: Sequence[Sequence[Batch]]) -> list[dict[str, np.ndarray]]:
 
 def assert_same(first: Sequence[Batch], second: Sequence[Batch]) -> None:
   """Assert that batches are equal, bit for bit."""
-  assert len(first) == len(second)
-  for one, other in zip(first, second):
+  for one, other in zip(first, second, strict=True):
     assert set(one) == set(other)
     for key in one:
       np.testing.assert_array_equal(one[key], other[key], err_msg=key)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import encode, fake_source
-from tests.data.batches import assert_same, evaluate, join, RANDOM, take, train
+from tests.data.batches import RANDOM, assert_same, evaluate, join, take, train
 from vit_jax.data.loading import examples
 from vit_jax.data.sources import registry
 from vit_jax.training.step import hash_examples
@@ -46,14 +46,14 @@ def test_seed_determines_order_and_augmentation():
   source = fake_source(40)
   first, again, other = (take(train(source, seed=seed), 4) for seed in (3, 3, 4))
   assert_same(first, again)
-  assert any((a['id'] != b['id']).any() for a, b in zip(first, other))
-  assert any((a['rng'] != b['rng']).any() for a, b in zip(first, other))
+  assert any((a['id'] != b['id']).any() for a, b in zip(first, other, strict=True))
+  assert any((a['rng'] != b['rng']).any() for a, b in zip(first, other, strict=True))
 
 
 @pytest.mark.parametrize('process', [(0, 1), (1, 2)])
 def test_resume_continues_exactly(process):
   source = fake_source(11)
-  options = dict(zip(('process_index', 'process_count'), process))
+  options = dict(zip(('process_index', 'process_count'), process, strict=True))
   iterator = iter(train(source, **options))
   for _ in range(3):
     next(iterator)
@@ -105,8 +105,8 @@ def test_a_stream_resumed_on_other_processes_is_the_uninterrupted_one(repeats):
     state = json.loads(json.dumps(iterators[-1].get_state()))
   assert_same(batches, expected)
   seen = [np.uint32(0)] * 2
-  for one, other in zip(batches, expected):
-    seen = [hash_examples(hashed, batch, None) for hashed, batch in zip(seen, (one, other))]
+  for one, other in zip(batches, expected, strict=True):
+    seen = [hash_examples(hashed, batch, None) for hashed, batch in zip(seen, (one, other), strict=True)]
   assert seen[0] == seen[1] != 0
 
 
@@ -208,15 +208,15 @@ def test_each_epoch_is_another_permutation():
 def test_augmentation_and_random_bits_differ_between_epochs():
   batches = take(train(fake_source(4), batch_size=4), 6)
   orders = [np.argsort(batch['id']) for batch in batches]
-  bits = [batch['rng'][order] for batch, order in zip(batches, orders)]
+  bits = [batch['rng'][order] for batch, order in zip(batches, orders, strict=True)]
   assert len(np.unique(bits)) == 24
-  images = [batch['image'][order] for batch, order in zip(batches, orders)]
+  images = [batch['image'][order] for batch, order in zip(batches, orders, strict=True)]
   assert len({image[0].tobytes() for image in images}) > 2
 
 
 def test_random_bits_do_not_depend_on_the_transform():
   source = fake_source(11)
-  for one, other in zip(take(train(source), 3), take(train(source, transform='resize'), 3)):
+  for one, other in zip(take(train(source), 3), take(train(source, transform='resize'), 3), strict=True):
     np.testing.assert_array_equal(one['rng'], other['rng'])
 
 

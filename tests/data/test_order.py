@@ -2,18 +2,19 @@
 import numpy as np
 import pytest
 
-from vit_jax.data.loading.order import AUGMENT, EvalOrder, example_keys, seed_key, SHUFFLE, shuffled, splitmix64, TrainOrder
+from vit_jax.data.loading import order as orders
+from vit_jax.data.loading.order import EvalOrder, TrainOrder, example_keys, seed_key
 
 
 def at(positions, count, seed):
   """Return the examples at positions of the shuffled stream, and their epochs."""
-  return shuffled(positions, count, seed_key(seed, SHUFFLE))
+  return orders.shuffled(positions, count, seed_key(seed, orders.SHUFFLE))
 
 
 def test_splitmix64():
   """The first numbers of the generator with seed 1234567, as published with its reference code (Vigna, splitmix64.c)."""
   seeds = np.array([1234567 + step * 0x9E3779B97F4A7C15 & (1 << 64) - 1 for step in range(3)], np.uint64)
-  assert splitmix64(seeds).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+  assert orders.splitmix64(seeds).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
 @pytest.mark.parametrize('count', [1, 2, 3, 12, 1000])
@@ -26,15 +27,15 @@ def test_epochs_are_permutations(count):
 
 def test_positions_may_come_in_any_order():
   positions = np.random.default_rng(0).permutation(200)
-  for in_order, permuted in zip(at(np.arange(200), 50, seed=1), at(positions, 50, seed=1)):
+  for in_order, permuted in zip(at(np.arange(200), 50, seed=1), at(positions, 50, seed=1), strict=True):
     np.testing.assert_array_equal(in_order[positions], permuted)
 
 
 def test_all_permutations_are_equally_likely():
   """Of three examples over 1,200 epochs and two seeds: chi-squared with 5 degrees of freedom, 20.5 at one in a thousand."""
   for seed in (0, 1):
-    orders = at(np.arange(3600), 3, seed)[0].reshape(1200, 3)
-    _, counts = np.unique(orders @ [9, 3, 1], return_counts=True)
+    permutations = at(np.arange(3600), 3, seed)[0].reshape(1200, 3)
+    _, counts = np.unique(permutations @ [9, 3, 1], return_counts=True)
     assert len(counts) == 6 and ((counts - 200) ** 2 / 200).sum() < 20.5
 
 
@@ -48,22 +49,22 @@ def test_epochs_and_seeds_are_uncorrelated():
 
 def test_keys_differ_by_example_epoch_copy_and_seed():
   grid = [axis.ravel() for axis in np.meshgrid(np.arange(1000), np.arange(5), np.arange(3), indexing='ij')]
-  keys = example_keys(*grid, seed_key(7, AUGMENT))
+  keys = example_keys(*grid, seed_key(7, orders.AUGMENT))
   assert keys.dtype == np.uint64 and len(np.unique(keys)) == 15000
   bits = keys[:, None] >> np.arange(64, dtype=np.uint64) & np.uint64(1)
   assert abs(bits.mean(axis=0) - 0.5).max() < 0.02
-  np.testing.assert_array_equal(example_keys(*(axis[::-1] for axis in grid), seed_key(7, AUGMENT)), keys[::-1])
-  assert not np.isin(example_keys(*grid, seed_key(8, AUGMENT)), keys).any()
+  np.testing.assert_array_equal(example_keys(*(axis[::-1] for axis in grid), seed_key(7, orders.AUGMENT)), keys[::-1])
+  assert not np.isin(example_keys(*grid, seed_key(8, orders.AUGMENT)), keys).any()
 
 
 def test_evaluation_goes_through_the_split_in_stored_order():
-  orders = [EvalOrder(7, batch_size=4, process_index=process, process_count=2) for process in (0, 1)]
-  assert [order.num_batches for order in orders] == [2, 2] and [order.local_batch_size for order in orders] == [2, 2]
-  ids = [[order(number)[0].tolist() for number in range(2)] for order in orders]
+  shards = [EvalOrder(7, batch_size=4, process_index=process, process_count=2) for process in (0, 1)]
+  assert [order.num_batches for order in shards] == [2, 2] and [order.local_batch_size for order in shards] == [2, 2]
+  ids = [[order(number)[0].tolist() for number in range(2)] for order in shards]
   assert ids == [[[0, 1], [4, 5]], [[2, 3], [6]]]
-  keys = np.concatenate([orders[0](0)[1], orders[1](0)[1], orders[0](1)[1], orders[1](1)[1]])
+  keys = np.concatenate([shards[0](0)[1], shards[1](0)[1], shards[0](1)[1], shards[1](1)[1]])
   zeros = np.zeros(7, np.int64)
-  np.testing.assert_array_equal(keys, example_keys(np.arange(7), zeros, zeros, seed_key(0, AUGMENT)))
+  np.testing.assert_array_equal(keys, example_keys(np.arange(7), zeros, zeros, seed_key(0, orders.AUGMENT)))
 
 
 def test_a_process_may_have_no_example_of_the_last_batch():
@@ -89,4 +90,4 @@ def test_a_train_batch_holds_positions_of_the_stream():
   expected, epochs = at(np.arange(21, 24), 10, seed=5)
   np.testing.assert_array_equal(ids, np.tile(expected, 2))
   copies = np.repeat([0, 1], 3)
-  np.testing.assert_array_equal(keys, example_keys(ids, np.tile(epochs, 2), copies, seed_key(5, AUGMENT)))
+  np.testing.assert_array_equal(keys, example_keys(ids, np.tile(epochs, 2), copies, seed_key(5, orders.AUGMENT)))

@@ -34,7 +34,7 @@ def without_corrupt(source: Source, threads: int) -> Source:
   # disable=None: no progress bar if stderr is not a terminal.
   with futures.ThreadPoolExecutor(max(1, threads)) as pool, tqdm(
       total=len(source), desc=f'Checking {source.name} {source.split}', unit='image', disable=None, leave=False) as bar:
-    for chunk, found in zip(chunks, pool.map(lambda chunk: _errors(source, chunk), chunks)):
+    for chunk, found in zip(chunks, pool.map(lambda chunk: _errors(source, chunk), chunks), strict=True):
       errors.update(found)
       bar.update(len(chunk))
   if not errors:

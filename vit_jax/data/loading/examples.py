@@ -69,12 +69,11 @@ class ExampleMaker:
       UserError: a record, named in the message, cannot be decoded or transformed, or its label is no class.
     """
     groups = [(int(index), list(group)) for index, group in
-              itertools.groupby(zip(ids, keys, rows), key=operator.itemgetter(0))]
-    indices = [index for index, _ in groups]
-    records = self._source.read(indices) if self._cache is None else [self._cache[index] for index in indices]
-    for (index, group), record in zip(groups, records):
+              itertools.groupby(zip(ids, keys, rows, strict=True), key=operator.itemgetter(0))]
+    records = [] if self._cache else self._source.read([index for index, _ in groups])
+    for place, (index, group) in enumerate(groups):
       try:
-        image, label = self._open(record) if self._cache is None else record
+        image, label = self._cache[index] if self._cache else self._open(records[place])
         labels[[row for _, _, row in group]] = label
         image = image if len(group) == 1 else np.asarray(image)
         for _, key, row in group:
@@ -87,7 +86,7 @@ class ExampleMaker:
     decoded = []
     for start in range(0, len(self._source), _CHUNK):
       indices = range(len(self._source))[start:start + _CHUNK]
-      for index, record in zip(indices, self._source.read(indices)):
+      for index, record in zip(indices, self._source.read(indices), strict=True):
         try:
           image, label = self._open(record)
           decoded.append((np.asarray(image), label))

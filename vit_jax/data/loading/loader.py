@@ -12,7 +12,7 @@ import numpy as np
 
 from vit_jax.data.loading.batch import Batch
 from vit_jax.data.loading.examples import ExampleMaker
-from vit_jax.data.loading.order import EvalOrder, Order, splitmix64, TrainOrder
+from vit_jax.data.loading.order import EvalOrder, Order, TrainOrder, splitmix64
 from vit_jax.data.loading.pool import Pool, shared_pool
 from vit_jax.data.sources.base import Source
 

@@ -21,14 +21,17 @@ _ROUNDS = 64
 
 
 class Order(Protocol):
-  """The order of batches, from the view of one process.
+  """The order of batches, from the view of one process."""
 
-  Attributes:
-    local_batch_size: examples per batch that this process holds.
-    num_batches: batches in a pass; None if endless.
-  """
-  local_batch_size: int
-  num_batches: int | None
+  @property
+  def local_batch_size(self) -> int:
+    """Examples per batch that this process holds."""
+    ...
+
+  @property
+  def num_batches(self) -> int | None:
+    """Batches in a pass; None if endless."""
+    ...
 
   def __call__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
     """Return this process's examples of batch `number`.
@@ -113,10 +116,11 @@ def shuffled(positions: np.ndarray, count: int, key: np.uint64) -> tuple[np.ndar
   """
   epochs, places = np.divmod(positions, count)
   examples, modulus = np.empty_like(places), np.uint64(count)
-  for epoch in np.unique(epochs):  # one, or two if a batch spans them
+  present = np.unique(epochs)  # one, or two if a batch spans them
+  for epoch, epoch_key in zip(present, splitmix64(present.astype(np.uint64) ^ key), strict=True):
     in_epoch = epochs == epoch
     x = places[in_epoch].astype(np.uint64)
-    for round_key in splitmix64(np.arange(_ROUNDS, dtype=np.uint64) ^ splitmix64(np.uint64(epoch) ^ key)):
+    for round_key in splitmix64(np.arange(_ROUNDS, dtype=np.uint64) ^ epoch_key):
       partners = (round_key % modulus + modulus - x) % modulus
       swapped = splitmix64(np.maximum(x, partners) ^ round_key) >> np.uint64(63)  # equal for both of a pair
       x = np.where(swapped, partners, x)
@@ -141,12 +145,11 @@ def seed_key(seed: int, purpose: int) -> np.uint64:
 
 
 def splitmix64(x: np.ndarray) -> np.ndarray:
-  """Hash 64-bit integers one to one: one step of SplitMix64 (Steele, Lea, Flood 2014, figure 16)."""
-  with np.errstate(over='ignore'):  # arithmetic wraps; NumPy warns of it for scalars only
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+  """Hash uint64 numbers, (n,), one to one: one step of SplitMix64 (Steele, Lea, Flood 2014, figure 16)."""
+  x = x + np.uint64(0x9E3779B97F4A7C15)
+  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return x ^ (x >> np.uint64(31))
 
 
 def _local_batch_size(batch_size: int, process_index: int, process_count: int) -> int:
