@@ -227,15 +227,9 @@ BAD = {
     'optimizer option': ({'optim.options': {'b3': 1}}, r"adamw has no \['b3'\]; valid options are .*'b2'"),
     'schedule': ({'optim.schedule': 'cosin'}, "optim.schedule: unknown 'cosin'; choose from .*cosine"),
     'long warm-up': ({'optim.warmup': '99 steps'}, 'longer than the run'),
-<<<<<<< HEAD
     'loss': ({'objective.loss': 'hinge'}, "objective.loss: unknown 'hinge'"),
     'strategy': ({'parallel': {'strategy': 'magic'}}, "parallel.strategy: unknown 'magic'"),
     'data set': ({'data.name': 'digitz'}, "dataset 'digitz': unknown.*digits"),
-=======
-    'loss': ({'objective.loss': 'hinge'}, "unknown loss 'hinge'"),
-    'strategy': ({'parallel': {'strategy': 'magic'}}, "unknown parallel.strategy 'magic'"),
-    'data set': ({'data.name': 'digitz'}, "dataset 'digitz': unknown.*digits"),
->>>>>>> fc40a85 (Sources and audit: typed contracts, TFDS in a file of its own, the audit command is flags and printing, plain English)
     'unprepared': ({'data.name': 'mnist'}, 'not prepared'),
     'threads': ({'data.threads': -1}, 'data.threads: must be at least 0'),
     'workers': ({'data.workers': -1}, 'data.workers: must be at least 0'),

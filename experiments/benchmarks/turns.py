@@ -1,37 +1,42 @@
-"""Contenders that are timed in turn, each in a process of its own."""
+"""Contenders that are timed in turn, each in its own process."""
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import multiprocessing
+from multiprocessing.connection import Connection
 import os
 import pathlib
 import time
+from typing import Any
+
+Build = Callable[..., Iterable[int]]
 
 
 class Server:
-  """A process that makes images when told to.
+  """A process that makes images on command.
 
   Args:
-    build: makes an endless iterator of numbers of images made, from `options`; a function of a module.
+    build: a module's function that returns an endless iterator, whose items are numbers of images made.
     options: its keyword arguments.
   """
 
-  def __init__(self, build, options):
+  def __init__(self, build: Build, options: Mapping[str, Any]):
     context = multiprocessing.get_context('spawn')
     self._connection, theirs = context.Pipe()
     self._process = context.Process(target=_serve, args=(theirs, build, options), daemon=False)
     self._process.start()
     theirs.close()
 
-  def __call__(self, images):
-    """Makes so many images; returns (images per CPU second, images per second)."""
+  def __call__(self, images: int) -> tuple[float, float]:
+    """Make a number of images; return (images per CPU second, images per second)."""
     self._connection.send(images)
     return self._connection.recv()
 
-  def close(self):
-    """Ends the process."""
+  def close(self) -> None:
+    """End the process."""
     self._connection.close()
     self._process.join()
 
 
-def _serve(connection, build, options):
+def _serve(connection: Connection, build: Build, options: Mapping[str, Any]) -> None:
   stream = iter(build(**options))
   next(stream)
   while True:
@@ -39,22 +44,22 @@ def _serve(connection, build, options):
       images = connection.recv()
     except EOFError:
       return
-    # First what was made ahead while others had their turn.
-    _draw(stream, images // 2)
+    # First consume what was made ahead while others had their turn.
+    _consume(stream, images // 2)
     cpu, wall = _cpu_seconds(), time.perf_counter()
-    made = _draw(stream, images)
+    made = _consume(stream, images)
     connection.send((made / (_cpu_seconds() - cpu), made / (time.perf_counter() - wall)))
 
 
-def _draw(stream, images):
+def _consume(stream: Iterator[int], images: int) -> int:
   made = 0
   while made < images:
     made += next(stream)
   return made
 
 
-def _cpu_seconds():
-  """Of this process and its children that run, where the system tells of them (Linux)."""
+def _cpu_seconds() -> float:
+  """Return the CPU seconds of this process and its running children, if the system reports them (Linux)."""
   seconds = time.process_time()
   for task in pathlib.Path('/proc/self/task').glob('*/children'):
     for child in task.read_text().split():

@@ -109,21 +109,12 @@ def test_multiply_adds_are_those_of_the_forward_pass(fields):
 
 def test_the_shapes_of_a_batch_are_those_of_the_batches(data_dir):
   source = sources.open_source('digits', 'train[:20]', str(data_dir))
-<<<<<<< HEAD
   batch = next(iter(loader.train_batches(source, batch_size=4, image_size=(8, 8), threads=0)))
   assert source.info == DatasetInfo(20, 10, 1)
   assert batch_shapes(source.info, batch_size=4, image_size=(8, 8)) == {
       name: (array.shape, array.dtype) for name, array in batch.items()}
   many = dataclasses.replace(source.info, multi_label=True)
   assert batch_shapes(many, batch_size=4, image_size=(8, 8))['label'][0] == (4, 10)
-=======
-  batch = next(iter(pipeline.train_batches(source, batch_size=4, image_size=(8, 8), threads=0)))
-  assert source.info == DatasetInfo(20, 10, 1)
-  assert pipeline.batch_shapes(source.info, batch_size=4, image_size=(8, 8)) == {
-      name: (array.shape, array.dtype) for name, array in batch.items()}
-  many = dataclasses.replace(source.info, multi_label=True)
-  assert pipeline.batch_shapes(many, batch_size=4, image_size=(8, 8))['label'][0] == (4, 10)
->>>>>>> fc40a85 (Sources and audit: typed contracts, TFDS in a file of its own, the audit command is flags and printing, plain English)
 
 
 @pytest.mark.parametrize('text, needed, there', [

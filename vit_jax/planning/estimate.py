@@ -16,7 +16,7 @@ from vit_jax.base import platform
 from vit_jax.data.loading.batch import batch_shapes
 from vit_jax.data.sources.info import DatasetInfo
 from vit_jax.planning import cost as cost_lib
-from vit_jax.planning import flops, hlo
+from vit_jax.planning import hlo
 from vit_jax.planning.chips import Chip
 from vit_jax.planning.plan import Collective, Collectives, Memory, Operation, Plan, Setup, Time
 from vit_jax.planning.topology import Slice
@@ -80,13 +80,12 @@ def _setup(program: build.Program, tpu: Slice | None, num_devices: int) -> Setup
   config, versions = program.config, platform.versions()
   if tpu:
     versions['libtpu'] = importlib.metadata.version('libtpu')
-  params = jax.eval_shape(program.create).params
   return Setup(
       device=f'TPU {tpu.chip.name}' if tpu else jax.devices()[0].device_kind, topology=tpu.name if tpu else None,
       devices=num_devices, strategy=str(program.strategy), model=config.model.variant, dtype=config.model.dtype,
       remat=config.model.remat, unroll=config.model.unroll, parameters=program.num_params,
       batch_size=config.data.batch_size, batch_per_device=config.data.batch_size // program.strategy.num_shards,
-      num_micro_batches=program.num_micro_batches, multiply_adds=flops.multiply_adds(params, config.data.image_size),
+      num_micro_batches=program.num_micro_batches, multiply_adds=program.model.multiply_adds(),
       versions=versions)
 
 

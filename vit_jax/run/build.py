@@ -85,7 +85,6 @@ def build(recipe: Recipe | RunConfig) -> Parts:
   config = recipe if isinstance(recipe, RunConfig) else config_lib.read(recipe)
   platform.require(config.platform)
   strategy = make_strategy(config)
-<<<<<<< HEAD
   data = Dataset(config.data, config.seed, jax.process_index(), jax.process_count())
   program = build_program(config, strategy, data.source.info)
   _check_best(program.config)
@@ -94,25 +93,6 @@ def build(recipe: Recipe | RunConfig) -> Parts:
                         config.data.batch_size // program.num_micro_batches)
   evaluators = {name: EVALUATORS[keys.kind](keys, context) for name, keys in config.evaluators.items()}
   return Parts(**vars(program), data=data, evaluators=evaluators)
-=======
-  data = Dataset(config.seed, jax.process_index(), jax.process_count(), **sections['data'])
-  program = build_program(config, strategy, data.source.info)
-
-  def evaluator(kind, **arguments):
-    # Training holds micro-batches; evaluation need not hold more.
-    return evaluators_lib.EVALUATORS[kind](program.graphdef, program.objective, program.normalize, strategy, data,
-                                           config.data.batch_size // program.accumulate, **arguments)
-
-  checkpoint = _in_steps(config, 'checkpoint', data.source.info)
-  check_options(checkpoint['every'], checkpoint['keep'], checkpoint['keep_best'])
-  suffixes = [''] if program.train.ema_decay is None else ['', '_ema']
-  measured = sorted(f'{name}{suffix}/{metric}' for name, keys in sections['evaluators'].items() for suffix in suffixes
-                    for metric in evaluators_lib.EVALUATORS[keys['kind']].METRICS)
-  if checkpoint['keep_best'] and checkpoint['best'] not in measured:
-    raise ValueError(f"checkpoint.best={checkpoint['best']!r} is not measured; choose from {measured}")
-  return Parts(**vars(program), checkpoint=checkpoint, data=data,
-               evaluators={name: evaluator(**keys) for name, keys in sections['evaluators'].items()})
->>>>>>> fc40a85 (Sources and audit: typed contracts, TFDS in a file of its own, the audit command is flags and printing, plain English)
 
 
 def make_strategy(config: RunConfig, devices: Sequence[jax.Device] | None = None) -> Strategy:
@@ -133,35 +113,12 @@ def build_program(config: RunConfig, strategy: Strategy, info: DatasetInfo) -> P
   Raises:
     UserError: a bad value, or sizes that do not fit each other.
   """
-<<<<<<< HEAD
   config = dataclasses.replace(config, model=dataclasses.replace(
       config.model, image_size=config.data.image_size, channels=info.channels, num_classes=info.num_classes))
   pace = Pace(config.data.batch_size, info.num_examples * config.data.repeats)
   num_steps = pace.steps(config.train.duration)
   split = BatchSplit(strategy.num_micro_batches(config.data.batch_size, config.train.micro_batch),
                      1 if strategy.axis_name else strategy.num_shards, strategy.axis_name)
-=======
-  sections = config.to_dict()
-  train = config_lib.Train(**_in_steps(config, 'train', facts))
-  accumulate = strategy.micro_batches(config.data.batch_size, train.micro_batch)
-  make_model = lambda: VisionTransformer(
-      image_size=sections['data']['image_size'], channels=facts.channels, num_classes=facts.num_classes,
-      rngs=nnx.Rngs(config.seed), **sections['model'])
-  graphdef, abstract_params = nnx.split(nnx.eval_shape(make_model), nnx.Param)
-  abstract_params = nnx.to_pure_dict(abstract_params)
-  optimizer, schedule = optim.build(train.duration, **_in_steps(config, 'optim', facts))
-  frozen = optim.frozen_tree(abstract_params, config.optim.freeze)
-  jax.eval_shape(optimizer.init, abstract_params)  # a bad mask is an error here
-  objective, normalize = Classification(**sections['objective']), Normalization(**sections['normalization'])
-  objective.check(facts.num_classes, facts.multi_label)
-  mixing = mix.build(facts.num_classes, **sections['mix'])
-  if mixing:
-    mix.check_pairs(config.data.batch_size, strategy.shares, accumulate)
-  transfer.Transfer(**sections['transfer'])  # a bad one is an error here
-  step = make_train_step(graphdef, objective, optimizer, normalize, seed=config.seed, accumulate=accumulate,
-                         ema_decay=train.ema_decay, axis_name=strategy.axis_name, by_block=config.model.unroll,
-                         frozen=frozen, mix=mixing, shards=1 if strategy.axis_name else strategy.shares)
->>>>>>> fc40a85 (Sources and audit: typed contracts, TFDS in a file of its own, the audit command is flags and printing, plain English)
 
   def make_model() -> Any:
     return MODELS[config.model.kind](config.model, rngs=nnx.Rngs(config.seed))
@@ -197,7 +154,6 @@ def build_program(config: RunConfig, strategy: Strategy, info: DatasetInfo) -> P
       num_params=sum(x.size for x in jax.tree.leaves(abstract_params)))
 
 
-<<<<<<< HEAD
 def _preparation(config: RunConfig, info: DatasetInfo, strategy: Strategy, split: BatchSplit) -> Callable[..., Any]:
   """Return (batch, keys) → batch: what is done to a batch on the devices before the objective sees it."""
   mixing = batch_mixing.build(config.mix, info.num_classes)
@@ -218,9 +174,3 @@ def _check_best(config: RunConfig) -> None:
                     for metric in EVALUATORS[keys.kind].METRICS)
   if config.checkpoint.keep_best and config.checkpoint.best not in measured:
     raise UserError(f'checkpoint.best: {config.checkpoint.best!r} is not measured; choose from {measured}')
-=======
-def _in_steps(config, section, facts):
-  """The arguments of a section, durations in steps."""
-  return config_lib.in_steps(section, config[section].to_dict(), batch_size=config.data.batch_size,
-                             examples=facts.num_examples * config.data.repeats)
->>>>>>> fc40a85 (Sources and audit: typed contracts, TFDS in a file of its own, the audit command is flags and printing, plain English)

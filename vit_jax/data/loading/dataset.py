@@ -72,13 +72,8 @@ class Dataset:
     Raises:
       UserError: the split has other channels, or another number or kind of labels, than the training split.
     """
-<<<<<<< HEAD
     source = self._open(split, None)
     expected, got = _model_needs(self.source.info), _model_needs(source.info)
-=======
-    source = self._open(split)
-    expected, got = _fits_model(self.source.info), _fits_model(source.info)
->>>>>>> fc40a85 (Sources and audit: typed contracts, TFDS in a file of its own, the audit command is flags and printing, plain English)
     if got != expected:
       raise UserError(f'evaluators: split {split} of {source.name} does not fit the model: expected {expected}, as in '
                       f'{self.source.split}, which the model is built for; got {got}. --config.data.channels=1 or 3 '
@@ -109,13 +104,7 @@ class Dataset:
     return f'{makers}, {batches.batches_ahead} batches ahead ({batches.bytes_ahead / 2 ** 20:,.1f} MiB)'
 
 
-<<<<<<< HEAD
 def _model_needs(facts: DatasetInfo) -> str:
   """Return what an evaluation split must have in common with the training split, in words."""
   kind = 'any number of classes per image' if facts.multi_label else 'one class per image'
-=======
-def _fits_model(facts):
-  """What an evaluation split has to share with the training split, in words."""
-  kind = 'any number of classes an image' if facts.multi_label else 'one class an image'
->>>>>>> fc40a85 (Sources and audit: typed contracts, TFDS in a file of its own, the audit command is flags and printing, plain English)
   return f'channels={facts.channels} and {facts.num_classes} classes, {kind}'

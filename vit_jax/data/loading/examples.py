@@ -39,13 +39,8 @@ class ExampleMaker:
     self._source, self._spec = source, transform
     self._transform = spec.parse(transform, image_size)
     self.image_shape = (*image_size, source.channels)
-<<<<<<< HEAD
     self.label_shape = (source.num_classes,) if source.multi_label else ()
     self._cache = self._decode_all() if cache else None
-=======
-    self.label_shape = (source.num_classes,) if source.multi_label else ()
-    self._cached = self._read_all() if cache else None
->>>>>>> fc40a85 (Sources and audit: typed contracts, TFDS in a file of its own, the audit command is flags and printing, plain English)
 
   def __getstate__(self) -> dict[str, Any]:
     return {key: value for key, value in self.__dict__.items() if key != '_transform'}  # functions cannot be pickled
