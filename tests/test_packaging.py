@@ -132,6 +132,12 @@ def test_help_of_a_command_has_that_of_its_module(command):
   assert set(module.stdout.replace(name, f'vit-jax {command}').splitlines()) <= set(ours.stdout.splitlines())
 
 
+def test_the_old_name_of_the_audit_runs_it():
+  """`python -m vit_jax.data.audit`, which is a package now."""
+  old, new = (run([sys.executable, '-m', f'vit_jax.{module}', '--help'], tiny.ROOT) for module in ('data.audit', 'audit'))
+  assert '--similarity' in old.stdout and old.stdout == new.stdout
+
+
 @pytest.fixture(scope='module')
 def requirements(wheel):
   """The requirements in the wheel's metadata, by extra; '' is the plain install."""
