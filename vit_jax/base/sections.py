@@ -129,6 +129,8 @@ def _value(value: Any, field: dataclasses.Field, annotation: Any, key: str) -> A
   if any(value is spelling or (type(value) is type(spelling) and value == spelling)
          for spelling in field.metadata.get('off', ())):
     return None
+  if annotation is Any:
+    return value
   if annotation == tuple[int, int]:
     return size(value, key)
   kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
