@@ -26,7 +26,7 @@ def record(step=0, **changes):
 
 def open_checkpoints(directory, **fields):
   """Open checkpoints with a config of these fields."""
-  return open_checkpoints(directory, CheckpointConfig(**fields), PACE)
+  return Checkpoints(directory, CheckpointConfig(**fields), PACE)
 
 
 def make_state(seed=0):

@@ -16,9 +16,6 @@ from vit_jax.base.text import listing
 from vit_jax.rundir import migration
 from vit_jax.rundir.record import RunRecord
 
-ITEMS = ('state', 'run')
-
-
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
   """Section `checkpoint` of a recipe.
@@ -58,8 +55,8 @@ class Checkpoints:
     if config.keep_best:
       policies.append(checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics[config.best], n=config.keep_best,
                                                 keep_checkpoints_without_metrics=False))
-    self._manager = open_to_read(directory, item_names=ITEMS) if read_only else ocp.CheckpointManager(
-        directory, item_names=ITEMS, options=ocp.CheckpointManagerOptions(
+    self._manager = open_to_read(directory) if read_only else ocp.CheckpointManager(
+        directory, item_handlers=_handlers(), options=ocp.CheckpointManagerOptions(
             # Without `best_fn` Orbax does not write the metrics, and a resumed run would not know which was the best.
             best_fn=(lambda metrics: metrics[config.best]) if config.keep_best else None,
             cleanup_tmp_directories=True,  # those of a run that was killed; a reader leaves them, the run may be alive
@@ -140,12 +137,12 @@ class Checkpoints:
     self._manager.close()
 
 
-def open_to_read(directory: epath.Path, **arguments: Any) -> ocp.CheckpointManager:
+def open_to_read(directory: epath.Path) -> ocp.CheckpointManager:
   """Return Orbax's manager of a directory of checkpoints that it leaves as it is."""
   before = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)  # Orbax warns of every option that follows from read_only
   try:
-    return ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True), **arguments)
+    return ocp.CheckpointManager(directory, item_handlers=_handlers(), options=ocp.CheckpointManagerOptions(read_only=True))
   finally:
     logging.set_verbosity(before)
 
@@ -161,6 +158,11 @@ def pick_step(steps: list[int], step: int | None, where: object) -> int:
   if step is not None and step not in steps:
     raise UserError(f'{where}: has no checkpoint of step {step}; there are {listing(steps)}')
   return steps[-1] if step is None else step
+
+
+def _handlers() -> dict[str, Any]:
+  """Return what reads and writes the two items of a checkpoint."""
+  return dict(state=ocp.PyTreeCheckpointHandler(), run=ocp.JsonCheckpointHandler())
 
 
 def _restore_args(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:

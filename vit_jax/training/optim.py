@@ -192,8 +192,13 @@ def select_state(state: Any, like: Any) -> Any:
 def _without_frozen(tree: Any, frozen: Any) -> Any:
   """Return a tree without the leaves that are frozen."""
   if isinstance(tree, dict):  # keys go with their leaves, as Muon would take a None in their place for a parameter
-    return {name: _without_frozen(subtree, frozen[name]) for name, subtree in tree.items() if frozen[name] is not True}
+    kept = {name: _without_frozen(subtree, frozen[name]) for name, subtree in tree.items() if frozen[name] is not True}
+    return {name: subtree for name, subtree in kept.items() if not _is_empty(subtree)}  # a checkpoint has no empty subtrees
   return None if tree is None else jax.tree.map(lambda stop, x: None if stop else x, frozen, tree)
+
+
+def _is_empty(tree: Any) -> bool:
+  return isinstance(tree, dict) and not tree
 
 
 def _frozen(params: Any, pattern: str) -> Any:
