@@ -1,5 +1,6 @@
 """The loader: order, augmentation, processes, resume, evaluation, errors."""
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -137,10 +138,11 @@ def test_copies_are_not_neighbors_and_are_augmented_differently(repeats):
 
 def test_copies_are_decoded_once(monkeypatch):
   source, decoded, opened = fake_source(12), [], examples.decode.open_image
-  monkeypatch.setattr(examples.decode, 'open_image', lambda *args: decoded.append(args) or opened(*args))
+  monkeypatch.setattr(
+      examples.decode, 'open_image', lambda *args: decoded.append(threading.get_ident()) or opened(*args))
   batch, = take(train(source, batch_size=24, repeats=3, threads=0), 1)
-  # The chunks of 16 split one group of three copies.
-  assert len(np.unique(batch['id'])) == 8 and len(decoded) <= 9
+  # The chunks of 16 split one group of three copies. Threads may still be decoding ahead for earlier tests.
+  assert len(np.unique(batch['id'])) == 8 and 8 <= decoded.count(threading.get_ident()) <= 9
 
 
 def test_with_repeats_an_epoch_still_holds_each_example_once():
