@@ -19,7 +19,7 @@ from vit_jax.run import cli
 
 def run(name: str, *, data_dir: str | None = None, train: str | None = None, similarity: float = SIMILARITY,
         output: str | None = None, sheet: str | None = None, as_json: bool = False, command: str = '') -> Audit:
-  """Audit a dataset, write the files that are asked for, and print the report to standard output.
+  """Audit a dataset, write the requested files, and print the report to standard output.
 
   Args:
     name, data_dir, train, similarity: see `data.audit.audit.audit`.

@@ -78,7 +78,7 @@ def test_text_json_and_files(planted, tmp_path, capsys):
   text = capsys.readouterr().out
   for line in ('train  46       2', 'val    14       2', 'ants   23     8', 'bees   23     6', 'corrupt      2',
                '6 groups of 12 records, 1 across splits', 'nearly the same, least similar first:',
-               'conflicting labels  1 groups', 'training should leave out  7 records: 1 also in '
+               'conflicting labels  1 group\n', 'training should leave out  7 records: 1 also in '
                'another split, 2 conflicting label, 1 corrupt, 3 duplicate', 'same bytes 3 groups, same pixels 4 groups, nearly the same 2 pairs'):
     assert line in text, text
   assert '1 BMP RGB' in text and '1 JPEG RGB' in text and '60/60/120' in text

@@ -168,7 +168,7 @@ def test_truncated_files(encoding, part):
 
 
 def test_postscript_is_not_run():
-  with pytest.raises(ValueError, match='cannot be decoded: they are in none of these formats'):
+  with pytest.raises(ValueError, match='cannot be decoded: unknown format'):
     decode.decode(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n', 3)
 
 

@@ -1,5 +1,6 @@
 """The loader: order, augmentation, processes, resume, evaluation, errors."""
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -137,10 +138,11 @@ def test_copies_are_not_neighbors_and_are_augmented_differently(repeats):
 
 def test_copies_are_decoded_once(monkeypatch):
   source, decoded, opened = fake_source(12), [], examples.decode.open_image
-  monkeypatch.setattr(examples.decode, 'open_image', lambda *args: decoded.append(args) or opened(*args))
+  monkeypatch.setattr(
+      examples.decode, 'open_image', lambda *args: decoded.append(threading.get_ident()) or opened(*args))
   batch, = take(train(source, batch_size=24, repeats=3, threads=0), 1)
-  # The chunks of 16 split one group of three copies.
-  assert len(np.unique(batch['id'])) == 8 and len(decoded) <= 9
+  # The chunks of 16 split one group of three copies. Threads may still be decoding ahead for earlier tests.
+  assert len(np.unique(batch['id'])) == 8 and 8 <= decoded.count(threading.get_ident()) <= 9
 
 
 def test_with_repeats_an_epoch_still_holds_each_example_once():
@@ -247,7 +249,7 @@ def test_evaluation_repeats_even_where_the_transform_is_random():
 @pytest.mark.parametrize('cache', [False, True])
 @pytest.mark.parametrize('bad, message', [
     ({'label': 4}, r'expected a label in 0\.\.3, got 4'),
-    ({'label': -1}, 'got -1 .TFDS stores -1 where a split has no labels'),
+    ({'label': -1}, 'got -1 .TFDS stores -1 if a split has no labels'),
     ({'image': b'broken'}, "b'broken' that cannot be decoded"),
 ])
 def test_bad_records_are_named(make, threads, cache, bad, message):
@@ -260,7 +262,7 @@ def test_bad_records_are_named(make, threads, cache, bad, message):
 def test_an_image_that_the_transform_cannot_take_is_named():
   records = fake_source(10).read(range(10))
   records[3]['image'] = encode(np.zeros((2, 2, 3), np.uint8))
-  with pytest.raises(ValueError, match='(?s)Record 3 of .*central_crop to .*got .2, 2.'):
+  with pytest.raises(ValueError, match='(?s)record 3 of .*central_crop: .*got .2, 2.'):
     take(evaluate(fake_source(records=records), transform='central_crop'), 2)
 
 

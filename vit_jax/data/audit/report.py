@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.base.text import listing, more
+from vit_jax.base.text import count, listing, more
 from vit_jax.data.audit.duplicates import Duplicates
 from vit_jax.data.audit.scan import Scan
 
@@ -27,14 +27,14 @@ def summarize(scan: Scan, found: Duplicates, excluded: Mapping[int, str]) -> dic
     A dict for JSON: data_set, splits {name: {records, classes {name: count}, …}}, empty_classes, corrupt, duplicates,
     conflicts, excluded. Lists are complete; only the text shortens them.
   """
-  splits = {source.split: _summarize_split(scan, number) for number, source in enumerate(scan.sources)}
+  splits = {source.split: _summarize_split(scan, index) for index, source in enumerate(scan.sources)}
   record = lambda index: {'name': scan.name(index), 'class': scan.class_names(index)}
   conflicting = [group for group in found.groups if len(set(scan.records['label'][group].tolist())) > 1]
   reasons = collections.Counter(reason.partition(':')[0] for reason in excluded.values())
   return {
       'data_set': scan.sources[0].name,
       'splits': splits,
-      'empty_classes': {name: [cls for cls, count in split['classes'].items() if not count]
+      'empty_classes': {name: [cls for cls, size in split['classes'].items() if not size]
                         for name, split in splits.items()},
       'corrupt': [{'name': scan.name(index), 'error': error} for index, error in sorted(scan.errors.items())],
       'duplicates': {
@@ -51,38 +51,40 @@ def summarize(scan: Scan, found: Duplicates, excluded: Mapping[int, str]) -> dic
 def to_text(summary: Mapping[str, Any]) -> str:
   """Return a summary, from `summarize`, as short tables."""
   lines = [f'{summary["data_set"]}', '', *_split_table(summary['splits']), '', *_class_table(summary['splits'])]
-  alike = summary['duplicates']
+  repeated = summary['duplicates']
   lines += ['', f'corrupt      {len(summary["corrupt"])}', *_first(
       f'{one["name"]}: {" ".join(one["error"].split())[:150]}' for one in summary['corrupt'])]
   empty = [f'{split}: {", ".join(names)[:150]}' for split, names in summary['empty_classes'].items() if names]
   lines += ['', f'empty classes  {sum(map(len, summary["empty_classes"].values()))}', *_first(empty)]
-  lines += ['', f'duplicates   {alike["groups"]} groups of {sum(map(len, alike["records"]))} records, '
-            f'{alike["groups_across_splits"]} across splits',
-            f'  same bytes {alike["groups_with_same_bytes"]} groups, same pixels {alike["groups_with_same_pixels"]} '
-            f'groups, nearly the same {alike["near_pairs"]} pairs',
-            *_first(map(_names, sorted(alike['records'], key=lambda group: -len(group))))]
-  if alike['near']:
+  groups = lambda number: count(number, 'group')
+  lines += ['', f'duplicates   {groups(repeated["groups"])} of {count(sum(map(len, repeated["records"])), "record")}, '
+            f'{repeated["groups_across_splits"]} across splits',
+            f'  same bytes {groups(repeated["groups_with_same_bytes"])}, same pixels '
+            f'{groups(repeated["groups_with_same_pixels"])}, nearly the same {count(repeated["near_pairs"], "pair")}',
+            *_first(map(_names, sorted(repeated['records'], key=lambda group: -len(group))))]
+  if repeated['near']:
     lines += ['  nearly the same, least similar first:',
-              *_first(f'{one["similarity"]:.3f}  {_names(one["pair"])}' for one in alike['near'])]
-  lines += ['', f'conflicting labels  {len(summary["conflicts"])} groups', *_first(map(_names, summary['conflicts']))]
-  reasons = ', '.join(f'{count} {reason}' for reason, count in sorted(summary['excluded'].items())) or 'nothing'
-  return '\n'.join([*lines, '', f'training should leave out  {sum(summary["excluded"].values())} records: {reasons}'])
+              *_first(f'{one["similarity"]:.3f}  {_names(one["pair"])}' for one in repeated['near'])]
+  lines += ['', f'conflicting labels  {groups(len(summary["conflicts"]))}', *_first(map(_names, summary['conflicts']))]
+  reasons = ', '.join(f'{number} {reason}' for reason, number in sorted(summary['excluded'].items())) or 'nothing'
+  excluded = count(sum(summary['excluded'].values()), 'record')
+  return '\n'.join([*lines, '', f'training should leave out  {excluded}: {reasons}'])
 
 
-def _summarize_split(scan: Scan, number: int) -> dict[str, Any]:
-  source = scan.sources[number]
-  records = scan.records[scan.starts[number]:scan.starts[number + 1]]
+def _summarize_split(scan: Scan, split: int) -> dict[str, Any]:
+  source = scan.sources[split]
+  records = scan.records[scan.starts[split]:scan.starts[split + 1]]
   sound = records[~records['corrupt']]
   occurring = collections.Counter()
-  for label, count in zip(*np.unique(records['label'], return_counts=True), strict=True):
+  for label, number in zip(*np.unique(records['label'], return_counts=True), strict=True):
     for one in scan.labels[label]:
-      occurring[one] += int(count)
+      occurring[one] += int(number)
   classes = {name: occurring.pop(label, 0) for label, name in enumerate(source.class_names)}
   kinds = zip(*np.unique(sound['kind'], return_counts=True), strict=True)
   return {'records': len(records), 'classes': classes,
-          'labels_without_class': {str(label): count for label, count in occurring.items()},
+          'labels_without_class': {str(label): number for label, number in occurring.items()},
           'rows': _min_median_max(sound['rows']), 'columns': _min_median_max(sound['columns']),
-          'formats': {scan.kinds[kind]: int(count) for kind, count in kinds}}
+          'formats': {scan.kinds[kind]: int(number) for kind, number in kinds}}
 
 
 def _min_median_max(values: np.ndarray) -> list[int]:
@@ -92,8 +94,8 @@ def _min_median_max(values: np.ndarray) -> list[int]:
 def _split_table(splits: Splits) -> list[str]:
   rows = [('split', 'records', 'classes', 'rows min/med/max', 'columns', 'largest:smallest class', 'formats')]
   for name, split in splits.items():
-    counts = [count for count in split['classes'].values() if count]
-    formats = ', '.join(f'{count} {kind}' for kind, count in sorted(split['formats'].items(), key=lambda kv: -kv[1]))
+    counts = list(filter(None, split['classes'].values()))
+    formats = ', '.join(f'{number} {kind}' for kind, number in sorted(split['formats'].items(), key=lambda kv: -kv[1]))
     ratio = f'{max(counts) / min(counts):.2f}' if counts else '-'
     rows.append((name, f'{split["records"]:,}', str(len(counts)), '/'.join(map(str, split['rows'])),
                  '/'.join(map(str, split['columns'])), ratio, formats))

@@ -25,7 +25,7 @@ class Picture:
   far as it had to read; a truncated file is always detected).
 
   Attributes:
-    shape: (H, W, channels) of the whole image, after it is turned upright if that was asked for.
+    shape: (H, W, channels) of the whole image, after it is turned upright if `upright`.
   """
 
   def __init__(self, encoded: bytes, header: jpeg.Header, channels: int, upright: bool):
@@ -111,7 +111,7 @@ def _decode_with_pillow(encoded: bytes, channels: int, upright: bool) -> np.ndar
   # Pillow's plug-ins raise OSError, SyntaxError, ValueError, struct.error and others for broken files.
   except Exception as error:
     identified = not isinstance(error, UnidentifiedImageError)
-    reason = f'{type(error).__name__}: {error}' if identified else 'they are in none of these formats'
+    reason = f'{type(error).__name__}: {error}' if identified else 'unknown format'
     if isinstance(error, Image.DecompressionBombError):
       reason += '. Shrink the image, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it'
     raise DecodeError(

@@ -106,7 +106,7 @@ def split_names(path: str) -> list[str]:
 
 
 class _Arrays:
-  """Records that are encoded when asked for: as BMP, which is the pixels after a header, so it costs little."""
+  """Records that are encoded when they are read: as BMP, which is the pixels after a header, so it costs little."""
 
   def __init__(self, images: Sequence[np.ndarray] | np.ndarray, labels: Sequence[Any] | np.ndarray, multi_label: bool):
     self._images, self._labels, self._multi_label = images, labels, multi_label

@@ -81,7 +81,7 @@ def list_folder(path: epath.Path) -> Listing:
 
 
 class _Names:
-  """Names of files relative to the root, cut out of their paths when asked for."""
+  """Names of files relative to the root, cut out of their paths."""
 
   def __init__(self, paths: Sequence[str], depth: int):
     self._paths, self._depth = paths, depth
@@ -91,7 +91,7 @@ class _Names:
 
 
 class _Files:
-  """Records that are read from their files when asked for."""
+  """Records that are read from their files on demand."""
 
   def __init__(self, paths: Sequence[str], labels: Sequence[int]):
     self._paths, self._labels = paths, labels
@@ -155,7 +155,8 @@ def _order(classes: Folders) -> list[tuple[epath.Path, str]]:
   _check_classes(classes, listings)
   others = [os.fspath(classes[name] / file) for name, listing in listings.items() for file in listing.others]
   if others:
-    logging.warning('ignored %d files that are not images: %s', len(others), _some(others))
+    logging.warning('ignored %s: %s', text.count(len(others), 'file that is not an image', 'files that are not images'),
+                    _some(others))
   keyed = []
   for name, listing in listings.items():
     hashed = sorted((hashlib.sha256(f'{name}/{file}'.encode(errors='surrogateescape')).digest(), file)

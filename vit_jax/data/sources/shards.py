@@ -36,8 +36,8 @@ def check(name: str, builder: tfds.core.DatasetBuilder, split: str, command: str
       shards = sorted(one for one in present if 'array_record' in one)
       raise UserError(
           f'dataset {name!r}, split {split!r}: {file.filename} {problem}. {folder} has '
-          f'{text.count(len(shards), "ArrayRecord file")}: {text.listing(shards, limit=4) or "none"}. Copy the file again from where the dataset was prepared, or prepare the '
-          f'dataset again:\n  rm -r {folder} && {command}')
+          f'{text.count(len(shards), "ArrayRecord file")}: {text.listing(shards, limit=4) or "none"}. Copy the file again '
+          f'from where the dataset was prepared, or prepare the dataset again:\n  rm -r {folder} && {command}')
 
 
 class Names:
@@ -46,8 +46,8 @@ class Names:
   def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
     first = {}  # File: (split it belongs to, index of its first record there).
     for name, info in builder.info.splits.items():
-      lengths = itertools.accumulate(info.shard_lengths, initial=0)
-      first.update({os.fspath(path): (name, start) for path, start in zip(info.filepaths, lengths, strict=False)})
+      starts = itertools.accumulate(info.shard_lengths[:-1], initial=0)
+      first.update({os.fspath(path): (name, start) for path, start in zip(info.filepaths, starts, strict=True)})
     parts = builder.info.splits[split].file_instructions
     self._firsts = []
     for part in parts:
