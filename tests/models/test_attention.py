@@ -1,10 +1,10 @@
 """Attention whose output is normalised, not its weights, beside the textbook's form; tokens that nobody asks for."""
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax import nnx
 from vit_jax.models import attention
 from vit_jax.models.config import ViTConfig
 from vit_jax.models.vit import VisionTransformer

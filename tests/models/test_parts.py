@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.models import layers
-from vit_jax.models import positions
+from vit_jax.models import layers, positions
 from vit_jax.models.config import ViTConfig
 from vit_jax.models.vit import VisionTransformer
 

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vit_jax.base.preprocessing import Normalization
 from vit_jax.models.config import ViTConfig
 from vit_jax.models.vit import VisionTransformer
-from vit_jax.base.preprocessing import Normalization
+from vit_jax.objectives.classification import Classification
 from vit_jax.training import optim
 from vit_jax.training import step as step_lib
-from vit_jax.objectives.classification import Classification
 from vit_jax.training.state import TrainState
 
 

@@ -1,5 +1,4 @@
 """The contract of a model: what the rest of the framework may ask of one."""
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax

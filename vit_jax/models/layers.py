@@ -7,6 +7,7 @@ from collections.abc import Callable
 import functools
 import math
 import re
+from typing import Any
 
 from flax import nnx
 import jax
@@ -73,7 +74,7 @@ def einsum(product: str, a: Float[ArrayLike, '...'], b: Float[ArrayLike, '...'])
   return jnp.einsum(product, a, b, preferred_element_type=jnp.float32)
 
 
-def affine(product: str, x: Float[Array, '...'], kernel: Float[Array, '...'],
+def affine(product: str, x: Float[ArrayLike, '...'], kernel: Float[Array, '...'],
            bias: Float[Array, '...'] | None) -> Float[Array, '...']:
   """Return an einsum of x and a kernel, plus a bias: products of x's type, sums in float32, rounded once to x's type.
 
@@ -90,15 +91,15 @@ def affine(product: str, x: Float[Array, '...'], kernel: Float[Array, '...'],
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _affine(product: str, x: Array, kernel: Array, bias: Array | None) -> Array:
+def _affine(product: str, x: ArrayLike, kernel: Array, bias: Array | None) -> Array:
   y = einsum(product, x, kernel.astype(x.dtype))
   return (y if bias is None else y + bias).astype(x.dtype)
 
 
-_Saved = tuple[Array, Array, Array | None]
+_Saved = tuple[ArrayLike, Array, Array | None]
 
 
-def _affine_forward(product: str, x: Array, kernel: Array, bias: Array | None) -> tuple[Array, _Saved]:
+def _affine_forward(product: str, x: ArrayLike, kernel: Array, bias: Array | None) -> tuple[Array, _Saved]:
   return _affine(product, x, kernel, bias), (x, kernel, bias)
 
 
@@ -122,11 +123,16 @@ def _sum_to(x: Array, shape: tuple[int, ...]) -> Array:
 _affine.defvjp(_affine_forward, _affine_gradient)
 
 
+def value_of(param: nnx.Param | None) -> Array | None:
+  """Return the array of a parameter that a layer may lack."""
+  return None if param is None else param[...]
+
+
 def dense(linear: nnx.Linear | nnx.LinearGeneral, x: Float[Array, 'batch tokens features']) -> Tokens:
   """Apply a dense layer to tokens, by `affine`."""
   kernel = linear.kernel[...].reshape(x.shape[-1], -1)
-  bias = None if linear.bias is None else linear.bias[...].reshape(-1)
-  return affine('bnd,df->bnf', x.astype(linear.dtype), kernel, bias)
+  bias = value_of(linear.bias)
+  return affine('bnd,df->bnf', x.astype(linear.dtype), kernel, None if bias is None else bias.reshape(-1))
 
 
 def embed_patches(convolution: nnx.Conv, images: Images) -> Tokens:
@@ -141,11 +147,12 @@ def embed_patches(convolution: nnx.Conv, images: Images) -> Tokens:
   x = x.reshape(batch, -1, height * width * channels).astype(convolution.dtype)
   # Behind a barrier: otherwise TPU's compiler transposes the patches for the kernel's gradient.
   kernel = jax.lax.optimization_barrier(kernel.reshape(-1, features))
-  return affine('bnp,pf->bnf', x, kernel, convolution.bias[...])
+  return affine('bnp,pf->bnf', x, kernel, value_of(convolution.bias))
 
 
 def layer_norm(norm: nnx.LayerNorm, x: Float[Array, '*shape width']) -> Float[Array, '*shape width']:
   """Apply a LayerNorm to the last axis, computed in float32 and rounded once."""
+  assert norm.scale is not None and norm.bias is not None
   x = x.astype(jnp.float32)
   mean = x.mean(axis=-1, keepdims=True)
   variance = jnp.maximum((x * x).mean(axis=-1, keepdims=True) - mean * mean, 0.0)
@@ -158,7 +165,7 @@ class MlpBlock(nnx.Module):
 
   def __init__(self, width: int, mlp_dim: int, *, dropout: float, gelu: str, dtype: DTypeLike, rngs: nnx.Rngs):
     # Initializers of the authors' code: Xavier uniform kernels, biases of standard deviation 1e-6.
-    init = dict(kernel_init=nnx.initializers.xavier_uniform(), bias_init=nnx.initializers.normal(1e-6))
+    init: dict[str, Any] = dict(kernel_init=nnx.initializers.xavier_uniform(), bias_init=nnx.initializers.normal(1e-6))
     self.up = nnx.Linear(width, mlp_dim, dtype=dtype, rngs=rngs, **init)
     self.down = nnx.Linear(mlp_dim, width, dtype=dtype, rngs=rngs, **init)
     self.dropout = dropout

@@ -10,8 +10,7 @@ from jax import Array
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from vit_jax.models import attention
-from vit_jax.models import layers
+from vit_jax.models import attention, layers
 from vit_jax.models.base import Tokens
 from vit_jax.models.config import ViTConfig
 

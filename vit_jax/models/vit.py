@@ -1,4 +1,6 @@
 """The Vision Transformer ("An Image is Worth 16x16 Words", arXiv 2010.11929, section 3.1)."""
+from typing import Any
+
 from flax import nnx
 from jax import Array
 import jax.numpy as jnp
@@ -6,8 +8,7 @@ from jaxtyping import Float
 
 from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError
-from vit_jax.models import attention
-from vit_jax.models import layers
+from vit_jax.models import attention, layers
 from vit_jax.models.base import Images, Rngs
 from vit_jax.models.config import ViTConfig
 from vit_jax.models.encoder import Encoder
@@ -33,7 +34,7 @@ class VisionTransformer(nnx.Module, ViTTree):
     self.config = config
     attention.check(config.attention, config.dtype, config.attention_dropout)
     width, dtype = config.width, jnp.dtype(config.dtype)
-    common = dict(dtype=dtype, rngs=rngs)
+    common: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
     self.patch_embed = nnx.Conv(config.channels, width, config.patch_size, strides=config.patch_size, padding='VALID', **common)
     self.token = nnx.Param(jnp.zeros((width,), jnp.float32)) if config.class_token else None
     self.registers = nnx.Param(nnx.initializers.normal(0.02)(

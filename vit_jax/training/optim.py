@@ -13,7 +13,7 @@ import optax
 from vit_jax.base.choices import choose
 from vit_jax.base.durations import Duration, Pace
 from vit_jax.base.errors import UserError
-from vit_jax.models.base import flatten, ParamTree, path_of
+from vit_jax.models.base import ParamTree, flatten, path_of
 from vit_jax.training import schedules
 from vit_jax.training.optimizers import OPTIMIZERS
 from vit_jax.training.schedules import SHAPES
@@ -163,12 +163,11 @@ def skip_frozen(transform: optax.GradientTransformation, frozen: Any) -> optax.G
   def init(params: Any) -> Any:
     return transform.init(_without_frozen(params, frozen))
 
-  def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-    trained = _without_frozen(grads, frozen)
-    updates, state = transform.update(trained, state, _without_frozen(params, frozen))
-    updates = flatten(updates)
-    fill = lambda key_path, grad: updates.get(path_of(key_path), jnp.zeros_like(grad))
-    return jax.tree_util.tree_map_with_path(fill, grads), state
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    trained, state = transform.update(_without_frozen(updates, frozen), state, _without_frozen(params, frozen))
+    trained = flatten(trained)
+    fill = lambda key_path, update: trained.get(path_of(key_path), jnp.zeros_like(update))
+    return jax.tree_util.tree_map_with_path(fill, updates), state
 
   return optax.GradientTransformation(init, update)
 

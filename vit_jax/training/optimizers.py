@@ -79,17 +79,17 @@ def layerwise(optimizer: optax.GradientTransformation, stacked: tuple[str, ...])
     stacks, rest = _split(params, stacked)
     return *(jax.vmap(optimizer.init)(stack) if jax.tree.leaves(stack) else () for stack in stacks), optimizer.init(rest)
 
-  def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-    (grad_stacks, grad_rest), (stacks, rest) = _split(grads, stacked), _split(params, stacked)
-    stack_updates, states = [], []
-    for grad_stack, stack_state, stack in zip(grad_stacks, state[:-1], stacks, strict=True):
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    (stack_updates, rest_updates), (stacks, rest) = _split(updates, stacked), _split(params, stacked)
+    states = []
+    for i, stack in enumerate(stacks):
+      stack_state = state[i]
       if jax.tree.leaves(stack):
-        grad_stack, stack_state = jax.vmap(optimizer.update)(grad_stack, stack_state, stack)
-      stack_updates.append(grad_stack)
+        stack_updates[i], stack_state = jax.vmap(optimizer.update)(stack_updates[i], stack_state, stack)
       states.append(stack_state)
-    updates, rest_state = optimizer.update(grad_rest, state[-1], rest)
-    for path, stack_update in zip(stacked, stack_updates, strict=True):
-      updates = _with_subtree(updates, path.split('/'), stack_update)
+    updates, rest_state = optimizer.update(rest_updates, state[-1], rest)
+    for path, update in zip(stacked, stack_updates, strict=True):
+      updates = _with_subtree(updates, path.split('/'), update)
     return updates, (*states, rest_state)
 
   return optax.GradientTransformation(init, update)
