@@ -34,9 +34,9 @@ def attention_weights(query: Queries, key: Keys) -> Weights:
 def attend(query: Queries, key: Keys, value: Keys) -> Output:
   """Return the product of `attention_weights` and values, of the type of the values.
 
-  The output is normalized instead of the weights, as it has fewer elements, and the gradient starts from the output (Dao et
-  al., arXiv 2205.14135, appendix B.2). Exponentials and their sums are float32; the exponentials are rounded to the type of
-  the values for the product, and kept in it for the gradient.
+  The output is normalized instead of the weights, as it has fewer elements, and the gradient starts from the output
+  (Dao et al., arXiv 2205.14135, appendix B.2). Exponentials and their sums are float32; the exponentials are rounded to
+  the type of the values for the product, and kept in it for the gradient.
 
   Args:
     query: already scaled.
@@ -57,11 +57,11 @@ def cudnn_attend(query: Queries, key: Keys, value: Keys) -> Output:
 
 
 def check(name: str, dtype: str, dropout: float) -> None:
-  """Raise UserError unless attention `name` of `ATTENTIONS` can run here, with this dtype and dropout on its weights."""
+  """Raise UserError unless attention `name` of `ATTENTIONS` can run here, with this dtype and this dropout rate."""
   choose(ATTENTIONS, name, 'model.attention')
   if name == 'cudnn' and (dropout or dtype == 'float32' or jax.default_backend() != 'gpu'):
-    raise UserError("model.attention: 'cudnn' needs a GPU, dtype='bfloat16' or 'float16' and attention_dropout=0.0; got "
-                    f"{jax.default_backend()}, dtype={dtype!r}, attention_dropout={dropout}; 'xla' takes all")
+    raise UserError("model.attention: 'cudnn' needs a GPU, dtype='bfloat16' or 'float16' and attention_dropout=0.0; "
+                    f"got {jax.default_backend()}, dtype={dtype!r}, attention_dropout={dropout}. Use 'xla'")
 
 
 _Saved = tuple[ArrayLike, ArrayLike, ArrayLike, Array, Array, Array]
@@ -134,8 +134,8 @@ class Attention(nnx.Module):
   def _attend_few_queries(self, x: Tokens, queries: Float[Array, 'batch queries width']) -> Output:
     """Attend from few queries without computing keys and values: q · (W x) = (q W) · x.
 
-    The key bias shifts all scores of a query equally, so softmax cancels it; the value bias is added once, as weights sum
-    to 1.
+    The key bias shifts all scores of a query equally, so softmax cancels it; the value bias is added once, as weights
+    sum to 1.
     """
     query = _heads(self.query, queries)
     query = layers.affine('bhqk,dhk->bhqd', query * query.shape[-1] ** -0.5, _kernel(self.key), None)
@@ -164,7 +164,8 @@ class Attention(nnx.Module):
 def fuse_heads(kernel: Float[Array, '*layers width heads head_dim']) -> Float[Array, '...']:
   """Return a projection's kernel in the form that it is multiplied in: as it is, or (…, width, heads * head_dim).
 
-  A TPU pads the features of a head to 128 lanes or pairs heads of 64; H/14's 80 features would be three eighths padding.
+  A TPU pads the features of a head to 128 lanes or pairs heads of 64; H/14's 80 features would be three eighths
+  padding.
   """
   head_dim = kernel.shape[-1]
   return kernel if head_dim % 64 == 0 else kernel.reshape(*kernel.shape[:-2], -1)

@@ -1,7 +1,7 @@
 """The layers that every encoder block is made of, with randomness keyed by example.
 
-A random stream is an array `rngs` of B typed PRNG keys, one per example of the batch, or None in evaluation. A mask drawn
-from an example's own key is the same on one device and on many.
+A random stream is an array `rngs` of B typed PRNG keys, one per example of the batch, or None in evaluation. A mask
+drawn from an example's own key is the same on one device and on many.
 """
 from collections.abc import Callable
 import functools
@@ -45,11 +45,11 @@ def dropout(x: Float[Array, 'batch *shape features'], rate: float, rngs: Rngs) -
 def uniform(rngs: Rngs, shape: tuple[int, ...]) -> UInt32[Array, 'batch ...']:
   """Draw (B, *shape) numbers whose high bits are uniform, each example's from its own key.
 
-  Threefry gives a word to each row and to each column (the last axis) of an example, and an element combines its two: 20
-  rounds of threefry per element would make B/16's step cost 1.7 times as much as without dropout on a TPU v5e, this makes
-  it 1.065 times (experiments/benchmarks/tpu_step.md). Any three elements are exactly independent of each other; the hash
-  separates the corners of rectangles, whose words cancel. It is lowbias32 without its last step, which leaves the upper
-  half of the bits as they are (Chris Wellons, https://nullprogram.com/blog/2018/07/31).
+  Threefry gives a word to each row and to each column (the last axis) of an example, and an element combines its two:
+  20 rounds of threefry per element would make B/16's step cost 1.7 times as much as without dropout on a TPU v5e, this
+  makes it 1.065 times (experiments/benchmarks/tpu_step.md). Any three elements are exactly independent of each other;
+  the hash separates the corners of rectangles, whose words cancel. It is lowbias32 without its last step, which leaves
+  the upper half of the bits as they are (Chris Wellons, https://nullprogram.com/blog/2018/07/31).
   """
   *lead, columns = shape
   rows = math.prod(lead)
@@ -60,7 +60,8 @@ def uniform(rngs: Rngs, shape: tuple[int, ...]) -> UInt32[Array, 'batch ...']:
   return (bits ^ bits >> 15) * jnp.uint32(0x846ca68b)
 
 
-def drop_path(x: Float[Array, 'batch *shape'], rate: float | Float[Array, ''], rngs: Rngs) -> Float[Array, 'batch *shape']:
+def drop_path(x: Float[Array, 'batch *shape'], rate: float | Float[Array, ''],
+              rngs: Rngs) -> Float[Array, 'batch *shape']:
   """Zero whole examples of x (stochastic depth, arXiv 1603.09382); `rate` may be traced, 0.0 returns x."""
   if rngs is None or (isinstance(rate, float) and rate == 0.0):
     return x
@@ -78,8 +79,8 @@ def affine(product: str, x: Float[ArrayLike, '...'], kernel: Float[Array, '...']
            bias: Float[Array, '...'] | None) -> Float[Array, '...']:
   """Return an einsum of x and a kernel, plus a bias: products of x's type, sums in float32, rounded once to x's type.
 
-  So are the gradients: that of x has x's type, those of kernel and bias are float32 sums, never rounded. A product with a
-  float32 result is also one that XLA has a fast kernel for on CPUs (experiments/benchmarks/cpu.md).
+  So are the gradients: that of x has x's type, those of kernel and bias are float32 sums, never rounded. A product with
+  a float32 result is also one that XLA has a fast kernel for on CPUs (experiments/benchmarks/cpu.md).
 
   Args:
     product: an einsum such as 'bnd,df->bnf', without an axis that only one of the two has and the output lacks.
