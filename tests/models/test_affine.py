@@ -76,8 +76,9 @@ def test_its_gradients_are_those_of_the_einsum(product, shapes, bias):
 @pytest.mark.parametrize('width, heads', [(64, 1), (48, 2), (160, 2), (128, 2)])
 def test_a_model_of_bfloat16_compiles_for_this_backend(width, heads, pool, unroll):
   # Some products of bfloat16 that are asked for in float32 have no kernel on XLA's CPU backend (jax 0.10.2).
-  net = VisionTransformer(ViTConfig(num_classes=3, width=width, heads=heads, depth=2, mlp_dim=96, patch_size=8, image_size=(16, 24),
-                                    pool=pool, unroll=unroll, dtype='bfloat16'), rngs=nnx.Rngs(0))
+  config = ViTConfig(num_classes=3, width=width, heads=heads, depth=2, mlp_dim=96, patch_size=8, image_size=(16, 24),
+                     pool=pool, unroll=unroll, dtype='bfloat16')
+  net = VisionTransformer(config, rngs=nnx.Rngs(0))
   graphdef, params = nnx.split(net, nnx.Param)
   images = jnp.ones((2, 16, 24, 3))
   loss = lambda params: (nnx.merge(graphdef, params)(images) ** 2).sum()

@@ -1,10 +1,10 @@
 """Attention whose output is normalised, not its weights, beside the textbook's form; tokens that nobody asks for."""
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax import nnx
 from vit_jax.models import attention
 from vit_jax.models.config import ViTConfig
 from vit_jax.models.vit import VisionTransformer
@@ -80,8 +80,8 @@ def test_the_class_token_alone_is_the_class_token_of_all(fields):
 
 def test_tokens_that_nobody_reads_are_not_computed():
   def flops(first_only):
-    encoder = VisionTransformer(ViTConfig(image_size=32, patch_size=4, width=16, depth=2, heads=2, mlp_dim=64, unroll=True),
-                                rngs=nnx.Rngs(0)).encoder
+    config = ViTConfig(image_size=32, patch_size=4, width=16, depth=2, heads=2, mlp_dim=64, unroll=True)
+    encoder = VisionTransformer(config, rngs=nnx.Rngs(0)).encoder
     run = jax.jit(lambda x: encoder(x, first_only=first_only))
     return run.lower(jnp.zeros((1, 65, 16))).compile().cost_analysis()['flops']
 

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.models import layers
-from vit_jax.models import positions
+from vit_jax.models import layers, positions
 from vit_jax.models.config import ViTConfig
 from vit_jax.models.vit import VisionTransformer
 
@@ -14,8 +13,8 @@ IMAGES = np.random.default_rng(0).normal(size=(5, 12, 8, 3)).astype(np.float32)
 
 
 def model(**fields):
-  return VisionTransformer(ViTConfig(image_size=(12, 8), patch_size=4, width=12, depth=3, heads=2, mlp_dim=20, num_classes=4,
-                                     **fields), rngs=nnx.Rngs(0))
+  config = ViTConfig(image_size=(12, 8), patch_size=4, width=12, depth=3, heads=2, mlp_dim=20, num_classes=4, **fields)
+  return VisionTransformer(config, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize('fields', [{}, dict(pool='gap', registers=2), dict(pool='map', qk_norm=True, layer_scale=0.5)])
@@ -73,7 +72,8 @@ def test_learned_2d_positions_are_a_table_of_columns_and_one_of_rows():
   assert grid.shape == (3, 5, 8) and token.shape == (8,)
   for row in range(3):
     for column in range(5):
-      np.testing.assert_array_equal(grid[row, column], np.concatenate([table.columns[...][column], table.rows[...][row]]))
+      expected = np.concatenate([table.columns[...][column], table.rows[...][row]])
+      np.testing.assert_array_equal(grid[row, column], expected)
 
 
 def test_one_channel_equals_replicated_colour():

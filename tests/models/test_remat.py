@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vit_jax.base.preprocessing import Normalization
 from vit_jax.models.config import ViTConfig
 from vit_jax.models.vit import VisionTransformer
-from vit_jax.base.preprocessing import Normalization
+from vit_jax.objectives.classification import Classification
 from vit_jax.training import optim
 from vit_jax.training import step as step_lib
-from vit_jax.objectives.classification import Classification
 from vit_jax.training.state import TrainState
 
 
@@ -69,7 +69,7 @@ def test_rematerialisation_keeps_less():
 @pytest.mark.parametrize('remat, unroll, moved', [
     ('full', False, set()), ('offload', True, {(2, 5, 16)}), ('offload', False, {(2, 5, 16), (2, 2, 5, 16)})])
 def test_what_waits_in_the_hosts_memory_is_the_blocks_inputs(remat, unroll, moved):
-  """Of two images five tokens each; scanned, those of the two blocks before the last, which only the first token leaves."""
+  """Five tokens of each of two images; if scanned, of the two blocks before the last, which outputs one token only."""
   graphdef, params = nnx.split(model(remat=remat, unroll=unroll), nnx.Param)
   loss = lambda params: nnx.merge(graphdef, params)(jnp.ones((2, 8, 8, 3))).sum()
   found = re.findall(r'f32<host>\[([\d,]+)\]', str(jax.make_jaxpr(jax.grad(loss))(params)))

@@ -9,10 +9,7 @@ import numpy as np
 import pytest
 
 from vit_jax.base.errors import UserError
-from vit_jax.models import attention
-from vit_jax.models import encoder
-from vit_jax.models import layers
-from vit_jax.models import positions
+from vit_jax.models import attention, encoder, layers, positions
 from vit_jax.models.config import ViTConfig
 from vit_jax.models.vit import VisionTransformer
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from optax import contrib
+import orbax.checkpoint as ocp
 import pytest
 
 from vit_jax.base.durations import Duration, Pace
@@ -28,7 +29,7 @@ BLOCK = {
     'mlp': {'up': {'kernel': (WIDTH, MLP)}, 'down': {'kernel': (MLP, WIDTH)}},
 }
 REST = {'patch_embed': {'kernel': (4, 4, 3, WIDTH)}, 'token': (WIDTH,), 'head': {'kernel': (WIDTH, 7), 'bias': (7,)}}
-MODEL = ViTTree(ViTConfig(width=WIDTH, heads=HEADS, mlp_dim=MLP, depth=DEPTH, patch_size=4, image_size=8, num_classes=7))
+MODEL = ViTTree(ViTConfig(width=WIDTH, heads=HEADS, mlp_dim=MLP, depth=DEPTH, patch_size=4, image_size=8))
 PACE = Pace(batch_size=1, examples=1)
 is_shape = lambda x: isinstance(x, tuple)
 
@@ -83,7 +84,8 @@ LEARNING_RATES = dict(adafactor=0.05, adam=0.1, adamw=0.1, lamb=0.05, lion=0.05,
 def test_converges_on_a_quadratic(name):
   target = vit_tree(0)
   start = jax.tree.map(lambda x: 0.1 * x, vit_tree(1))
-  optimizer = transform(name, 300, peak_lr=LEARNING_RATES[name], schedule='cosine', warmup=Duration(10), clip_norm=100.0)
+  optimizer = transform(name, 300, peak_lr=LEARNING_RATES[name], schedule='cosine', warmup=Duration(10),
+                        clip_norm=100.0)
   loss = lambda params: sum(jax.tree.leaves(jax.tree.map(lambda p, t: ((p - t) ** 2).sum() / 2, params, target)))
 
   def step(carry, _):
@@ -137,8 +139,8 @@ def vector_run(seed=0, steps=8):
 @pytest.mark.parametrize('options', [{}, dict(b1=0.8, b2=0.95, eps=1e-3)])
 def test_adamw_equals_numpy_with_decay_times_the_scheduled_rate(options):
   start, gradients = vector_run()
-  optimizer = transform(total=8, params={'w': start}, peak_lr=0.2, schedule='cosine', warmup=Duration(3), weight_decay=0.3,
-                        options=options)
+  optimizer = transform(total=8, params={'w': start}, peak_lr=0.2, schedule='cosine', warmup=Duration(3),
+                        weight_decay=0.3, options=options)
   rates = [warm_cosine(t, 0.2, 3, 8) for t in range(8)]
   expected = numpy_adam(start, gradients, rates, decoupled=0.3, **options)
   ours = steps_of(optimizer, {'w': start}, [{'w': g} for g in gradients])[-1]['w']
@@ -377,28 +379,22 @@ def test_the_norm_that_is_clipped_is_that_of_the_trained_parameters():
 
 @pytest.mark.parametrize('freeze', [PROBE, HALF])
 @pytest.mark.parametrize('name', sorted(OPTIMIZERS))
-def test_state_kept_for_all_parameters_is_read_without_that_of_the_frozen_ones(name, freeze):
-  """The state that older versions saved, as optax's tuples and as the dicts and lists that are read from disk."""
+def test_state_saved_for_all_parameters_is_restored_without_that_of_the_frozen_ones(name, freeze, tmp_path):
+  """As version 0.1 saved it."""
   params, grads = vit_tree(0), vit_tree(1)
   old, new = transform(name), transform(name, freeze=freeze)
-  _, state = old.update(grads, old.init(params), params)
+  _, saved = old.update(grads, old.init(params), params)
   like = jax.eval_shape(new.init, params)
-  selected = optim.select_state(state, like)
-  assert jax.tree.structure(selected) == jax.tree.structure(like)
-  leaves = flatten(state)
-  for path, leaf in flatten(selected).items():
-    np.testing.assert_array_equal(leaf, leaves[path], err_msg=path)
-  assert_close(optim.select_state(plain(state), like), selected)
-  new.update(grads, selected, params)
-
-
-def plain(state):
-  """An optax state as it is on disk: lists, and dicts for named tuples."""
-  if hasattr(state, '_fields'):
-    return {name: plain(getattr(state, name)) for name in state._fields}
-  if isinstance(state, (list, tuple)):
-    return [plain(part) for part in state]
-  return {name: plain(part) for name, part in state.items()} if isinstance(state, dict) else state
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    for part, state in (('old', saved), ('new', new.init(params))):
+      checkpointer.save(tmp_path / part, state)
+      args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+      restored = checkpointer.restore(tmp_path / part, ocp.args.PyTreeRestore(like, args, partial_restore=True))
+      assert jax.tree.structure(restored) == jax.tree.structure(like)
+      expected = flatten(state)
+      for path, leaf in flatten(restored).items():
+        np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
+      new.update(grads, restored, params)
 
 
 # Errors.
@@ -414,7 +410,7 @@ def plain(state):
     (dict(decay_mask='*/kernel'), "optim.decay_mask: '*/kernel' is not a regular expression"),
     (dict(freeze='*'), "optim.freeze: '*' is not a regular expression"),
     (dict(freeze='.*'), "optim.freeze: '.*' freezes every parameter"),
-    (dict(freeze='tail/.*'), "optim.freeze: 'tail/.*' matches no parameter; choose from ['encoder/blocks/attention/out/kernel'"),
+    (dict(freeze='tail/.*'), "optim.freeze: 'tail/.*' matches no parameter; choose from ['encoder/blocks/"),
     (dict(peak_lr=float('inf')), 'optim.peak_lr: must be at least 0, got inf'),
     (dict(layer_decay=0.0), 'optim.layer_decay: must be positive, got 0.0'),
     (dict(clip_norm=-1.0), 'optim.clip_norm: must be positive, got -1.0'),

@@ -78,7 +78,8 @@ def test_the_result_is_float32_whatever_the_step_is():
 
 @pytest.mark.parametrize('warmup, cooldown', [(101, 0), (0, 101), (60, 41)])
 def test_longer_than_the_run_is_refused(warmup, cooldown):
-  message = rf'optim.warmup: the warm-up \({warmup} steps\).*cool-down \({cooldown} steps\).*run \(100 steps\).*train.duration'
+  message = (rf'optim.warmup: the warm-up \({warmup} steps\).*cool-down \({cooldown} steps\).*run \(100 steps\).*'
+             'train.duration')
   with pytest.raises(UserError, match=message):
     build('cosine', warmup=warmup, cooldown=cooldown)
 

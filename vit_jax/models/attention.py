@@ -1,5 +1,6 @@
 """Multi-head attention (paper, appendix A)."""
 from collections.abc import Callable
+from typing import Any
 
 from flax import nnx
 import jax
@@ -33,9 +34,9 @@ def attention_weights(query: Queries, key: Keys) -> Weights:
 def attend(query: Queries, key: Keys, value: Keys) -> Output:
   """Return the product of `attention_weights` and values, of the type of the values.
 
-  The output is normalized instead of the weights, as it has fewer elements, and the gradient starts from the output (Dao et
-  al., arXiv 2205.14135, appendix B.2). Exponentials and their sums are float32; the exponentials are rounded to the type of
-  the values for the product, and kept in it for the gradient.
+  The output is normalized instead of the weights, as it has fewer elements, and the gradient starts from the output
+  (Dao et al., arXiv 2205.14135, appendix B.2). Exponentials and their sums are float32; the exponentials are rounded to
+  the type of the values for the product, and kept in it for the gradient.
 
   Args:
     query: already scaled.
@@ -56,11 +57,11 @@ def cudnn_attend(query: Queries, key: Keys, value: Keys) -> Output:
 
 
 def check(name: str, dtype: str, dropout: float) -> None:
-  """Raise UserError unless attention `name` of `ATTENTIONS` can run here, with this dtype and dropout on its weights."""
+  """Raise UserError unless attention `name` of `ATTENTIONS` can run here, with this dtype and this dropout rate."""
   choose(ATTENTIONS, name, 'model.attention')
   if name == 'cudnn' and (dropout or dtype == 'float32' or jax.default_backend() != 'gpu'):
-    raise UserError("model.attention: 'cudnn' needs a GPU, dtype='bfloat16' or 'float16' and attention_dropout=0.0; got "
-                    f"{jax.default_backend()}, dtype={dtype!r}, attention_dropout={dropout}; 'xla' takes all")
+    raise UserError("model.attention: 'cudnn' needs a GPU, dtype='bfloat16' or 'float16' and attention_dropout=0.0; "
+                    f"got {jax.default_backend()}, dtype={dtype!r}, attention_dropout={dropout}. Use 'xla'")
 
 
 _Saved = tuple[ArrayLike, ArrayLike, ArrayLike, Array, Array, Array]
@@ -96,7 +97,7 @@ class Attention(nnx.Module):
   def __init__(self, width: int, heads: int, *, dropout: float = 0.0, kind: str = 'xla', qk_norm: bool = False,
                qkv_bias: bool = True, norm_epsilon: float = 1e-6, dtype: DTypeLike, rngs: nnx.Rngs):
     # Xavier uniform over the flattened (width, width) matrix, as in the authors' code.
-    init = dict(kernel_init=nnx.initializers.xavier_uniform(), dtype=dtype, rngs=rngs)
+    init: dict[str, Any] = dict(kernel_init=nnx.initializers.xavier_uniform(), dtype=dtype, rngs=rngs)
     head = (heads, width // heads)
     self.query = nnx.LinearGeneral(width, head, use_bias=qkv_bias, **init)
     self.key = nnx.LinearGeneral(width, head, use_bias=qkv_bias, **init)
@@ -123,7 +124,7 @@ class Attention(nnx.Module):
       query, key = self._project_qk(x, queries)
       query, value = query * query.shape[-1] ** -0.5, _heads(self.value, x)
       output = self._attend_with_dropout(query, key, value, rngs) if dropout else self.attend(query, key, value)
-    return layers.affine('bhnk,hkd->bnd', output, self.out.kernel[...], self.out.bias[...])
+    return layers.affine('bhnk,hkd->bnd', output, self.out.kernel[...], layers.value_of(self.out.bias))
 
   def weights(self, x: Tokens, queries: Float[Array, 'batch queries width'] | None = None) -> Weights:
     """Return the attention weights from `queries` (None: x) to `x`, float32."""
@@ -133,8 +134,8 @@ class Attention(nnx.Module):
   def _attend_few_queries(self, x: Tokens, queries: Float[Array, 'batch queries width']) -> Output:
     """Attend from few queries without computing keys and values: q · (W x) = (q W) · x.
 
-    The key bias shifts all scores of a query equally, so softmax cancels it; the value bias is added once, as weights sum
-    to 1.
+    The key bias shifts all scores of a query equally, so softmax cancels it; the value bias is added once, as weights
+    sum to 1.
     """
     query = _heads(self.query, queries)
     query = layers.affine('bhqk,dhk->bhqd', query * query.shape[-1] ** -0.5, _kernel(self.key), None)
@@ -142,8 +143,8 @@ class Attention(nnx.Module):
     tokens = x.astype(query.dtype)[:, None]
     # With tokens as keys and values, every head is just another query.
     output = attend(query.reshape(batch, 1, heads * num_queries, width), tokens, tokens).reshape(query.shape)
-    bias = None if self.value.bias is None else self.value.bias[...][:, None]
-    return layers.affine('bhqd,dhk->bhqk', output, _kernel(self.value), bias)
+    bias = layers.value_of(self.value.bias)
+    return layers.affine('bhqd,dhk->bhqk', output, _kernel(self.value), None if bias is None else bias[:, None])
 
   def _attend_with_dropout(self, query: Queries, key: Keys, value: Keys, rngs: Rngs) -> Output:
     """Return what `attend` does, with dropout on the weights, so that they no longer sum to 1."""
@@ -155,7 +156,7 @@ class Attention(nnx.Module):
     """Return queries and keys per head, layer-normalized if the model does so."""
     query = _heads(self.query, x if queries is None else queries)
     key = _heads(self.key, x)
-    if self.query_norm is not None:
+    if self.query_norm is not None and self.key_norm is not None:
       query, key = layers.layer_norm(self.query_norm, query), layers.layer_norm(self.key_norm, key)
     return query, key
 
@@ -163,7 +164,8 @@ class Attention(nnx.Module):
 def fuse_heads(kernel: Float[Array, '*layers width heads head_dim']) -> Float[Array, '...']:
   """Return a projection's kernel in the form that it is multiplied in: as it is, or (…, width, heads * head_dim).
 
-  A TPU pads the features of a head to 128 lanes or pairs heads of 64; H/14's 80 features would be three eighths padding.
+  A TPU pads the features of a head to 128 lanes or pairs heads of 64; H/14's 80 features would be three eighths
+  padding.
   """
   head_dim = kernel.shape[-1]
   return kernel if head_dim % 64 == 0 else kernel.reshape(*kernel.shape[:-2], -1)
@@ -172,7 +174,7 @@ def fuse_heads(kernel: Float[Array, '*layers width heads head_dim']) -> Float[Ar
 def _heads(linear: nnx.LinearGeneral, x: Tokens) -> Float[Array, 'batch heads tokens head_dim']:
   """Project tokens to heads."""
   x, kernel = x.astype(linear.dtype), fuse_heads(_kernel(linear))
-  bias = None if linear.bias is None else linear.bias[...]
+  bias = layers.value_of(linear.bias)
   if kernel.ndim == 3:
     return layers.affine('bnd,dhk->bhnk', x, kernel, None if bias is None else bias[:, None])
   y = layers.affine('bnd,df->bnf', x, kernel, None if bias is None else bias.reshape(-1))

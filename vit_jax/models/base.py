@@ -1,5 +1,4 @@
 """The contract of a model: what the rest of the framework may ask of one."""
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
@@ -16,8 +15,8 @@ Rngs = Key[Array, ' batch'] | None
 class ParamTree(Protocol):
   """What others need to know of a model's parameter tree; answered from the config alone, so also on abstract models.
 
-  A path names a parameter or a subtree: 'encoder/blocks/mlp/up/kernel', 'head'. Layers are numbered for layer-wise rates:
-  0 is the stem, 1..num_layers are the blocks, num_layers + 1 is whatever comes after them.
+  A path names a parameter or a subtree: 'encoder/blocks/mlp/up/kernel', 'head'. Layers are numbered for layer-wise
+  rates: 0 is the stem, 1..num_layers are the blocks, num_layers + 1 is whatever comes after them.
 
   Attributes:
     stacked: subtrees whose leaves are stacked by layer along axis 0, from layer 1 to num_layers.
@@ -39,7 +38,7 @@ class ParamTree(Protocol):
   def positions(self) -> dict[str, str]:
     """{path: layout} of the tables of positions.
 
-    Layouts: 'grid' (rows, columns, features), 'rows' (rows, features), 'columns' (columns, features), 'token' (features,).
+    Layouts: 'grid' (rows, columns, width), 'rows' (rows, width), 'columns' (columns, width), 'token' (width,).
     """
     ...
 
@@ -118,7 +117,7 @@ class Model(ParamTree, Protocol):
     """Return the representation of images that the head reads, float32."""
     ...
 
-  def features(self, images: Images, layer: int | None = None) -> Float[Array, 'batch tokens width']:
+  def features(self, images: Images, layer: int | None = None) -> Tokens:
     """Return the tokens after `layer` blocks, 0..num_layers; None: after all of them, normalized."""
     ...
 

@@ -86,8 +86,8 @@ class ViTConfig:
     shape = variant_fields(self.variant) if self.variant else {}
     missing = [name for name in _SHAPE if getattr(self, name) is None and name not in shape]
     if missing:
-      raise UserError(f"model: missing {missing}; name a variant such as model.variant='B/16' (sizes {sorted(VARIANTS)}) "
-                      'or give them')
+      raise UserError(f"model: missing {missing}; give them, or name a variant such as model.variant='B/16' (sizes "
+                      f'{sorted(VARIANTS)})')
     for name in _SHAPE:
       self._set(name, shape[name] if getattr(self, name) is None else getattr(self, name))
     self._set('patch_size', size(self.patch_size, 'model.patch_size'))
@@ -102,9 +102,10 @@ class ViTConfig:
     object.__setattr__(self, name, value)
 
   def _check(self) -> None:
-    for name in ('width', 'depth', 'heads', 'mlp_dim', 'channels', *(['num_classes'] if self.num_classes is not None else [])):
-      if getattr(self, name) < 1:
-        raise UserError(f'model.{name}: must be at least 1, got {getattr(self, name)}')
+    for name in ('width', 'depth', 'heads', 'mlp_dim', 'channels', 'num_classes', 'representation_size'):
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise UserError(f'model.{name}: must be at least 1, got {value}')
     if self.width % self.heads:
       raise UserError(f'model.heads: must divide the width {self.width}, got {self.heads}')
     if self.pool == 'token' and not self.class_token:
@@ -116,8 +117,6 @@ class ViTConfig:
         raise UserError(f'model.{name}: must be in [0, 1), got {getattr(self, name)}')
     if self.registers < 0:
       raise UserError(f'model.registers: must be at least 0, got {self.registers}')
-    if self.representation_size is not None and self.representation_size < 1:
-      raise UserError(f'model.representation_size: must be at least 1, or None for none; got {self.representation_size}')
 
   @property
   def grid(self) -> tuple[int, int]:
@@ -150,7 +149,8 @@ def variant_fields(name: str) -> dict[str, int]:
   """
   letters, _, patch = str(name).partition('/')
   if letters not in VARIANTS or not re.fullmatch(r'[1-9]\d*', patch):
-    raise UserError(f"model.variant: unknown {name!r}; expected SIZE/PATCH such as 'B/16', SIZE one of {sorted(VARIANTS)}")
+    raise UserError(f"model.variant: unknown {name!r}; expected SIZE/PATCH such as 'B/16', SIZE one of "
+                    f'{sorted(VARIANTS)}')
   return dict(VARIANTS[letters], patch_size=int(patch))
 
 

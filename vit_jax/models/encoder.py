@@ -8,12 +8,11 @@ import jax
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
-from jax.sharding import get_abstract_mesh, PartitionSpec
+from jax.sharding import PartitionSpec, get_abstract_mesh
 from jaxtyping import Float
 
 from vit_jax.base.choices import choose
-from vit_jax.models import attention
-from vit_jax.models import layers
+from vit_jax.models import attention, layers
 from vit_jax.models.base import Rngs, Tokens
 from vit_jax.models.config import ViTConfig
 

@@ -1,12 +1,13 @@
 """The layers that every encoder block is made of, with randomness keyed by example.
 
-A random stream is an array `rngs` of B typed PRNG keys, one per example of the batch, or None in evaluation. A mask drawn
-from an example's own key is the same on one device and on many.
+A random stream is an array `rngs` of B typed PRNG keys, one per example of the batch, or None in evaluation. A mask
+drawn from an example's own key is the same on one device and on many.
 """
 from collections.abc import Callable
 import functools
 import math
 import re
+from typing import Any
 
 from flax import nnx
 import jax
@@ -44,11 +45,11 @@ def dropout(x: Float[Array, 'batch *shape features'], rate: float, rngs: Rngs) -
 def uniform(rngs: Rngs, shape: tuple[int, ...]) -> UInt32[Array, 'batch ...']:
   """Draw (B, *shape) numbers whose high bits are uniform, each example's from its own key.
 
-  Threefry gives a word to each row and to each column (the last axis) of an example, and an element combines its two: 20
-  rounds of threefry per element would make B/16's step cost 1.7 times as much as without dropout on a TPU v5e, this makes
-  it 1.065 times (experiments/benchmarks/tpu_step.md). Any three elements are exactly independent of each other; the hash
-  separates the corners of rectangles, whose words cancel. It is lowbias32 without its last step, which leaves the upper
-  half of the bits as they are (Chris Wellons, https://nullprogram.com/blog/2018/07/31).
+  Threefry gives a word to each row and to each column (the last axis) of an example, and an element combines its two:
+  20 rounds of threefry per element would make B/16's step cost 1.7 times as much as without dropout on a TPU v5e, this
+  makes it 1.065 times (experiments/benchmarks/tpu_step.md). Any three elements are exactly independent of each other;
+  the hash separates the corners of rectangles, whose words cancel. It is lowbias32 without its last step, which leaves
+  the upper half of the bits as they are (Chris Wellons, https://nullprogram.com/blog/2018/07/31).
   """
   *lead, columns = shape
   rows = math.prod(lead)
@@ -59,7 +60,8 @@ def uniform(rngs: Rngs, shape: tuple[int, ...]) -> UInt32[Array, 'batch ...']:
   return (bits ^ bits >> 15) * jnp.uint32(0x846ca68b)
 
 
-def drop_path(x: Float[Array, 'batch *shape'], rate: float | Float[Array, ''], rngs: Rngs) -> Float[Array, 'batch *shape']:
+def drop_path(x: Float[Array, 'batch *shape'], rate: float | Float[Array, ''],
+              rngs: Rngs) -> Float[Array, 'batch *shape']:
   """Zero whole examples of x (stochastic depth, arXiv 1603.09382); `rate` may be traced, 0.0 returns x."""
   if rngs is None or (isinstance(rate, float) and rate == 0.0):
     return x
@@ -73,12 +75,12 @@ def einsum(product: str, a: Float[ArrayLike, '...'], b: Float[ArrayLike, '...'])
   return jnp.einsum(product, a, b, preferred_element_type=jnp.float32)
 
 
-def affine(product: str, x: Float[Array, '...'], kernel: Float[Array, '...'],
+def affine(product: str, x: Float[ArrayLike, '...'], kernel: Float[Array, '...'],
            bias: Float[Array, '...'] | None) -> Float[Array, '...']:
   """Return an einsum of x and a kernel, plus a bias: products of x's type, sums in float32, rounded once to x's type.
 
-  So are the gradients: that of x has x's type, those of kernel and bias are float32 sums, never rounded. A product with a
-  float32 result is also one that XLA has a fast kernel for on CPUs (experiments/benchmarks/cpu.md).
+  So are the gradients: that of x has x's type, those of kernel and bias are float32 sums, never rounded. A product with
+  a float32 result is also one that XLA has a fast kernel for on CPUs (experiments/benchmarks/cpu.md).
 
   Args:
     product: an einsum such as 'bnd,df->bnf', without an axis that only one of the two has and the output lacks.
@@ -90,15 +92,15 @@ def affine(product: str, x: Float[Array, '...'], kernel: Float[Array, '...'],
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _affine(product: str, x: Array, kernel: Array, bias: Array | None) -> Array:
+def _affine(product: str, x: ArrayLike, kernel: Array, bias: Array | None) -> Array:
   y = einsum(product, x, kernel.astype(x.dtype))
   return (y if bias is None else y + bias).astype(x.dtype)
 
 
-_Saved = tuple[Array, Array, Array | None]
+_Saved = tuple[ArrayLike, Array, Array | None]
 
 
-def _affine_forward(product: str, x: Array, kernel: Array, bias: Array | None) -> tuple[Array, _Saved]:
+def _affine_forward(product: str, x: ArrayLike, kernel: Array, bias: Array | None) -> tuple[Array, _Saved]:
   return _affine(product, x, kernel, bias), (x, kernel, bias)
 
 
@@ -122,11 +124,16 @@ def _sum_to(x: Array, shape: tuple[int, ...]) -> Array:
 _affine.defvjp(_affine_forward, _affine_gradient)
 
 
+def value_of(param: nnx.Param | None) -> Array | None:
+  """Return the array of a parameter that a layer may lack."""
+  return None if param is None else param[...]
+
+
 def dense(linear: nnx.Linear | nnx.LinearGeneral, x: Float[Array, 'batch tokens features']) -> Tokens:
   """Apply a dense layer to tokens, by `affine`."""
   kernel = linear.kernel[...].reshape(x.shape[-1], -1)
-  bias = None if linear.bias is None else linear.bias[...].reshape(-1)
-  return affine('bnd,df->bnf', x.astype(linear.dtype), kernel, bias)
+  bias = value_of(linear.bias)
+  return affine('bnd,df->bnf', x.astype(linear.dtype), kernel, None if bias is None else bias.reshape(-1))
 
 
 def embed_patches(convolution: nnx.Conv, images: Images) -> Tokens:
@@ -141,11 +148,12 @@ def embed_patches(convolution: nnx.Conv, images: Images) -> Tokens:
   x = x.reshape(batch, -1, height * width * channels).astype(convolution.dtype)
   # Behind a barrier: otherwise TPU's compiler transposes the patches for the kernel's gradient.
   kernel = jax.lax.optimization_barrier(kernel.reshape(-1, features))
-  return affine('bnp,pf->bnf', x, kernel, convolution.bias[...])
+  return affine('bnp,pf->bnf', x, kernel, value_of(convolution.bias))
 
 
 def layer_norm(norm: nnx.LayerNorm, x: Float[Array, '*shape width']) -> Float[Array, '*shape width']:
   """Apply a LayerNorm to the last axis, computed in float32 and rounded once."""
+  assert norm.scale is not None and norm.bias is not None
   x = x.astype(jnp.float32)
   mean = x.mean(axis=-1, keepdims=True)
   variance = jnp.maximum((x * x).mean(axis=-1, keepdims=True) - mean * mean, 0.0)
@@ -158,7 +166,7 @@ class MlpBlock(nnx.Module):
 
   def __init__(self, width: int, mlp_dim: int, *, dropout: float, gelu: str, dtype: DTypeLike, rngs: nnx.Rngs):
     # Initializers of the authors' code: Xavier uniform kernels, biases of standard deviation 1e-6.
-    init = dict(kernel_init=nnx.initializers.xavier_uniform(), bias_init=nnx.initializers.normal(1e-6))
+    init: dict[str, Any] = dict(kernel_init=nnx.initializers.xavier_uniform(), bias_init=nnx.initializers.normal(1e-6))
     self.up = nnx.Linear(width, mlp_dim, dtype=dtype, rngs=rngs, **init)
     self.down = nnx.Linear(mlp_dim, width, dtype=dtype, rngs=rngs, **init)
     self.dropout = dropout

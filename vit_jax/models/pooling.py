@@ -1,7 +1,7 @@
 """Pools: how the tokens of an image become one vector.
 
-The first `num_prefix` tokens are the class token and the registers, the rest are patches. A pool with `first_only` reads
-only the first token, so it may be given that token alone.
+The first `num_prefix` tokens are the class token and the registers, the rest are patches. A pool with `first_only`
+reads only the first token, so it may be given that token alone.
 """
 from collections.abc import Mapping
 
@@ -10,8 +10,7 @@ from jax import Array
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from vit_jax.models import attention
-from vit_jax.models import layers
+from vit_jax.models import attention, layers
 from vit_jax.models.base import Tokens
 from vit_jax.models.config import ViTConfig
 

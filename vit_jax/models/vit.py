@@ -1,4 +1,6 @@
 """The Vision Transformer ("An Image is Worth 16x16 Words", arXiv 2010.11929, section 3.1)."""
+from typing import Any
+
 from flax import nnx
 from jax import Array
 import jax.numpy as jnp
@@ -6,9 +8,8 @@ from jaxtyping import Float
 
 from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError
-from vit_jax.models import attention
-from vit_jax.models import layers
-from vit_jax.models.base import Images, Rngs
+from vit_jax.models import attention, layers
+from vit_jax.models.base import Images, Rngs, Tokens
 from vit_jax.models.config import ViTConfig
 from vit_jax.models.encoder import Encoder
 from vit_jax.models.pooling import POOLS
@@ -33,8 +34,9 @@ class VisionTransformer(nnx.Module, ViTTree):
     self.config = config
     attention.check(config.attention, config.dtype, config.attention_dropout)
     width, dtype = config.width, jnp.dtype(config.dtype)
-    common = dict(dtype=dtype, rngs=rngs)
-    self.patch_embed = nnx.Conv(config.channels, width, config.patch_size, strides=config.patch_size, padding='VALID', **common)
+    common: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
+    self.patch_embed = nnx.Conv(config.channels, width, config.patch_size, strides=config.patch_size, padding='VALID',
+                                **common)
     self.token = nnx.Param(jnp.zeros((width,), jnp.float32)) if config.class_token else None
     self.registers = nnx.Param(nnx.initializers.normal(0.02)(
         rngs.params(), (config.registers, width), jnp.float32)) if config.registers else None
@@ -43,7 +45,8 @@ class VisionTransformer(nnx.Module, ViTTree):
     self.encoder = Encoder(config, rngs=rngs)
     self.norm = nnx.LayerNorm(width, epsilon=config.norm_epsilon, **common)
     self.pool = choose(POOLS, config.pool, 'model.pool')(config, rngs=rngs)
-    self.pre_logits = None if config.representation_size is None else nnx.Linear(width, config.representation_size, **common)
+    self.pre_logits = None if config.representation_size is None else nnx.Linear(
+        width, config.representation_size, **common)
     self.head = None if config.num_classes is None else nnx.Linear(
         config.representation_size or width, config.num_classes, kernel_init=nnx.initializers.zeros,
         bias_init=nnx.initializers.constant(config.head_bias), rngs=rngs)  # logits are always float32
@@ -87,7 +90,7 @@ class VisionTransformer(nnx.Module, ViTTree):
     """
     return self._represent(images, None).astype(jnp.float32)
 
-  def features(self, images: Images, layer: int | None = None) -> Float[Array, 'batch tokens width']:
+  def features(self, images: Images, layer: int | None = None) -> Tokens:
     """Return the tokens after some of the blocks: class token, registers, patches row by row.
 
     Args:
@@ -111,7 +114,7 @@ class VisionTransformer(nnx.Module, ViTTree):
     """
     return self.encoder.attention_weights(self.tokens(images))
 
-  def tokens(self, images: Images) -> Float[Array, 'batch tokens width']:
+  def tokens(self, images: Images) -> Tokens:
     """Return what the encoder takes: class token, registers and patches, with positions added.
 
     Args:
@@ -143,6 +146,6 @@ class VisionTransformer(nnx.Module, ViTTree):
     return x if self.pre_logits is None else jnp.tanh(self.pre_logits(x))
 
 
-def _repeat(tokens: Float[Array, 'tokens width'], like: Float[Array, 'batch _ width']) -> Float[Array, 'batch tokens width']:
+def _repeat(tokens: Float[Array, 'tokens width'], like: Float[Array, 'batch _ width']) -> Tokens:
   """Return the tokens once per example of `like`."""
   return jnp.broadcast_to(tokens.astype(like.dtype), (like.shape[0], *tokens.shape))

@@ -37,7 +37,7 @@ class ViTTree:
     return {f'position/{layout}': layout for layout in (*tables, *token)}
 
   def layer_of(self, path: str) -> int | None:
-    """Return 0 for patches, tokens and positions, depth + 1 for the last LayerNorm, pool and head, None for the blocks."""
+    """Return 0 for patches, tokens and positions, None for the blocks, depth + 1 for last norm, pool and head."""
     if path.startswith(f'{BLOCKS}/'):
       return None
     return self.num_layers + 1 if path.split('/')[0] in ('norm', 'pool', *self.hidden_head, *self.head) else 0
@@ -106,9 +106,9 @@ def stack_blocks(tree: Any, params: Any) -> Any:
                       is_leaf=is_tuple)
 
 
-# The last axes of a parameter; a stack's layer axis comes before them and stays whole, since each turn of the scan takes one
-# block of it. What is not here (vectors, positions, the patch embedding) is about a hundredth of a model and replicated:
-# sharding the patch embedding makes the compiler move images and tokens for the sake of its small gradient.
+# The last axes of a parameter; a stack's layer axis comes before them and stays whole, since each turn of the scan
+# takes one block of it. What is not here (vectors, positions, the patch embedding) is about a hundredth of a model and
+# replicated: sharding the patch embedding makes the compiler move images and tokens for the sake of its small gradient.
 LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r'attention/(query|key|value)/kernel', ('width', 'heads', None)),
     (r'attention/(query|key|value)/bias', ('heads', None)),

@@ -13,7 +13,7 @@ import optax
 from vit_jax.base.choices import choose
 from vit_jax.base.durations import Duration, Pace
 from vit_jax.base.errors import UserError
-from vit_jax.models.base import flatten, ParamTree, path_of
+from vit_jax.models.base import ParamTree, flatten, path_of
 from vit_jax.training import schedules
 from vit_jax.training.optimizers import OPTIMIZERS
 from vit_jax.training.schedules import SHAPES
@@ -32,15 +32,15 @@ class OptimConfig:
     cooldown: the learning rate finally falls linearly to 0 for this long.
     end_lr: where the 'linear' schedule ends (the authors' code: 1e-5).
     timescale: steps over which the 'rsqrt' schedule falls by the square root of two (big_vision: 10,000).
-    weight_decay: w; each step moves a parameter p by -lr·w·p in addition to its own update (the form of the paper and of
-      flax.optim), except in 'adam', where the decay is part of the gradient, and in 'lamb', where it is part of what is
-      scaled to the parameter's norm.
-    decay_mask: regular expression; a parameter decays if its whole path, such as 'encoder/blocks/mlp/up/kernel', matches.
-      The paper's code decays all; '.*/kernel' exempts biases, LayerNorms, tokens and positions.
+    weight_decay: w; each step moves a parameter p by -lr·w·p in addition to its own update (the form of the paper and
+      of flax.optim), except in 'adam', where the decay is part of the gradient, and in 'lamb', where it is part of what
+      is scaled to the parameter's norm.
+    decay_mask: regular expression; a parameter decays if its whole path, such as 'encoder/blocks/mlp/up/kernel',
+      matches. The paper's code decays all; '.*/kernel' exempts biases, LayerNorms, tokens and positions.
     clip_norm: largest global norm of the gradient of the trained parameters; None: no clipping.
-    layer_decay: factor between the learning rates of a layer and of the layer below: 1 for the head and the last LayerNorm,
-      `layer_decay` for the last block, its power depth + 1 for the patch embedding (arXiv 2106.08254, section 2.4);
-      None: the same learning rate for all.
+    layer_decay: factor between the learning rates of a layer and of the layer below: 1 for the head and the last
+      LayerNorm, `layer_decay` for the last block, its power depth + 1 for the patch embedding (arXiv 2106.08254,
+      section 2.4); None: the same learning rate for all.
     freeze: regular expression; a parameter is not trained if its whole path matches; None: all are trained.
       '(?!head/).*' gives a linear probe.
     options: keyword-only arguments of the optimizer's row of `OPTIMIZERS`.
@@ -83,7 +83,8 @@ def _check_pattern(name: str, pattern: str) -> None:
   try:
     re.compile(pattern)
   except re.error as error:
-    raise UserError(f"optim.{name}: {pattern!r} is not a regular expression: {error}; any path is '.*', not '*'") from error
+    raise UserError(f"optim.{name}: {pattern!r} is not a regular expression: {error}; write '.*' for any path, not '*'"
+                    ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,8 +153,9 @@ def scale_layers(updates: Any, factor: float | None, model: ParamTree) -> Any:
 def skip_frozen(transform: optax.GradientTransformation, frozen: Any) -> optax.GradientTransformation:
   """Apply a transformation to the trained parameters only: it never sees the others, whose updates are zero.
 
-  Its state is that for all parameters without the leaves of the frozen ones, at the same paths (`optax.selective_transform`
-  would move them), so that checkpoints written with state for all parameters can still be read; see `select_state`.
+  Its state is that for all parameters without the leaves of the frozen ones, at the same paths
+  (`optax.selective_transform` would move them): checkpoints with state for all parameters, which version 0.1 wrote, can
+  be restored in part.
 
   Args:
     transform: what to apply.
@@ -163,42 +165,21 @@ def skip_frozen(transform: optax.GradientTransformation, frozen: Any) -> optax.G
   def init(params: Any) -> Any:
     return transform.init(_without_frozen(params, frozen))
 
-  def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-    trained = _without_frozen(grads, frozen)
-    updates, state = transform.update(trained, state, _without_frozen(params, frozen))
-    updates = flatten(updates)
-    fill = lambda key_path, grad: updates.get(path_of(key_path), jnp.zeros_like(grad))
-    return jax.tree_util.tree_map_with_path(fill, grads), state
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    trained, state = transform.update(_without_frozen(updates, frozen), state, _without_frozen(params, frozen))
+    trained = flatten(trained)
+    fill = lambda key_path, update: trained.get(path_of(key_path), jnp.zeros_like(update))
+    return jax.tree_util.tree_map_with_path(fill, updates), state
 
   return optax.GradientTransformation(init, update)
 
 
-def select_state(state: Any, like: Any) -> Any:
-  """Return the leaves of an optimizer's state that another one has, matched by path.
-
-  Turns the state of a checkpoint that also holds state of frozen parameters into that of `skip_frozen`.
-
-  Args:
-    state: of the optimizer without `OptimConfig.freeze`: optax's own tuples, or nested dicts and lists as read from disk.
-    like: state of the optimizer, or its shapes.
-
-  Raises:
-    KeyError: `like` has a leaf that `state` lacks.
-  """
-  leaves = flatten(state)
-  return jax.tree_util.tree_map_with_path(lambda key_path, _: leaves[path_of(key_path)], like)
-
-
 def _without_frozen(tree: Any, frozen: Any) -> Any:
-  """Return a tree without the leaves that are frozen."""
-  if isinstance(tree, dict):  # keys go with their leaves, as Muon would take a None in their place for a parameter
-    kept = {name: _without_frozen(subtree, frozen[name]) for name, subtree in tree.items() if frozen[name] is not True}
-    return {name: subtree for name, subtree in kept.items() if not _is_empty(subtree)}  # a checkpoint has no empty subtrees
-  return None if tree is None else jax.tree.map(lambda stop, x: None if stop else x, frozen, tree)
-
-
-def _is_empty(tree: Any) -> bool:
-  return isinstance(tree, dict) and not tree
+  """Return a tree without the leaves that are frozen, nor the dicts that hold nothing else."""
+  if not isinstance(tree, dict):  # a dict loses keys, as Muon would take a None in place of a leaf for a parameter
+    return None if tree is None else jax.tree.map(lambda stop, x: None if stop else x, frozen, tree)
+  return {name: _without_frozen(subtree, frozen[name]) for name, subtree in tree.items()
+          if not all(jax.tree.leaves(frozen[name]))}
 
 
 def _frozen(params: Any, pattern: str) -> Any:

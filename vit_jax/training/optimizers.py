@@ -77,31 +77,33 @@ def layerwise(optimizer: optax.GradientTransformation, stacked: tuple[str, ...])
 
   def init(params: Any) -> Any:
     stacks, rest = _split(params, stacked)
-    return *(jax.vmap(optimizer.init)(stack) if jax.tree.leaves(stack) else () for stack in stacks), optimizer.init(rest)
+    states = [jax.vmap(optimizer.init)(stack) if jax.tree.leaves(stack) else _no_state(optimizer) for stack in stacks]
+    return *states, optimizer.init(rest)
 
-  def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-    (grad_stacks, grad_rest), (stacks, rest) = _split(grads, stacked), _split(params, stacked)
-    stack_updates, states = [], []
-    for grad_stack, stack_state, stack in zip(grad_stacks, state[:-1], stacks, strict=True):
-      if jax.tree.leaves(stack):
-        grad_stack, stack_state = jax.vmap(optimizer.update)(grad_stack, stack_state, stack)
-      stack_updates.append(grad_stack)
-      states.append(stack_state)
-    updates, rest_state = optimizer.update(grad_rest, state[-1], rest)
-    for path, stack_update in zip(stacked, stack_updates, strict=True):
-      updates = _with_subtree(updates, path.split('/'), stack_update)
-    return updates, (*states, rest_state)
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    (stack_updates, rest_updates), (stacks, rest) = _split(updates, stacked), _split(params, stacked)
+    results = [jax.vmap(optimizer.update)(update, stack_state, stack) if jax.tree.leaves(stack) else (None, stack_state)
+               for update, stack_state, stack in zip(stack_updates, state[:-1], stacks, strict=True)]
+    updates, rest_state = optimizer.update(rest_updates, state[-1], rest)
+    for path, (update, _) in zip(stacked, results, strict=True):
+      updates = updates if update is None else _with_subtree(updates, path.split('/'), update)
+    return updates, (*(stack_state for _, stack_state in results), rest_state)
 
   return optax.GradientTransformation(init, update)
 
 
+def _no_state(optimizer: optax.GradientTransformation) -> Any:
+  """Return the state for a stack without leaves: tuples of None, the only template by which Orbax skips saved state."""
+  return jax.tree.map(lambda _: None, optimizer.init({}), is_leaf=lambda x: hasattr(x, '_fields'))
+
+
 def _split(tree: Any, paths: tuple[str, ...]) -> tuple[list[Any], Any]:
-  """Return (the subtrees at paths, the tree without them)."""
+  """Return (the subtrees at paths, {} for one that the tree lacks; the tree without them)."""
   found = []
   for path in paths:
     subtree = tree
     for name in path.split('/'):
-      subtree = subtree[name]
+      subtree = subtree.get(name, {})
     found.append(subtree)
     tree = _without_subtree(tree, path.split('/'))
   return found, tree
@@ -109,6 +111,8 @@ def _split(tree: Any, paths: tuple[str, ...]) -> tuple[list[Any], Any]:
 
 def _without_subtree(tree: Any, names: list[str]) -> Any:
   first, *rest = names
+  if first not in tree:
+    return tree
   if not rest:
     return {name: subtree for name, subtree in tree.items() if name != first}
   return dict(tree, **{first: _without_subtree(tree[first], rest)})
@@ -119,8 +123,8 @@ def _with_subtree(tree: Any, names: list[str], subtree: Any) -> Any:
   return dict(tree, **{first: _with_subtree(tree[first], rest, subtree) if rest else subtree})
 
 
-# Each row takes the weight-decay transformation and the model, and returns a direction of ascent, which `optim.build` scales
-# by -lr.
+# Each row takes the weight-decay transformation and the model, and returns a direction of ascent, which `optim.build`
+# scales by -lr.
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     'adafactor': adafactor,
     'adam': adam,

@@ -1,7 +1,7 @@
 """Learning-rate schedules: from a step to a learning rate.
 
-All rise linearly from 0 during the warm-up; the shape after it is a row of `SHAPES`; a cool-down, if any, then falls linearly
-to 0 over the last steps.
+All rise linearly from 0 during the warm-up; the shape after it is a row of `SHAPES`; a cool-down, if any, then falls
+linearly to 0 over the last steps.
 """
 from collections.abc import Callable
 
@@ -31,8 +31,8 @@ def build(total_steps: int, *, name: str, peak_lr: float, end_lr: float, warmup:
   """
   shape = choose(SHAPES, name, 'optim.schedule')
   if warmup + cooldown > total_steps:
-    raise UserError(f'optim.warmup: the warm-up ({warmup} steps) and the cool-down ({cooldown} steps) are longer than the '
-                    f'run ({total_steps} steps). Shorten them or lengthen train.duration')
+    raise UserError(f'optim.warmup: the warm-up ({warmup} steps) and the cool-down ({cooldown} steps) are longer than '
+                    f'the run ({total_steps} steps). Shorten them or lengthen train.duration')
 
   def schedule(step: ArrayLike) -> jax.Array:
     step = jnp.asarray(step, jnp.float32)
