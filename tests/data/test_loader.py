@@ -247,7 +247,7 @@ def test_evaluation_repeats_even_where_the_transform_is_random():
 @pytest.mark.parametrize('cache', [False, True])
 @pytest.mark.parametrize('bad, message', [
     ({'label': 4}, r'expected a label in 0\.\.3, got 4'),
-    ({'label': -1}, 'got -1 .TFDS stores -1 where a split has no labels'),
+    ({'label': -1}, 'got -1 .TFDS stores -1 if a split has no labels'),
     ({'image': b'broken'}, "b'broken' that cannot be decoded"),
 ])
 def test_bad_records_are_named(make, threads, cache, bad, message):
@@ -260,7 +260,7 @@ def test_bad_records_are_named(make, threads, cache, bad, message):
 def test_an_image_that_the_transform_cannot_take_is_named():
   records = fake_source(10).read(range(10))
   records[3]['image'] = encode(np.zeros((2, 2, 3), np.uint8))
-  with pytest.raises(ValueError, match='(?s)Record 3 of .*central_crop to .*got .2, 2.'):
+  with pytest.raises(ValueError, match='(?s)record 3 of .*central_crop: .*got .2, 2.'):
     take(evaluate(fake_source(records=records), transform='central_crop'), 2)
 
 

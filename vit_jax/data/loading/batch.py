@@ -23,9 +23,9 @@ class Batch(TypedDict):
   mask: NotRequired[np.ndarray]
 
 
-def batch_shapes(facts: DatasetInfo, *, batch_size: int, image_size: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], type]]:
+def batch_shapes(info: DatasetInfo, *, batch_size: int, image_size: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], type]]:
   """Return {key: (shape, dtype)} of a global training batch, without making one."""
-  label = (facts.num_classes,) if facts.multi_label else ()
-  example = {'image': ((*image_size, facts.channels), np.uint8), 'label': (label, np.int32), 'id': ((), np.int32),
+  label = (info.num_classes,) if info.multi_label else ()
+  example = {'image': ((*image_size, info.channels), np.uint8), 'label': (label, np.int32), 'id': ((), np.int32),
              'rng': ((), np.uint32)}
   return {key: ((batch_size, *shape), dtype) for key, (shape, dtype) in example.items()}

@@ -24,7 +24,7 @@ class DataConfig:
     data_dir: TFDS data directory, local or gs://; None is TFDS's own default. A relative PATH in `name` starts here.
     cache: whether to keep the decoded splits in memory.
     threads: threads that decode and augment.
-    channels: 1 (greyscale) or 3 (color); None is what the dataset stores, and 3 for a folder.
+    channels: 1 (grayscale) or 3 (color); None is what the dataset stores, and 3 for a folder.
     corrupt: what to do about an image that cannot be decoded: 'error' stops the run at it; 'skip' decodes every split
       once before the run and leaves such images out, with a warning that names them.
     workers: processes that decode and augment instead of threads; 0 uses threads. Threads share Python's lock for about

@@ -104,7 +104,7 @@ class Dataset:
     return f'{makers}, {batches.batches_ahead} batches ahead ({batches.bytes_ahead / 2 ** 20:,.1f} MiB)'
 
 
-def _model_needs(facts: DatasetInfo) -> str:
+def _model_needs(info: DatasetInfo) -> str:
   """Return what an evaluation split must have in common with the training split, in words."""
-  kind = 'any number of classes per image' if facts.multi_label else 'one class per image'
-  return f'channels={facts.channels} and {facts.num_classes} classes, {kind}'
+  kind = 'any number of classes per image' if info.multi_label else 'one class per image'
+  return f'channels={info.channels} and {info.num_classes} classes, {kind}'

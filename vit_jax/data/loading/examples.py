@@ -8,7 +8,7 @@ import numpy as np
 
 from vit_jax.base.errors import UserError
 from vit_jax.data.images import decode
-from vit_jax.data.sources.base import Source
+from vit_jax.data.sources.base import Record, Source
 from vit_jax.data.transforms import spec
 
 # Records per read when the cache is filled: 20 times as fast as one by one, and the encoded records take little memory.
@@ -89,7 +89,7 @@ class ExampleMaker:
           raise self._name_record(index, error) from error
     return decoded
 
-  def _open(self, record: dict[str, Any]) -> tuple[decode.Picture | np.ndarray, int | np.ndarray]:
+  def _open(self, record: Record) -> tuple[decode.Picture | np.ndarray, int | np.ndarray]:
     """Return the image, whose pixels may not be decoded yet, and the label, several classes as a vector of 0 and 1."""
     image = decode.open_image(record['image'], self._source.channels, self._source.upright)
     label, num_classes = record['label'], self._source.num_classes
