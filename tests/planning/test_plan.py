@@ -110,9 +110,9 @@ def test_the_command_prints_one_json_object(data_dir, tmp_path):
   found = json.loads(output)
   assert output.count('\n') == 1 and list(found) == JSON_KEYS
   assert found['devices'] == 2 and found['batch_per_device'] == 32
-  # Two devices sum gradients, the loss, the accuracy and the examples' hash; the class token and its position have the
-  # same gradient, which XLA sums once.
-  assert found['collectives']['all-reduce']['gb'] == pytest.approx(4e-9 * (found['parameters'] - 16 + 3), rel=1e-9)
+  # Two devices sum gradients, loss, accuracy, the number of examples and their hash; the class token and its position
+  # have the same gradient, which XLA sums once.
+  assert found['collectives']['all-reduce']['gb'] == pytest.approx(4e-9 * (found['parameters'] - 16 + 4), rel=1e-9)
 
 
 @needs_libtpu
