@@ -1,4 +1,4 @@
-"""The launch scripts: correct shell; what a cluster answers (a fake one) leads to the right commands."""
+"""The launch scripts are correct shell, and the answers of a fake cluster lead to the right commands."""
 import math
 import os
 import re
@@ -16,7 +16,7 @@ SCRIPTS = sorted(LAUNCH.glob('*.sh'))
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
-  """fake(name, script) puts a command on the PATH; it appends its arguments to `log` before it runs the script."""
+  """fake(name, script) puts a command on the PATH that appends its arguments to `log`, then runs the script."""
   def make(name, script=''):
     path = tmp_path / 'bin' / name
     path.parent.mkdir(exist_ok=True)
@@ -29,7 +29,7 @@ def fake(tmp_path, monkeypatch):
 
 
 def run(script, tmp_path):
-  """(exit status, error, the fakes' log as lines)."""
+  """Return (exit status, stderr, the log of the fakes as lines)."""
   result = subprocess.run([LAUNCH / script], capture_output=True, text=True, timeout=20)
   log = tmp_path / 'log'
   return result.returncode, result.stderr, log.read_text().splitlines() if log.exists() else []
@@ -44,14 +44,14 @@ def test_scripts_are_correct_shell(script):
 
 
 @pytest.mark.parametrize('path', sorted(LAUNCH.iterdir()), ids=lambda path: path.name)
-def test_they_train_a_recipe_that_exists_on_the_platform_that_was_asked_for(path):
+def test_scripts_train_an_existing_recipe_and_insist_on_a_platform(path):
   text = path.read_text()
   recipe, = re.findall(r'--config=(\S+)', text)
   assert (tiny.ROOT / recipe).exists() and 'vit_jax.main' in text
   assert re.search(r'--config\.platform=(tpu|gpu)', text) and '--workdir=' in text
 
 
-# Each line of `states` is what gcloud says of the queued resource once; an empty one: there is none; ERROR: it cannot say.
+# Each line of `states` is one answer of gcloud about the queued resource; empty: there is none; ERROR: gcloud fails.
 GCLOUD = '''
 case "$*" in
   *describe*)
@@ -66,11 +66,11 @@ esac
 '''
 
 
-COSTS = 'The slice may still be there (and costs money): vit-b16'
+COSTS = 'The slice may still exist (and costs money): vit-b16'
 
 
 def pod(fake, tmp_path, states, statuses):
-  """(exit status, error, verbs of gcloud in order) for what gcloud says of the slice, and how training ends."""
+  """Return (exit status, stderr, gcloud's verbs in order), given gcloud's answers and the exit statuses of training."""
   fake('gcloud', GCLOUD)
   (tmp_path / 'states').write_text('\n'.join(states) + '\n')
   (tmp_path / 'statuses').write_text('\n'.join(map(str, statuses)) + '\n')
@@ -79,7 +79,7 @@ def pod(fake, tmp_path, states, statuses):
   return status, error, [verb for verb in verbs if verb != 'describe']
 
 
-def test_a_slice_is_asked_for_used_and_given_back(fake, tmp_path):
+def test_a_slice_is_requested_used_and_deleted(fake, tmp_path):
   status, error, verbs = pod(fake, tmp_path, ['', 'WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE'], [0])
   assert status == 0 and COSTS not in error, error
   assert verbs == ['create', 'scp', 'ssh', 'train', 'delete']
@@ -87,22 +87,22 @@ def test_a_slice_is_asked_for_used_and_given_back(fake, tmp_path):
   assert '--spot' in create and '--node-id=vit-b16' in create and '--zone=' in create and '--project=' in create
 
 
-def test_a_slice_that_is_taken_away_is_asked_for_again(fake, tmp_path):
+def test_a_preempted_slice_is_requested_again(fake, tmp_path):
   states = ['ACTIVE', 'SUSPENDING', 'SUSPENDING', 'SUSPENDED', '', 'ACTIVE']
   status, error, verbs = pod(fake, tmp_path, states, [255, 0])
   assert status == 0, error
   assert verbs == ['scp', 'ssh', 'train', 'delete', 'create', 'scp', 'ssh', 'train', 'delete']
 
 
-def test_training_that_fails_on_a_healthy_slice_is_not_tried_for_ever(fake, tmp_path):
+def test_training_that_fails_on_a_healthy_slice_is_not_retried_forever(fake, tmp_path):
   status, error, verbs = pod(fake, tmp_path, ['ACTIVE'] * 20, [1] * 20)
-  assert status == 1 and 'failed 4 times on a healthy slice' in error and COSTS in error
+  assert status == 1 and 'training failed 4 times on a healthy slice' in error and COSTS in error
   assert verbs.count('train') == 4 and 'delete' not in verbs
 
 
 @pytest.mark.parametrize('trained', [0, 1])
-def test_an_error_of_the_cloud_is_no_missing_slice(trained, fake, tmp_path):
-  """Nothing is asked for twice, and the looks go on."""
+def test_a_cloud_error_is_not_taken_for_a_missing_slice(trained, fake, tmp_path):
+  """Nothing is requested twice, and polling continues."""
   first = ['ERROR', 'ACTIVE'] if trained == 0 else ['ACTIVE', 'ERROR', 'ERROR', 'ACTIVE', 'ACTIVE']
   status, error, verbs = pod(fake, tmp_path, first, [trained, 0])
   assert status == 0 and 'UNAUTHENTICATED' in error and 'create' not in verbs, error
@@ -110,13 +110,13 @@ def test_an_error_of_the_cloud_is_no_missing_slice(trained, fake, tmp_path):
 
 
 @pytest.mark.parametrize('states', [['ERROR'] * 9, ['ACTIVE'] + ['ERROR'] * 9])
-def test_a_script_that_ends_says_that_the_slice_may_cost_money(states, fake, tmp_path):
+def test_a_script_that_exits_warns_that_the_slice_may_cost_money(states, fake, tmp_path):
   status, error, verbs = pod(fake, tmp_path, states, [1])
   assert status == 1 and error.count('UNAUTHENTICATED') == 5 and COSTS in error
   assert not {'create', 'delete'} & set(verbs)
 
 
-def test_a_dry_run_touches_nothing(fake, tmp_path, monkeypatch):
+def test_a_dry_run_changes_nothing(fake, tmp_path, monkeypatch):
   fake('gcloud')
   monkeypatch.setenv('DRY_RUN', '1')
   status, error, log = run('tpu_pod.sh', tmp_path)
@@ -127,8 +127,8 @@ def test_a_dry_run_touches_nothing(fake, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('ended, restarts, requeued', [
     (0, 0, False), (1, 0, False), (2, 0, False),
-    (hosts.LOST, 0, True), (143, 0, True), (137, 49, True), (143, 50, False)])
-def test_slurm_queues_again_what_was_cut(ended, restarts, requeued, fake, tmp_path, monkeypatch):
+    (hosts.EXIT_PEER_LOST, 0, True), (143, 0, True), (137, 49, True), (143, 50, False)])
+def test_slurm_requeues_interrupted_jobs(ended, restarts, requeued, fake, tmp_path, monkeypatch):
   fake('srun', f'exit {ended}')
   fake('scontrol')
   monkeypatch.setenv('SLURM_JOB_ID', '7')
@@ -139,8 +139,8 @@ def test_slurm_queues_again_what_was_cut(ended, restarts, requeued, fake, tmp_pa
   assert log[1:] == (['scontrol requeue 7'] if requeued else [])
 
 
-def test_slurm_reads_its_options():
-  """sbatch stops at the first line that is no comment; a signal needs a step to go to, not the script."""
+def test_slurm_options_are_where_sbatch_reads_them():
+  """sbatch stops reading at the first line that is not a comment; the signal goes to the step, not to the script."""
   head = (LAUNCH / 'slurm.sh').read_text().split('\nset ')[0].splitlines()
   options = [line.split()[1].split('=')[0] for line in head if line.startswith('#SBATCH')]
   assert all(not line or line.startswith('#') for line in head)
@@ -155,7 +155,7 @@ ACTIONS = {'FailJobSet', 'RestartJobSet', 'RestartJobSetAndIgnoreMaxRestarts', '
            'RestartJobAndIgnoreMaxRestarts'}
 
 
-def test_the_jobset_says_what_it_must():
+def test_the_jobset_manifest_is_valid():
   manifest = pytest.importorskip('yaml').safe_load((LAUNCH / 'gke.yaml').read_text())
   assert (manifest['apiVersion'], manifest['kind']) == ('jobset.x-k8s.io/v1alpha2', 'JobSet')
   spec = manifest['spec']
@@ -170,13 +170,13 @@ def test_the_jobset_says_what_it_must():
   job = job_template['template']['spec']
   assert job['parallelism'] == job['completions'] and job['backoffLimit'] == 0 and job['completionMode'] == 'Indexed'
   codes, = [rule['onExitCodes']['values'] for rule in job['podFailurePolicy']['rules'] if 'onExitCodes' in rule]
-  assert hosts.LOST in codes and 143 in codes and 1 not in codes and codes == sorted(codes)
+  assert hosts.EXIT_PEER_LOST in codes and 143 in codes and 1 not in codes and codes == sorted(codes)
   pod_spec = job['template']['spec']
-  assert pod_spec['restartPolicy'] == 'Never'  # podFailurePolicy wants it
+  assert pod_spec['restartPolicy'] == 'Never'  # required by podFailurePolicy
   container, = pod_spec['containers']
   chips = container['resources']['limits']['google.com/tpu']
   topology = pod_spec['nodeSelector']['cloud.google.com/gke-tpu-topology']
   assert math.prod(map(int, topology.split('x'))) == chips * job['completions']
-  # What dns admits: the pod's name is JOBSET-JOB-INDEX-INDEX-XXXXX.
+  # Must be a DNS label: the pod's name is JOBSET-JOB-INDEX-INDEX-XXXXX.
   name = manifest['metadata']['name']
   assert re.fullmatch('[a-z]([-a-z0-9]*[a-z0-9])?', name) and len(name) < 40

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU slice of any number of hosts: asks for it, waits, installs this clone on every host, trains,
-# and gives it back. A spot slice that is taken away is asked for again; the run goes on from its last checkpoint.
+# Train on a Cloud TPU slice of any number of hosts: request it, wait, install this clone on every host, train, and
+# delete it. If a spot slice is preempted, it is requested again, and the run resumes from its last checkpoint.
 #
-# Edit these lines, then run it on a machine that stays on:   experiments/launch/tpu_pod.sh
+# Edit these lines, then run this script on a machine that stays on:   experiments/launch/tpu_pod.sh
 # To see what it would do:                                    DRY_RUN=1 experiments/launch/tpu_pod.sh
 set -euo pipefail
 
@@ -10,27 +10,27 @@ name=vit-b16                     # of the queued resource and its TPU VM
 project=PROJECT
 zone=europe-west4-b
 accelerator=v5litepod-64         # 64 chips on 16 hosts
-runtime=v2-alpha-tpuv5-lite      # system image that belongs to the accelerator
+runtime=v2-alpha-tpuv5-lite      # system image for the accelerator
 provisioning=--spot              # '' for on-demand capacity
 train=(../venv/bin/python -m vit_jax.main --config=configs/vit_b16.py
-       --config.platform=tpu     # never silently on the hosts' CPUs
+       --config.platform=tpu     # never fall back to the hosts' CPUs silently
        --config.data.data_dir=gs://BUCKET/tensorflow_datasets
-       --workdir=gs://BUCKET/vit_b16)   # one folder for all hosts
+       --workdir=gs://BUCKET/vit_b16)   # the same directory for all hosts
 
-failures_allowed=3               # of the training itself; slices taken away do not count
-poll=${POLL:-30}                 # seconds between two looks
+failures_allowed=3               # of the training itself; preempted slices do not count
+poll=${POLL:-30}                 # seconds between two requests for the state
 
-run() {  # shows a command; runs it unless this is a dry run
+run() {  # print a command; run it unless this is a dry run
   printf '+ %q' "$1" >&2; printf ' %q' "${@:2}" >&2; echo >&2
   [[ -n ${DRY_RUN:-} ]] || "$@"
 }
 
 gcloud_tpu() { run gcloud compute tpus "$@" --project="$project" --zone="$zone"; }
 
-look() {  # sets `state` to that of the queued resource; MISSING only if Cloud says that there is none
+get_state() {  # set `state` to that of the queued resource; MISSING only if Cloud reports that there is none
   local tries=5
   if [[ -n ${DRY_RUN:-} ]]; then
-    state=${maybe_there:+ACTIVE}
+    state=${may_exist:+ACTIVE}
     state=${state:-MISSING}
     return
   fi
@@ -38,23 +38,23 @@ look() {  # sets `state` to that of the queued resource; MISSING only if Cloud s
                   --format='value(state.state)' 2>"$errors"); do
     if grep -q NOT_FOUND "$errors"; then state=MISSING; break; fi
     cat "$errors" >&2  # no network, no permission, an expired login
-    ((--tries)) || { maybe_there=yes; echo "error: cannot tell whether there is a slice" >&2; exit 1; }
+    ((--tries)) || { may_exist=yes; echo "error: cannot find out whether the slice exists" >&2; exit 1; }
     sleep "$poll"
   done
-  if [[ $state == MISSING ]]; then maybe_there=''; else maybe_there=yes; fi
+  if [[ $state == MISSING ]]; then may_exist=''; else may_exist=yes; fi
 }
 
-give_back() { gcloud_tpu queued-resources delete "$name" --force --quiet && maybe_there=''; }
+delete_slice() { gcloud_tpu queued-resources delete "$name" --force --quiet && may_exist=''; }
 
-get_slice() {  # returns once the slice is there
+get_slice() {  # return once the slice is active
   while true; do
-    look
+    get_state
     case $state in
       ACTIVE) return ;;
-      # These never become active again, and hold the name.
-      FAILED | SUSPENDED) give_back; sleep "$poll" ;;
+      # These never become active again, and keep the name taken.
+      FAILED | SUSPENDED) delete_slice; sleep "$poll" ;;
       MISSING)
-        maybe_there=yes  # also where the command fails half-way
+        may_exist=yes  # also if the command fails halfway
         gcloud_tpu queued-resources create "$name" --node-id="$name" --accelerator-type="$accelerator" \
           --runtime-version="$runtime" ${provisioning:+"$provisioning"} ;;
       *) sleep "$poll" ;;  # waiting for resources, provisioning, suspending, deleting
@@ -64,7 +64,7 @@ get_slice() {  # returns once the slice is there
 
 on_all_hosts() { gcloud_tpu tpu-vm ssh "$name" --worker=all --command="$1"; }
 
-# The commit that is checked out here, the same on all hosts. uv brings a Python that the system image may not have.
+# The commit that is checked out here, on all hosts. uv provides a Python that the system image may not have.
 install() {
   run git archive --format=tar.gz --prefix=vit_jax/ --output="$archive" HEAD
   gcloud_tpu tpu-vm scp "$archive" "$name:vit_jax.tar.gz" --worker=all
@@ -76,12 +76,12 @@ install() {
 cd "$(dirname "$0")/../.."
 archive=$(mktemp --suffix=.tar.gz)
 errors=$(mktemp)
-maybe_there=''  # not empty while there may be a slice, which costs money
+may_exist=''  # not empty while a slice, which costs money, may exist
 
 finish() {
   rm -f "$archive" "$errors"
-  [[ -z $maybe_there ]] || echo "The slice may still be there (and costs money): $name in $zone of $project. To give it
-back: gcloud compute tpus queued-resources delete $name --force --project=$project --zone=$zone" >&2
+  [[ -z $may_exist ]] || echo "The slice may still exist (and costs money): $name in $zone of $project. To delete
+it: gcloud compute tpus queued-resources delete $name --force --project=$project --zone=$zone" >&2
 }
 trap finish EXIT
 trap 'exit 130' INT
@@ -90,17 +90,17 @@ trap 'exit 143' TERM
 failures=0
 while true; do
   get_slice
-  # Every host runs the same command; the pod's metadata tells vit_jax the rest.
+  # Every host runs the same command; vit_jax reads the rest from the pod's metadata.
   if install && on_all_hosts "cd vit_jax && $(printf '%q ' "${train[@]}")"; then
-    give_back
+    delete_slice
     exit
   fi
-  sleep "$poll"  # a slice that is being taken away says so a little later
-  look
+  sleep "$poll"  # a slice that is being preempted reports it a little later
+  get_state
   if [[ $state == ACTIVE ]]; then
     failures=$((failures + 1))
     if ((failures > failures_allowed)); then
-      echo "error: it failed $failures times on a healthy slice" >&2
+      echo "error: training failed $failures times on a healthy slice" >&2
       exit 1
     fi
   fi

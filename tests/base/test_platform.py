@@ -1,4 +1,4 @@
-"""What commands set before jax starts: malloc, and the compiled programs that are kept."""
+"""What commands set before jax starts: malloc, and the cache of compiled programs."""
 import json
 import os
 import subprocess
@@ -13,7 +13,7 @@ COUNT = '''
 import collections, json, sys
 import jax
 from vit_jax.base import platform
-platform.keep_programs()
+platform.enable_compilation_cache()
 seen = collections.Counter()
 jax.monitoring.register_event_listener(lambda name, **_: seen.update([name.rpartition('/')[2]]))
 from tests import tiny
@@ -24,7 +24,7 @@ print(json.dumps(dict(hits=seen['cache_hits'], misses=seen['cache_misses'], valu
 
 
 def train(data_dir, workdir, cache):
-  """Trains in a process of its own, on two devices; returns what COUNT prints."""
+  """Train in another process, on two devices; return what COUNT prints."""
   env = dict(os.environ, VIT_JAX_CACHE=str(cache), JAX_ENABLE_COMPILATION_CACHE='true', JAX_PLATFORMS='cpu',
              JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0', XLA_FLAGS='--xla_force_host_platform_device_count=2')
   output = subprocess.run([sys.executable, '-c', COUNT, str(data_dir), str(workdir)], cwd=tiny.ROOT, env=env,
@@ -43,7 +43,7 @@ def test_a_second_start_compiles_nothing_and_computes_the_same(data_dir, tmp_pat
   assert tiny.metrics(tmp_path / 'second') == tiny.metrics(tmp_path / 'first')
 
 
-def test_the_command_keeps_programs(data_dir, tmp_path, monkeypatch):
+def test_the_command_caches_programs(data_dir, tmp_path, monkeypatch):
   monkeypatch.setenv('JAX_ENABLE_COMPILATION_CACHE', 'true')
   monkeypatch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
   monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path / 'cache'))
@@ -57,22 +57,22 @@ def test_the_command_keeps_programs(data_dir, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('option, value', [
     ('jax_compilation_cache_dir', '/elsewhere'), ('jax_enable_compilation_cache', False)])
-def test_what_the_user_told_jax_holds(option, value, tmp_path, monkeypatch):
+def test_settings_of_the_user_win(option, value, tmp_path, monkeypatch):
   import jax
   monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path))
   before = {name: getattr(jax.config, name) for name in ('jax_compilation_cache_dir', 'jax_enable_compilation_cache')}
   try:
     jax.config.update('jax_enable_compilation_cache', True)
     jax.config.update(option, value)
-    assert platform.keep_programs() is None
+    assert platform.enable_compilation_cache() is None
     assert getattr(jax.config, option) == value and not list(tmp_path.iterdir())
   finally:
     for name, old in before.items():
       jax.config.update(name, old)
 
 
-@pytest.mark.parametrize('backend, kept', [('cpu', False), ('tpu', True)])
-def test_several_processes_keep_none_on_cpus(backend, kept, monkeypatch):
+@pytest.mark.parametrize('backend, cached', [('cpu', False), ('tpu', True)])
+def test_several_processes_on_cpus_cache_nothing(backend, cached, monkeypatch):
   import jax
   before = jax.config.jax_enable_compilation_cache
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
@@ -80,24 +80,24 @@ def test_several_processes_keep_none_on_cpus(backend, kept, monkeypatch):
   try:
     jax.config.update('jax_enable_compilation_cache', True)
     platform.require(None)
-    assert jax.config.jax_enable_compilation_cache == kept
+    assert jax.config.jax_enable_compilation_cache == cached
   finally:
     jax.config.update('jax_enable_compilation_cache', before)
 
 
-def test_a_folder_that_cannot_be_made_is_no_error(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_made_is_not_an_error(tmp_path, monkeypatch):
   import jax
   (tmp_path / 'file').write_text('')
   monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path / 'file'))
   before = jax.config.jax_enable_compilation_cache
   jax.config.update('jax_enable_compilation_cache', True)
   try:
-    assert platform.keep_programs() is None and jax.config.jax_compilation_cache_dir is None
+    assert platform.enable_compilation_cache() is None and jax.config.jax_compilation_cache_dir is None
   finally:
     jax.config.update('jax_enable_compilation_cache', before)
 
 
-def test_what_was_read_the_longest_ago_goes_first(tmp_path):
+def test_the_least_recently_used_files_are_deleted_first(tmp_path):
   for age, name in enumerate(['new', 'middle', 'old']):
     (tmp_path / name).write_bytes(b'x' * 100)
     os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
@@ -109,15 +109,15 @@ def test_what_was_read_the_longest_ago_goes_first(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not platform.is_glibc(), reason='malloc is not glibc\'s')
+@pytest.mark.skipif(not platform.is_glibc(), reason='malloc is not that of glibc')
 @pytest.mark.parametrize('variables, faults', [({}, False), ({'MALLOC_ARENA_TEST': '8'}, True)])
-def test_memory_is_kept(variables, faults):
-  """Taking 128 MiB again and again costs page faults once only, unless the user sets malloc up."""
+def test_freed_memory_is_kept(variables, faults):
+  """Repeated allocations of 128 MiB have page faults only once, unless the user configures malloc."""
   script = '''
 import resource
 import numpy as np
 from vit_jax.base import platform
-kept = platform.keep_memory()
+kept = platform.keep_freed_memory()
 np.ones(1 << 24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(4):
@@ -128,4 +128,4 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
   kept, count = subprocess.run([sys.executable, '-c', script], cwd=tiny.ROOT, env=env, check=True, capture_output=True,
                                text=True).stdout.split()
   assert (kept == 'False') == faults
-  assert (int(count) > 200) == faults  # huge pages are of 2 MiB: 64 of them
+  assert (int(count) > 200) == faults  # 64 huge pages of 2 MiB

@@ -1,3 +1,4 @@
+"""The input benchmark on a few small photos."""
 import importlib.util
 import json
 import subprocess
@@ -7,16 +8,16 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from experiments.benchmarks import input_throughput
-from experiments.benchmarks import tensorflow_input
+from experiments.benchmarks import input_throughput, tensorflow_input
 from tests.tiny import ROOT
+from vit_jax.base.errors import UserError
 from vit_jax.data.images import decode
 from vit_jax.data.transforms.spec import parse
 
 
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory):
-  """A folder with JPEGs in it and below."""
+  """A folder with JPEGs in it and in a subfolder."""
   folder = tmp_path_factory.mktemp('photos')
   (folder / 'ants').mkdir()
   rng = np.random.default_rng(0)
@@ -27,7 +28,7 @@ def photos(tmp_path_factory):
 
 
 @pytest.mark.skipif(importlib.util.find_spec('tensorflow') is not None, reason='would measure TensorFlow too')
-def test_one_json_object_a_line(photos):
+def test_one_json_object_per_line(photos):
   done = subprocess.run([sys.executable, '-m', 'experiments.benchmarks.input_throughput', '--data', str(photos), '--rounds=1',
                          '--images=42', '--batch=3', '--threads=1', '--workers=1', '--json'],
                         cwd=ROOT, capture_output=True, text=True)
@@ -49,8 +50,8 @@ def test_ratios_are_of_the_same_round():
   assert '| crop | x | 20 (10–30) | 3.00 (1.00–5.00) | 2 (1–3) | 2.00 (1.00–3.00) |' in input_throughput.table([row])
 
 
-def test_the_others_crop_what_we_crop(photos):
-  """The box given to TensorFlow is that of our transform."""
+def test_tensorflow_gets_the_boxes_of_our_crops(photos):
+  """Cutting out the box gives what our transform returns."""
   encoded = (photos / '0.JPEG').read_bytes()
   pixels = decode.decode(encoded, 3)
   for seed in range(5):
@@ -60,12 +61,13 @@ def test_the_others_crop_what_we_crop(photos):
     np.testing.assert_array_equal(cropped, pixels[top:top + rows, left:left + columns])
 
 
-def test_a_folder_without_photographs(tmp_path):
-  with pytest.raises(ValueError, match=f'no files .jpg or .jpeg in {tmp_path}'):
+def test_a_folder_without_photos_is_an_error(tmp_path):
+  with pytest.raises(UserError, match=f'--data: no files .jpg or .jpeg in {tmp_path}'):
     input_throughput.measure(tmp_path)
 
 
 def test_images_made_ahead_are_not_measured(photos):
   """A pool of 1 has ceil(16 / 3) batches of 3 begun, and one more ready: 21 images."""
-  with pytest.raises(ValueError, match='--images to be at least 42, twice what is made ahead in batches of 3, got 41'):
+  message = '--images: must be at least 42, twice what is made ahead in batches of 3; got 41'
+  with pytest.raises(UserError, match=message):
     input_throughput.measure(photos, images=41, batch=3, threads=(1,), workers=())

@@ -1,4 +1,4 @@
-"""Reading compiled programs: against small ones written by hand, whose sums are done by hand too."""
+"""Costs of compiled programs: small ones written by hand, with sums done by hand."""
 import pathlib
 
 import pytest
@@ -9,8 +9,8 @@ from vit_jax.planning import hlo
 
 PACKAGE = pathlib.Path(vit_jax.__file__).parent
 
-# A step of 2 × 3 turns of an inner loop, a conditional, collectives in their plain, asynchronous and fused forms, and a
-# hand-written kernel. Estimates stand where the TPU compiler writes them.
+# A step with 2 × 3 iterations of an inner loop, a conditional, collectives in plain, asynchronous and fused form, and a
+# hand-written kernel. Estimates are where the TPU compiler writes them.
 PROGRAM = f'''HloModule jit_step, is_scheduled=true, entry_computation_layout={{(f32[8,128]{{1,0:T(8,128)}})->f32[8,128]{{1,0:T(8,128)}}}}
 
 FileNames
@@ -130,7 +130,7 @@ def program():
   return hlo.parse(PROGRAM)
 
 
-def test_cycles_count_loops_and_the_dearest_branch(program):
+def test_cycles_count_loop_iterations_and_the_most_expensive_branch(program):
   # copy 7, 2 × (move 20 + 3 × product 100), branches 5000 and 1, add 11
   assert cost_lib.cost(program).cycles == 7 + 2 * (20 + 3 * 100) + 5000 + 1 + 11
 
@@ -146,7 +146,8 @@ def test_cycles_by_line_and_kind(program):
 def test_collectives_and_their_bytes(program):
   cost = cost_lib.cost(program)
   assert cost.collectives == {'all-gather': 6 + 1, 'reduce-scatter': 1, 'collective-permute': 1, 'all-reduce': 1}
-  # Per device: what is gathered, once if in three fusions; what goes into the scatter; a pair of u32 beside the permuted; float32 and bfloat16.
+  # Per device: what is gathered, once if in three fusions; the input of the scatter; what is permuted and a pair of
+  # u32; float32 and bfloat16.
   array = 4 * 8 * 128
   assert cost.collective_bytes == {'all-gather': 6 * array + 2 * array, 'reduce-scatter': 8 * array, 'collective-permute': array + 8,
                                    'all-reduce': array + 200}
@@ -156,14 +157,14 @@ def test_kernels_are_counted_not_estimated(program):
   assert cost_lib.cost(program).kernels == 1
 
 
-def test_a_loop_of_unknown_length_is_told(program):
-  lost = hlo.parse(PROGRAM.replace(', backend_config={"known_trip_count":{"n":"2"}}', ''))
-  cost = cost_lib.cost(lost)
+def test_a_loop_of_unknown_length_is_counted_once_and_reported(program):
+  unknown = hlo.parse(PROGRAM.replace(', backend_config={"known_trip_count":{"n":"2"}}', ''))
+  cost = cost_lib.cost(unknown)
   assert cost_lib.cost(program).unread == 0 and cost.unread == 1
   assert cost_lib.cost(program).cycles - cost.cycles == 20 + 3 * 100
 
 
-def test_callers_numbered_from_zero_are_read_alike(program):
+def test_callers_counted_from_zero_or_one_give_the_same_frames(program):
   text = PROGRAM
   for number in (1, 2, 3):
     text = text.replace(f'parent_frame_id={number}}}', f'parent_frame_id={number - 1}}}')
@@ -178,6 +179,6 @@ def test_sizes_of_shapes(shape, size):
   assert hlo.size(shape) == size
 
 
-def test_what_is_no_program_is_an_error():
+def test_text_without_a_program_is_an_error():
   with pytest.raises(ValueError, match='ENTRY'):
     hlo.parse('module @jit_step {')
