@@ -1,12 +1,16 @@
 """Documents: links lead somewhere, files and modules that they mention exist, commands are those that CI runs."""
 import ast
+import dataclasses
 import re
+import typing
 
 import pytest
 
 from tests.rooms import PACKAGE, ROOT
 import vit_jax
-from vit_jax.run import recipes
+from vit_jax.models.config import ViTConfig
+from vit_jax.objectives import OBJECTIVES
+from vit_jax.run import config, recipes
 
 DOCUMENTS = sorted([*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), *ROOT.glob('experiments/**/*.md')])
 README = ROOT / 'README.md'
@@ -92,6 +96,21 @@ def test_recipes_that_are_mentioned_load(path):
   for name in re.findall(r"--config=([\w./:,]+)", text_of(path)):
     if not re.search(r':.*[A-Z]', name):
       recipes.load(name if '/' not in name else f'{ROOT}/{name}')
+
+
+def config_keys():
+  """{'SECTION.KEY', 'KEY', …} that a recipe may set."""
+  hints = typing.get_type_hints(config.RunConfig)
+  sections = {**hints, 'model': ViTConfig, 'objective': OBJECTIVES['classification'].Config}
+  return set(hints) | {f'{name}.{field.name}' for name, section in sections.items()
+                       if dataclasses.is_dataclass(section) for field in dataclasses.fields(section)}
+
+
+@pytest.mark.parametrize('path', [*DOCUMENTS, *ROOT.glob('configs/*.py')], ids=ids)
+def test_config_keys_that_are_mentioned_exist(path):
+  """Of --config.SECTION.KEY; the options of an optimizer are checked elsewhere."""
+  for key in re.findall(r'--config\.([a-z][\w.]*\w)', text_of(path)):
+    assert key in config_keys() or re.match(r'optim\.options\.|evaluators\.', key), key
 
 
 @pytest.mark.parametrize('path', DOCUMENTS, ids=ids)
