@@ -1,4 +1,7 @@
 """Train a model from Python: `train.run(config, workdir)`."""
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 
 from vit_jax.base import memory
@@ -55,6 +58,6 @@ def run(config: Recipe, workdir: PathLike) -> dict[str, float]:
     checkpoints.close()
 
 
-def _differences(theirs: dict, ours: dict) -> str:
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
   may_differ = [f'config.{key}' for key in config_lib.MAY_DIFFER_BETWEEN_PROCESSES]
   return config_lib.difference(theirs, ours, may_differ)

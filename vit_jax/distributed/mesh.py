@@ -81,7 +81,7 @@ class Mesh:
     """Return the state as it is: Orbax copies each device's shards to its host before it returns, then writes."""
     return state
 
-  def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+  def put(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
     """Put this process's batch, arrays (b, …), on its devices; those of all processes make up the global batch."""
     return {name: jax.make_array_from_process_local_data(self._batch, x) for name, x in batch.items()}
 

@@ -54,7 +54,7 @@ class Pmap:
     """Return the state as NumPy arrays that share no memory with the devices' (the next step donates those buffers)."""
     return jax.tree.map(lambda x: np.array(x, copy=True), jax.device_get(state))
 
-  def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+  def put(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
     """Split this process's batch, arrays (b, …), into (local devices, b / devices, …), one row of shards per device."""
     n = len(self._local)
     split = lambda x: jax.device_put(x.reshape(n, x.shape[0] // n, *x.shape[1:]), self._sharded)

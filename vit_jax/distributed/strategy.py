@@ -60,7 +60,7 @@ class Strategy(Protocol):
     """Return what `Checkpoints.save` takes; call it before a step that donates the state."""
     ...
 
-  def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+  def put(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
     """Put this process's contiguous rows of a global batch on its devices, as a compiled function takes them."""
     ...
 

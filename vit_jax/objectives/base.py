@@ -55,7 +55,7 @@ class Objective(Protocol):
     """
     ...
 
-  def update(self, averages: Any, means: Any, params: Mapping[str, Any]) -> Any:
+  def update(self, averages: Any, means: Any, params: Any) -> Any:
     """Return the running averages after a step.
 
     Args:

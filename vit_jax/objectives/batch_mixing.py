@@ -66,8 +66,8 @@ def build(config: MixConfig, num_classes: int) -> Mixing | None:
     return kinds[0] if len(kinds) == 1 else jnp.where(jax.random.bernoulli(choice_key), *kinds)
 
   def mix(batch: Mapping[str, jax.Array], keys: jax.Array) -> dict[str, jax.Array]:
-    size = batch['image'].shape[1:3]
-    own = jax.vmap(lambda key: own_weights(jax.random.fold_in(key, _STREAM), size))(keys[::2])
+    _, rows, columns, _ = batch['image'].shape
+    own = jax.vmap(lambda key: own_weights(jax.random.fold_in(key, _STREAM), (rows, columns)))(keys[::2])
     label_weight = own.mean(axis=(1, 2))  # of what was really pasted, not of what was drawn
     return dict(batch, image=_with_neighbor(batch['image'], own[..., None]),
                 label=_with_neighbor(losses.to_soft_labels(batch['label'], num_classes), label_weight[:, None]))

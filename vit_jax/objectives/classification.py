@@ -51,7 +51,7 @@ class Classification:
   """
 
   Config = ClassificationConfig
-  metrics = ('accuracy',)
+  metrics: tuple[str, ...] = ('accuracy',)
 
   def __init__(self, config: ClassificationConfig, info: DatasetInfo):
     if info.multi_label and config.loss == 'softmax':
@@ -85,7 +85,7 @@ class Classification:
     correct = (weight > 0) & (weight == targets.max(axis=-1))
     return Outcome(loss, dict(accuracy=mean_metric(correct.astype(jnp.float32), batch)))
 
-  def update(self, averages: Any, means: Any, params: Mapping[str, Any]) -> Any:
+  def update(self, averages: Any, means: Any, params: Any) -> Any:
     """Return the averages, which are empty, as they are."""
     del means, params
     return averages

@@ -136,8 +136,9 @@ def with_all_sections(recipe: ml_collections.ConfigDict) -> ml_collections.Confi
   for name in SECTIONS:
     if name not in recipe:
       recipe[name] = {}
-  if recipe.optim.get('options') is None:
-    recipe.optim.options = {}
+  optim: Any = recipe['optim']
+  if optim.get('options') is None:
+    optim.options = {}
   return recipe
 
 

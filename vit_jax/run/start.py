@@ -86,7 +86,7 @@ def from_weights(parts: Parts, at: LoopState, weights: Weights | None, writer: W
   writer.say('\n'.join([f'Starting from {config.init}:', *(f'  {line}' for line in lines or ['everything as it is'])]))
   params = join_params(params, own_params(at.state.params))
   ema = None if at.state.ema is None else jax.tree.map(lambda x: x.copy(), params)
-  at.state = parts.strategy.place(at.state.replace(params=params, ema=ema))
+  at.state = parts.strategy.place(dataclasses.replace(at.state, params=params, ema=ema))
 
 
 def facts(parts: Parts) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-import flax
+from flax import struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -10,7 +10,7 @@ import optax
 OBJECTIVE = 'objective'  # subtree of the parameters that belong to the objective, if it has any
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class TrainState:
   """The state of training.
 

@@ -110,8 +110,8 @@ def make_train_step(model: StepModel, objective: Objective, optimizer: Optimizer
     averages = None if state.averages is None else objective.update(state.averages, means, params)
     metrics['grad_norm'] = optax.tree.norm(grads), jnp.ones((), jnp.float32)
     seen = hash_examples(state.seen, batch, split.axis_name)
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema, seen=seen,
-                         averages=averages), metrics
+    return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema, seen=seen,
+                               averages=averages), metrics
 
   return step
 
