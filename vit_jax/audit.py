@@ -2,9 +2,11 @@
 
 Reports counts per split and class, image sizes, corrupt files, exact and near duplicates within and across splits, and
 duplicates whose labels conflict. --output writes an exclusion list of what training should leave out, which
-`--config.data.exclude=exclude.txt` applies. Records of other splits are never left out, so that results stay comparable.
+`--config.data.exclude=exclude.txt` applies. Records of other splits are never left out, so that results stay
+comparable.
 
-A near duplicate is an image that was compressed, scaled or brightened again, not one that was mirrored, rotated or cropped.
+A near duplicate is an image that was compressed, scaled or brightened again, not one that was mirrored, rotated or
+cropped.
 """
 from collections.abc import Sequence
 import json

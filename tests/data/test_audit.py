@@ -79,7 +79,8 @@ def test_text_json_and_files(planted, tmp_path, capsys):
   for line in ('train  46       2', 'val    14       2', 'ants   23     8', 'bees   23     6', 'corrupt      2',
                '6 groups of 12 records, 1 across splits', 'nearly the same, least similar first:',
                'conflicting labels  1 group\n', 'training should leave out  7 records: 1 also in '
-               'another split, 2 conflicting label, 1 corrupt, 3 duplicate', 'same bytes 3 groups, same pixels 4 groups, nearly the same 2 pairs'):
+               'another split, 2 conflicting label, 1 corrupt, 3 duplicate',
+               'same bytes 3 groups, same pixels 4 groups, nearly the same 2 pairs'):
     assert line in text, text
   assert '1 BMP RGB' in text and '1 JPEG RGB' in text and '60/60/120' in text
   lines = output.read_text().splitlines()
@@ -141,15 +142,17 @@ def test_errors_of_lists_that_do_not_match(planted, tmp_path):
   audit.write_list(audit.audit(f'folder:{planted}'), str(output), '')
   lines = output.read_text()
   output.write_text(lines + 'train/ants/unknown.png\tduplicate\n')
-  with pytest.raises(UserError, match='list.*exclude.txt: names 1 record .* does not have, such as train/ants/unknown.png. Write the list '
-                     'again: python -m vit_jax.audit folder:.*insects --output='):
+  with pytest.raises(UserError, match='list.*exclude.txt: names 1 record .* does not have, such as '
+                     'train/ants/unknown.png. Write the list again: python -m vit_jax.audit folder:.*insects '
+                     '--output='):
     dataset(planted, output)
   output.write_text(lines + 'train/ants/5.png\n')
   with pytest.raises(UserError, match='a tab and a reason on every line, got .train/ants/5.png'):
     dataset(planted, output)
   output.write_text(lines)
   (planted / 'train' / 'ants' / 'new.png').write_bytes(encode(picture(999)))
-  with pytest.raises(UserError, match='written for another dataset, or .* before it changed: split train .* Write the list again'):
+  with pytest.raises(UserError, match='written for another dataset, or .* before it changed: split train .* '
+                     'Write the list again'):
     dataset(planted, output)
   with pytest.raises(UserError, match='covers the splits train; folder:.* val is part of val'):
     dataset(planted, output, train_split='val')

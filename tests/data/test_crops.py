@@ -208,7 +208,7 @@ def test_transforms_apply_from_left_to_right():
 
 
 @pytest.mark.parametrize('spec, message', [
-    ('sharpen', "'sharpen': unknown 'sharpen'; choose from .*'central_crop', 'color_jitter', 'flip', 'inception_crop', 'pad_crop'"),
+    ('sharpen', "'sharpen': unknown 'sharpen'; choose from .*'central_crop', 'color_jitter', 'flip', 'inception_crop'"),
     ('flip|augment.flip', "unknown 'augment.flip'"),
     ('flip|3', "unknown '3'"),
     ('flip and resize', "unknown 'flip and resize'"),

@@ -119,8 +119,8 @@ def test_one_pixel():
     assert decode.decode(encode(np.full((1, 1, 3), 7, np.uint8), encoding), 3).shape == (1, 1, 3)
 
 
-# What a viewer does for each EXIF orientation, from the table in EXIF 2.3 of where row 0 and column 0 of the stored image
-# belong.
+# What a viewer does for each EXIF orientation, from the table in EXIF 2.3 of where row 0 and column 0 of the stored
+# image belong.
 TURNS = {
     1: lambda x: x, 2: lambda x: x[:, ::-1], 3: lambda x: x[::-1, ::-1], 4: lambda x: x[::-1],
     5: lambda x: x.swapaxes(0, 1), 6: lambda x: x.swapaxes(0, 1)[:, ::-1],

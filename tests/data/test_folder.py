@@ -86,9 +86,11 @@ def test_sums(flowers):
 
 
 @pytest.mark.parametrize('split, message', [
-    ('trian', "split 'trian': not in .*flowers. Splits there: train .classes aster, rose, tulip., val .classes rose, tulip."),
+    ('trian', "split 'trian': not in .*flowers. Splits there: train .classes aster, rose, tulip., val .classes rose, "
+     'tulip.'),
     ('all', "split 'all': not in .*. Splits there: train"),
-    ('', "split '': expected a split such as train"), ('train[', r"split 'train\['"), ('train[a:b]', r"split 'train\[a:b\]'"),
+    ('', "split '': expected a split such as train"), ('train[', r"split 'train\['"),
+    ('train[a:b]', r"split 'train\[a:b\]'"),
     ('train[1.5:]', 'expected a split such as'), ('train[3]', 'expected a split such as'),
     ('train[5:5]', 'train has 35 images; records 5 to 5 are none of them'),
     ('train[:99]', 'records 0 to 99 are none of them, or too many'), ('train[-99:]', 'records -64 to 35'),
@@ -291,7 +293,8 @@ def test_missing_permission_gives_the_command(flowers, monkeypatch):
 
   source = folder.open_folder(str(flowers), 'train')
   monkeypatch.setattr(folder.os, 'walk', refuse)
-  with pytest.raises(FileError, match="/flowers/train: cannot list the folder: Permission denied. .*chmod -R u.rX '/flowers/train'"):
+  with pytest.raises(FileError, match='/flowers/train: cannot list the folder: Permission denied. .*chmod -R u.rX '
+                     "'/flowers/train'"):
     folder.open_folder(str(flowers), 'train')
   file = flowers / 'train' / 'rose' / '7.png'
 

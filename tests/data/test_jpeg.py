@@ -16,8 +16,8 @@ from vit_jax.data.transforms.spec import parse
 def scene(rows=70, columns=53):
   """Return colors that change quickly enough to show which rows chroma upsampling reads."""
   row, column = np.indices((rows, columns))
-  waves = np.stack([np.sin(row / 2) + np.cos(column / 3), np.sin(row * column / 90), np.cos(row / 5 - column / 2)], axis=-1)
-  return (127 + 60 * waves).astype(np.uint8)
+  waves = [np.sin(row / 2) + np.cos(column / 3), np.sin(row * column / 90), np.cos(row / 5 - column / 2)]
+  return (127 + 60 * np.stack(waves, axis=-1)).astype(np.uint8)
 
 
 def jpeg_bytes(image, **options):
@@ -81,7 +81,7 @@ def test_transforms_treat_a_picture_like_its_pixels(name, spec):
   for seed in range(5):
     for image in (decode.open_image(FILES[name], 3), pillow(FILES[name])):
       results.append(transform(image, np.random.default_rng(seed)))
-  for one, other in zip(results[::2], results[1::2], strict=True):  # compared after all are made: none may be in reused memory
+  for one, other in zip(results[::2], results[1::2], strict=True):  # after all are made: none may be in reused memory
     np.testing.assert_array_equal(one, other)
 
 

@@ -33,7 +33,8 @@ def test_matches_big_vision(case):
   name, magnitude, sign = case.split('/')
   ours = from_pillow(randaugment.RANDAUGMENT[name](to_pillow(IMAGE), int(magnitude), Sign(int(sign))))
   wrong = np.abs(ours.astype(np.int32) - GOLDEN[case])
-  if name in ('color', 'sharpness'):  # Pillow rounds the degenerate image, TensorFlow truncates it; blending amplifies that
+  if name in ('color', 'sharpness'):
+    # Pillow rounds the degenerate image, TensorFlow truncates it; blending amplifies that.
     assert wrong.max() <= 2
   elif name.startswith(('shear', 'rotate')):  # the nearest of two at the same distance
     assert (wrong > 0).mean() <= 0.075
@@ -81,7 +82,7 @@ def test_cutout_covers_a_square_centered_anywhere():
 
 
 def pillow_reference(name, s):
-  """Return TrivialAugment's wide space by Pillow's own calls (automl/trivialaugment, aug_lib.py), at strength s of 30."""
+  """Return an operation of TrivialAugment's wide space (automl/trivialaugment, aug_lib.py) at strength s of 30."""
   image, enhance = to_pillow(IMAGE), 0.01 + (2.0 - 0.01) * s / 30
   return {
       'identity': lambda: image, 'autocontrast': lambda: ImageOps.autocontrast(image),

@@ -10,11 +10,11 @@ from vit_jax.data.audit.scan import Scan, scan
 from vit_jax.data.images.pillow import from_pillow, to_pillow
 from vit_jax.data.sources import exclude, registry
 
-# Of 698 photographs (hymenoptera, and 300 of ImageNet) it finds all that were saved again as JPEG of quality 30, all but 3
-# in a thousand at half the size, 80 % of those made 1.3 times as bright, 86 % with a caption, and 1 % of those cropped by
-# 1 %; 0.9 finds 98 % of these, and neither mistakes one of the 243,253 pairs of different photographs. So 0.9 is the better
-# choice for photographs. Small images of one kind are similar: of the 2.4e9 pairs of Fashion-MNIST, 0.98 takes 100 for
-# duplicates, some of them other shades of one article, some plain trousers.
+# Of 698 photographs (hymenoptera, and 300 of ImageNet) it finds all that were saved again as JPEG of quality 30, all
+# but 3 in a thousand at half the size, 80 % of those made 1.3 times as bright, 86 % with a caption, and 1 % of those
+# cropped by 1 %; 0.9 finds 98 % of these, and neither mistakes one of the 243,253 pairs of different photographs. So
+# 0.9 is the better choice for photographs. Small images of one kind are similar: of the 2.4e9 pairs of Fashion-MNIST,
+# 0.98 takes 100 for duplicates, some of them other shades of one article, some plain trousers.
 SIMILARITY = 0.98
 
 _MAX_PAIRS = 40  # On a contact sheet.

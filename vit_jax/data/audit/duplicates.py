@@ -30,9 +30,9 @@ class Duplicates:
 def find(scan: Scan, similarity: float) -> Duplicates:
   """Group the records of a scan by what they show.
 
-  Exact duplicates have the same size and the same decoded pixels, whatever the encoding. Near duplicates have perceptual
-  hashes within `near.RADIUS` bits and thumbnails of at least `similarity`. Plain images, of almost one color, are never
-  near duplicates.
+  Exact duplicates have the same size and the same decoded pixels, whatever the encoding. Near duplicates have
+  perceptual hashes within `near.RADIUS` bits and thumbnails of at least `similarity`. Plain images, of almost one
+  color, are never near duplicates.
   """
   sound = np.flatnonzero(~scan.records['corrupt'])
   _, first, inverse = np.unique(scan.records['pixels'][sound], return_index=True, return_inverse=True)
@@ -53,8 +53,8 @@ def choose_excluded(scan: Scan, groups: Iterable[list[int]], train: set[int]) ->
   """Return {record: reason} of the training records to leave out; records of other splits are never left out.
 
   All training records of a group are left out if its labels conflict, because we cannot know which is right, and if the
-  group has a record in another split, because the model would be tested on what it was trained on. Of any other group, all
-  but the first are left out. Corrupt records are left out too.
+  group has a record in another split, because the model would be tested on what it was trained on. Of any other group,
+  all but the first are left out. Corrupt records are left out too.
 
   Args:
     scan: the dataset.

@@ -12,9 +12,9 @@ _MAX_CANDIDATES = 1 << 22  # Candidates per chunk: about 100 MB.
 def pairs_within_radius(hashes: np.ndarray) -> Iterator[np.ndarray]:
   """Yield all pairs of hashes at a Hamming distance of at most RADIUS, each pair once.
 
-  Two hashes that differ in at most 7 bits differ in at most one of the 16 bits of at least one of four bands (two in each
-  would be 8). So only hashes with a band that is equal or differs in one bit are compared ("Multi-Index Hashing", Norouzi,
-  Punjani and Fleet, arXiv 1307.2982). Of a million random hashes that is about a thousandth of all pairs.
+  Two hashes that differ in at most 7 bits differ in at most one of the 16 bits of at least one of four bands (two in
+  each would be 8). So only hashes with a band that is equal or differs in one bit are compared ("Multi-Index Hashing",
+  Norouzi, Punjani and Fleet, arXiv 1307.2982). Of a million random hashes that is about a thousandth of all pairs.
 
   Args:
     hashes: (N,) uint64.

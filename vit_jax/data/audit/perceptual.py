@@ -36,7 +36,8 @@ def is_plain(small: np.ndarray) -> bool:
 def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   """Return how similar thumbnails are: the cosine of the angle between their gradients.
 
-  Gradients, unlike gray values, are not similar merely because both images are dark at the edges and bright in the middle.
+  Gradients, unlike gray values, are not similar merely because both images are dark at the edges and bright in the
+  middle.
 
   Args:
     a, b: (..., THUMBNAIL, THUMBNAIL) uint8.
@@ -56,5 +57,6 @@ def _gradients(small: np.ndarray) -> np.ndarray:
 
 
 # Rows of the type-II DCT. Their lengths do not affect the comparison with the median, except that of the first row.
-_COSINES = np.cos(np.pi / THUMBNAIL * np.arange(_FREQUENCIES)[:, None] * (np.arange(THUMBNAIL) + 0.5)).astype(np.float32)
+_COSINES = np.cos(
+    np.pi / THUMBNAIL * np.arange(_FREQUENCIES)[:, None] * (np.arange(THUMBNAIL) + 0.5)).astype(np.float32)
 _COSINES[0] /= np.sqrt(2)

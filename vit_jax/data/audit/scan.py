@@ -20,7 +20,8 @@ T = TypeVar('T')
 R = TypeVar('R')
 Label = tuple[int, ...]
 
-# What is kept per record. Digests are the first 16 bytes of SHA-256; `kind` and `label` are indices into those of `Scan`.
+# What is kept per record. Digests are the first 16 bytes of SHA-256; `kind` and `label` are indices into those of
+# `Scan`.
 RECORD = np.dtype([('encoded', 'S16'), ('pixels', 'S16'), ('hash', np.uint64), ('plain', bool), ('corrupt', bool),
                    ('rows', np.int32), ('columns', np.int32), ('kind', np.int32), ('label', np.int32)])
 _CHUNK = 64  # Records per task.

@@ -90,8 +90,8 @@ def decode(encoded: bytes, channels: int, upright: bool = False) -> np.ndarray:
   Args:
     encoded: content of the file.
     channels: 1 (grayscale) or 3 (color).
-    upright: rotate and flip the image by its EXIF orientation, as viewers do. Folders of images and predictions do this;
-      TFDS datasets do not, because TensorFlow, in whose pipelines the published models were trained, does not.
+    upright: rotate and flip the image by its EXIF orientation, as viewers do. Folders of images and predictions do
+      this; TFDS datasets do not, because TensorFlow, in whose pipelines the published models were trained, does not.
 
   Returns:
     (H, W, channels) uint8, 0..255; it may be read-only.
@@ -123,8 +123,8 @@ def to_array(image: Image.Image, channels: int, upright: bool = False) -> np.nda
   """Return the pixels of a Pillow image.
 
   Any mode is converted to the requested channels: palettes are looked up, grayscale is repeated, color is weighted to
-  grayscale (ITU-R 601), CMYK is converted (in JPEG it is taken as inverted, as Adobe writes it), 16-bit values are scaled
-  to 0..255, and alpha is dropped as TensorFlow's decoders do: the color under a transparent pixel shows.
+  grayscale (ITU-R 601), CMYK is converted (in JPEG it is taken as inverted, as Adobe writes it), 16-bit values are
+  scaled to 0..255, and alpha is dropped as TensorFlow's decoders do: the color under a transparent pixel shows.
 
   Args:
     image: any mode but 'F'.

@@ -1,8 +1,8 @@
 """JPEG decoding by libjpeg-turbo, down to the last row that is needed.
 
-Most of the decoding time goes into the entropy code, a stream that cannot be entered in the middle. Rows above a crop must
-be read, but rows below it need not be: we lower the height in the frame header, and libjpeg-turbo stops there. The pixels
-are those of a full decode with the accurate inverse DCT and smooth chroma upsampling, bit for bit.
+Most of the decoding time goes into the entropy code, a stream that cannot be entered in the middle. Rows above a crop
+must be read, but rows below it need not be: we lower the height in the frame header, and libjpeg-turbo stops there. The
+pixels are those of a full decode with the accurate inverse DCT and smooth chroma upsampling, bit for bit.
 """
 import threading
 from typing import NamedTuple
@@ -77,7 +77,8 @@ def decode(encoded: bytes, header: Header, channels: int, rows: int, reuse_buffe
   try:
     simplejpeg.decode_jpeg(encoded, 'GRAY' if channels == 1 else 'RGB', buffer=buffer)
   except ValueError as error:
-    # Bytes left over after the last row are expected here. libjpeg reports only the first problem, so there is no other.
+    # Bytes left over after the last row are expected here. libjpeg reports only the first problem, so there is no
+    # other.
     if not (lowered and str(error).endswith(_LEFT_OVER)):
       raise
   return buffer[:size].reshape(stop, header.columns, channels)[:rows]

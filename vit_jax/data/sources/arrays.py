@@ -32,13 +32,13 @@ def open_npz(path: str, split: str) -> Source:
 
   Raises:
     MissingFileError: no such file.
-    UserError: not an .npz file, no such split, arrays that are not images with labels, see `from_arrays`, or splits with
-      different kinds of labels.
+    UserError: not an .npz file, no such split, arrays that are not images with labels, see `from_arrays`, or splits
+      with different kinds of labels.
   """
   names, parts = split_names(path), splits_lib.parse(split)
   if unknown := sorted({part.name for part in parts} - set(names)):
-    raise UserError(f'split {split!r}: no {unknown[0]!r} in {path}. Splits there: {", ".join(names)}. Parts and sums work '
-                    f'too: {names[0]}[:90%], {names[0]}[100:].')
+    raise UserError(f'split {split!r}: no {unknown[0]!r} in {path}. Splits there: {", ".join(names)}. Parts and sums '
+                    f'work too: {names[0]}[:90%], {names[0]}[100:].')
   with _open(path) as archive:
     known = _class_names(archive, path)
     # The labels of all splits: one split may not show all classes.
@@ -70,8 +70,8 @@ def from_arrays(images: np.ndarray, labels: np.ndarray, class_names: Sequence[st
 
   Args:
     images: (N, H, W) or (N, H, W, 1) grayscale, or (N, H, W, 3) color, uint8, 0..255; N > 0. Not copied.
-    labels: (N,) or (N, 1) integers, 0 <= label < number of classes; or (N, number of classes > 1) of 0 and 1 if an image
-      can have any number of classes.
+    labels: (N,) or (N, 1) integers, 0 <= label < number of classes; or (N, number of classes > 1) of 0 and 1 if an
+      image can have any number of classes.
     class_names: name of each class; None numbers them up to the largest label, at most a million.
     name, split: names of the dataset and the split for messages.
 
@@ -97,8 +97,9 @@ def split_names(path: str) -> list[str]:
   names = sorted('all' if key == 'images' else key.removesuffix('_images')
                  for key in keys if key == 'images' or key.endswith('_images'))
   if not names:
-    raise UserError(f'{path}: expected arrays SPLIT_images and SPLIT_labels, such as train_images, or images and labels; '
-                    f'found {listing(keys) or "nothing"}. Write it with np.savez({path!r}, train_images=…, train_labels=…).')
+    raise UserError(f'{path}: expected arrays SPLIT_images and SPLIT_labels, such as train_images, or images and '
+                    f'labels; found {listing(keys) or "nothing"}. Write it with np.savez({path!r}, train_images=…, '
+                    'train_labels=…).')
   if unlabeled := [name for name in names if _key(name, 'labels') not in keys]:
     raise UserError(f'{path}: expected labels for every split; there is {_key(unlabeled[0], "images")}, but no '
                     f'{_key(unlabeled[0], "labels")}')
@@ -150,8 +151,8 @@ def _class_names(archive: Mapping[str, np.ndarray], path: str) -> list[str] | No
     return None
   names = _read(archive, 'class_names', path)
   if names.dtype.kind not in 'Uiu' or names.ndim != 1 or not names.size:
-    raise UserError(f'{path}: expected class_names to be a list of text, one name per class, got {names.dtype} of shape '
-                    f'{names.shape}')
+    raise UserError(f'{path}: expected class_names to be a list of text, one name per class, got {names.dtype} of '
+                    f'shape {names.shape}')
   return [str(name) for name in names.tolist()]
 
 
@@ -167,8 +168,8 @@ def _check_labels(labels: np.ndarray, class_names: Sequence[str] | None, where: 
       raise UserError(f'{where}: expected labels of shape {labels.shape} to be 0 or 1 for each image and class, got '
                       f'{low}..{high}')
     if class_names is not None and labels.shape[1] != len(class_names):
-      raise UserError(f'{where}: expected labels to have one column for each of the {len(class_names)} class names, got '
-                      f'shape {labels.shape}')
+      raise UserError(f'{where}: expected labels to have one column for each of the {len(class_names)} class names, '
+                      f'got shape {labels.shape}')
     return labels
   classes = _MAX_CLASSES if class_names is None else len(class_names)
   if low < 0 or high >= classes:
@@ -181,15 +182,15 @@ def _check_same_kind(labels_of: Mapping[str, np.ndarray], path: str) -> None:
   first, *others = labels_of
   for other in others:
     if labels_of[other].shape[1:] != labels_of[first].shape[1:]:
-      raise UserError(f'{path}: expected all splits to have integer labels, or the same number of columns of 0 and 1; got '
-                      f'{_key(first, "labels")} of shape {labels_of[first].shape} and {_key(other, "labels")} of shape '
-                      f'{labels_of[other].shape}')
+      raise UserError(f'{path}: expected all splits to have integer labels, or the same number of columns of 0 and 1; '
+                      f'got {_key(first, "labels")} of shape {labels_of[first].shape} and {_key(other, "labels")} of '
+                      f'shape {labels_of[other].shape}')
 
 
 def _check_images(images: np.ndarray, labels: np.ndarray, where: str) -> None:
   if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
-    raise UserError(f'{where}: expected images to be uint8, 0..255, of shape (N, H, W), (N, H, W, 1) or (N, H, W, 3), got '
-                    f'{images.dtype} of shape {images.shape}')
+    raise UserError(f'{where}: expected images to be uint8, 0..255, of shape (N, H, W), (N, H, W, 1) or (N, H, W, 3), '
+                    f'got {images.dtype} of shape {images.shape}')
   if len(images) != len(labels) or not images.size:
     raise UserError(f'{where}: expected one label per image, and at least one image, got '
                     f'{count(len(images), "image")} of shape {images.shape[1:]} and {count(len(labels), "label")}')

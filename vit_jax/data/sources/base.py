@@ -17,8 +17,8 @@ class Record(TypedDict):
 
   Keys:
     image: content of an image file.
-    label: class, or with `Source.multi_label` the classes. As stored: it is checked to be in 0..num_classes - 1 when it is
-      used.
+    label: class, or with `Source.multi_label` the classes. As stored: it is checked to be in 0..num_classes - 1 when it
+      is used.
   """
   image: bytes
   label: int | list[int]
@@ -28,8 +28,8 @@ class Records(Protocol):
   """The stored records of a split. Threads may read them at the same time; a list of dicts will do.
 
   `records[i]`, 0 <= i < len(records), is a mapping with `image`, the content of an image file, and `label`, a class, or
-  `labels`, any number of them; other keys are ignored. If reading many records in one call is faster than one by one, there
-  is also `__getitems__(indices) -> sequence of mappings`.
+  `labels`, any number of them; other keys are ignored. If reading many records in one call is faster than one by one,
+  there is also `__getitems__(indices) -> sequence of mappings`.
   """
 
   def __len__(self) -> int: ...

@@ -1,7 +1,7 @@
 """The 1,797 handwritten digits in scikit-learn as a TFDS dataset that needs no download.
 
-It is a small but real task: `open_source('digits', ...)` prepares it in about two seconds, so the whole trainer can be tried
-offline. TFDS gets images that are already encoded, because it would encode them with TensorFlow.
+It is a small but real task: `open_source('digits', ...)` prepares it in about two seconds, so the whole trainer can be
+tried offline. TFDS gets images that are already encoded, because it would encode them with TensorFlow.
 """
 from collections.abc import Iterable, Iterator
 import hashlib
@@ -40,8 +40,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
   VERSION = tfds.core.Version('1.0.0')
   RELEASE_NOTES = {'1.0.0': 'First version: 1,497 training and 300 test images.'}
-  # TFDS would look for lists of downloads beside this file with importlib_resources, which it does not install. There is
-  # nothing to download; None is its value for "no file".
+  # TFDS would look for lists of downloads beside this file with importlib_resources, which it does not install. There
+  # is nothing to download; None is its value for "no file".
   code_path = None
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -86,8 +86,8 @@ def to_bytes(images: np.ndarray) -> np.ndarray:
 def test_indices(images: np.ndarray, labels: np.ndarray) -> list[int]:
   """Choose the fixed test split.
 
-  The rule depends only on the pixels: not on a random generator or an order that a library may change. All 1,797 images are
-  different, so none can be in both splits.
+  The rule depends only on the pixels: not on a random generator or an order that a library may change. All 1,797 images
+  are different, so none can be in both splits.
 
   Args:
     images: (N, 8, 8) uint8, original intensities 0..16.
@@ -107,8 +107,8 @@ def test_indices(images: np.ndarray, labels: np.ndarray) -> list[int]:
 def prepare(data_dir: str) -> None:
   """Write the dataset to `data_dir` as ArrayRecord files, unless it is there already.
 
-  TFDS writes to a temporary folder and renames it, so a half-written copy is never seen. If two processes prepare it at the
-  same time, the second to finish finds the folder there and uses it.
+  TFDS writes to a temporary folder and renames it, so a half-written copy is never seen. If two processes prepare it at
+  the same time, the second to finish finds the folder there and uses it.
 
   Raises:
     FileError: `data_dir` cannot be written.
@@ -121,8 +121,8 @@ def prepare(data_dir: str) -> None:
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
   except OSError as error:
     if not Digits(data_dir=data_dir, file_format='array_record').is_prepared():
-      raise FileError(f'{data_dir}: cannot prepare digits here: {error}; choose another folder with --config.data.data_dir '
-                      'or make room') from error
+      raise FileError(f'{data_dir}: cannot prepare digits here: {error}; choose another folder with '
+                      '--config.data.data_dir or make room') from error
 
 
 def _png(image: np.ndarray) -> io.BytesIO:

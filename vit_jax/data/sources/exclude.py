@@ -5,8 +5,8 @@
   # split train 0f3a…
   train/rose/7.jpg	duplicate: same pixels as train/rose/3.jpg (rose, rose)
 
-There is one record per line: its name, see `Source.record_name`, a tab, and the reason. Lines may be removed by hand, and
-line endings may be those of any system.
+There is one record per line: its name, see `Source.record_name`, a tab, and the reason. Lines may be removed by hand,
+and line endings may be those of any system.
 """
 from collections.abc import Mapping
 import os
@@ -20,7 +20,8 @@ from vit_jax.base.text import count
 from vit_jax.data.sources.base import Source
 
 
-def write(path: str, reasons: Mapping[str, str], split_fingerprints: Mapping[str, str], name: str, command: str) -> None:
+def write(path: str, reasons: Mapping[str, str], split_fingerprints: Mapping[str, str], name: str,
+          command: str) -> None:
   """Write a list, whole or not at all.
 
   Args:
@@ -53,17 +54,18 @@ def without_excluded(source: Source, path: str) -> Source:
   fix = f'Write the list again: python -m vit_jax.audit {source.name} --output={path}'
   for split, digits in source.split_fingerprints.items():
     if split in listed and listed[split] != digits:
-      raise UserError(f'exclusion list {path}: written for another dataset, or for {source.name} before it changed: split '
-                      f'{split} has the fingerprint {digits}, the list has {listed[split]}. {fix}')
+      raise UserError(f'exclusion list {path}: written for another dataset, or for {source.name} before it changed: '
+                      f'split {split} has the fingerprint {digits}, the list has {listed[split]}. {fix}')
   if not listed.keys() & source.split_fingerprints.keys():
-    raise UserError(f'exclusion list {path}: covers the splits {", ".join(listed) or "none"}; {source.name} {source.split} '
-                    f'is part of {", ".join(source.split_fingerprints) or "none"}. {fix}')
+    raise UserError(f'exclusion list {path}: covers the splits {", ".join(listed) or "none"}; {source.name} '
+                    f'{source.split} is part of {", ".join(source.split_fingerprints) or "none"}. {fix}')
   kept = [index for index in range(len(source)) if source.record_name(index) not in reasons]
   left_out = len(source) - len(kept)
   _check_known(source, path, set(reasons), left_out, fix)
   if not kept:
     raise UserError(f'exclusion list {path}: leaves nothing of {source.name} {source.split}. {fix}')
-  logging.warning('%s %s: left out %d of %d records, listed in %s', source.name, source.split, left_out, len(source), path)
+  logging.warning('%s %s: left out %d of %d records, listed in %s', source.name, source.split, left_out, len(source),
+                  path)
   return source.keep(kept) if left_out else source
 
 
@@ -74,8 +76,8 @@ def _check_known(source: Source, path: str, listed: set[str], left_out: int, fix
   if source.split in source.split_fingerprints and len(ours) != left_out:
     known = {source.record_name(index) for index in range(len(source))}
     unknown = sorted(ours - known)
-    raise UserError(f'exclusion list {path}: names {count(len(unknown), "record")} that {source.name} {source.split} does '
-                    f'not have, such as {unknown[0]}. {fix}')
+    raise UserError(f'exclusion list {path}: names {count(len(unknown), "record")} that {source.name} {source.split} '
+                    f'does not have, such as {unknown[0]}. {fix}')
 
 
 def _read(path: str) -> tuple[dict[str, str], dict[str, str]]:

@@ -30,11 +30,11 @@ class Listing(NamedTuple):
 def open_folder(path: str, split: str) -> Source:
   """Open a split of a folder of images.
 
-  Classes are the class folders of all splits, sorted, so that a label means the same in every split; a folder whose folders
-  hold no images is not a split. Images are the files with a suffix of `decode.SUFFIXES`, in lower or upper case; they are
-  decoded by their content, so a JPEG named .gif is fine. The order, from which slices are taken, is that of the SHA-256 of
-  CLASS/FILE within a class, with the classes evenly interleaved: a slice holds every class in proportion and does not
-  depend on where the folder is.
+  Classes are the class folders of all splits, sorted, so that a label means the same in every split; a folder whose
+  folders hold no images is not a split. Images are the files with a suffix of `decode.SUFFIXES`, in lower or upper
+  case; they are decoded by their content, so a JPEG named .gif is fine. The order, from which slices are taken, is that
+  of the SHA-256 of CLASS/FILE within a class, with the classes evenly interleaved: a slice holds every class in
+  proportion and does not depend on where the folder is.
 
   Args:
     path: the folder, local or gs://.
@@ -60,8 +60,8 @@ def open_folder(path: str, split: str) -> Source:
   fingerprints = {name: make_fingerprint(sorted(f'{cls}/{os.path.basename(path)}' for path, cls in order))
                   for name, order in orders.items()}
   return Source(_Files(paths, [labels[name] for _, name in images]), name=f'folder:{path}', split=split,
-                class_names=tuple(labels), channels=3, upright=True, paths=paths, names=_Names(paths, 3 if nested else 2),
-                split_fingerprints=fingerprints)
+                class_names=tuple(labels), channels=3, upright=True, paths=paths,
+                names=_Names(paths, 3 if nested else 2), split_fingerprints=fingerprints)
 
 
 def split_names(path: str) -> list[str]:
@@ -103,12 +103,18 @@ class _Files:
     try:
       return {'image': epath.Path(self._paths[index]).read_bytes(), 'label': self._labels[index]}
     except OSError as error:
-      raise FileError(f'{self._paths[index]}: cannot read the image: {error.strerror or error}. {_hint(error)}, or leave '
-                      'out unreadable images with --config.data.corrupt=skip') from error
+      raise FileError(f'{self._paths[index]}: cannot read the image: {error.strerror or error}. {_hint(error)}, or '
+                      'leave out unreadable images with --config.data.corrupt=skip') from error
 
 
 def _class_folders(root: epath.Path, split: str, asked: set[str]) -> tuple[dict[str, Folders], bool]:
-  """Return ({split: {class: folder}}, whether splits have folders of their own); raise if a split in `asked` is missing."""
+  """Return ({split: {class: folder}}, whether splits have folders of their own).
+
+  Args:
+    root: the folder.
+    split: the split as the user named it, for messages.
+    asked: names of the splits that must be there.
+  """
   inner = {name: list_folder(root / name) for name in _list_root(root)}
   # A run directory or the like beside the splits must not change the classes.
   nested = {name: listing.folders for name, listing in inner.items()
@@ -125,8 +131,8 @@ def _class_folders(root: epath.Path, split: str, asked: set[str]) -> tuple[dict[
     splits = {'all': {name: root / name for name in inner}}
   if not asked <= set(splits):
     found = ', '.join(f'{name} (classes {_some(classes)})' for name, classes in splits.items())
-    raise UserError(f'split {split!r}: not in {root}. Splits there: {found}. Parts and sums work too: {min(splits)}[:90%], '
-                    f'{min(splits)}[100:]. {_EXPECTED}')
+    raise UserError(f'split {split!r}: not in {root}. Splits there: {found}. Parts and sums work too: '
+                    f'{min(splits)}[:90%], {min(splits)}[100:]. {_EXPECTED}')
   return splits, bool(nested)
 
 
@@ -168,8 +174,8 @@ def _order(classes: Folders) -> list[tuple[epath.Path, str]]:
 def _check_classes(classes: Folders, listings: Mapping[str, Listing]) -> None:
   for name, listing in listings.items():
     if listing.folders:
-      raise UserError(f'{classes[name]}: expected a class folder of images, found the folders {_some(listing.folders)}. '
-                      f'{_EXPECTED}')
+      raise UserError(f'{classes[name]}: expected a class folder of images, found the folders '
+                      f'{_some(listing.folders)}. {_EXPECTED}')
     if not listing.images:
       raise UserError(f'{classes[name]}: no images in this class folder; found {_some(listing.others)}. Images end in '
                       f'{", ".join(sorted(SUFFIXES))}. Add images or remove the folder.')

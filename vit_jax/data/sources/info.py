@@ -1,4 +1,4 @@
-"""Dataset info: all that a model and a step need to know of a dataset, so that a run can be planned without its data."""
+"""Dataset info: the numbers that a model and a step need, so that a run can be planned without its data."""
 import dataclasses
 
 
@@ -18,8 +18,8 @@ class DatasetInfo:
   multi_label: bool = False
 
 
-# Training splits by TFDS name. ImageNet, ImageNet-21k, JFT: the paper, section 4.1; the others as their authors count them
-# (CIFAR: 50,000; Pets: 3,680 in trainval; Flowers: 1,020; Fashion-MNIST: 60,000 grayscale images).
+# Training splits by TFDS name. ImageNet, ImageNet-21k, JFT: the paper, section 4.1; the others as their authors count
+# them (CIFAR: 50,000; Pets: 3,680 in trainval; Flowers: 1,020; Fashion-MNIST: 60,000 grayscale images).
 KNOWN_DATASETS = {
     'cifar10': DatasetInfo(50_000, 10, 3),
     'cifar100': DatasetInfo(50_000, 100, 3),

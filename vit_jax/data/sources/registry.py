@@ -44,12 +44,12 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
     name: `digits`, `folder:PATH` (see `folder.open_folder`), `npz:PATH` (see `arrays.open_npz`), or a TFDS name: NAME,
       NAME/CONFIG or NAME:VERSION.
     split: a split or a part of one: `test`, `train[:90%]`, `train[1000:]`, `train+validation`.
-    data_dir: folder of datasets, local or gs://; None is $TFDS_DATA_DIR, or ~/tensorflow_datasets if that is not set. If
-      given, a relative PATH starts here.
+    data_dir: folder of datasets, local or gs://; None is $TFDS_DATA_DIR, or ~/tensorflow_datasets if that is not set.
+      If given, a relative PATH starts here.
 
   Raises:
-    UserError: an unknown dataset, configuration, version or split, an empty split, a copy in another format or with files
-      missing, or a dataset that is not images with class labels.
+    UserError: an unknown dataset, configuration, version or split, an empty split, a copy in another format or with
+      files missing, or a dataset that is not images with class labels.
     MissingFileError: the dataset is known, but not there or not prepared.
   """
   if prefix := _prefix(name):
@@ -58,7 +58,7 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
 
 
 def split_names(name: str, data_dir: str | None = None) -> list[str]:
-  """Return the names of a dataset's stored splits that hold records, sorted; arguments and errors as of `open_source`."""
+  """Return the names of a dataset's stored splits that hold records, sorted; arguments as of `open_source`."""
   if prefix := _prefix(name):
     return KINDS[prefix].split_names(_path(name, prefix, data_dir))
   return tfds.split_names(name, data_dir)

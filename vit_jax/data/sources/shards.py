@@ -36,8 +36,8 @@ def check(name: str, builder: tfds.core.DatasetBuilder, split: str, command: str
       shards = sorted(one for one in present if 'array_record' in one)
       raise UserError(
           f'dataset {name!r}, split {split!r}: {file.filename} {problem}. {folder} has '
-          f'{text.count(len(shards), "ArrayRecord file")}: {text.listing(shards, limit=4) or "none"}. Copy the file again '
-          f'from where the dataset was prepared, or prepare the dataset again:\n  rm -r {folder} && {command}')
+          f'{text.count(len(shards), "ArrayRecord file")}: {text.listing(shards, limit=4) or "none"}. Copy the file '
+          f'again from where the dataset was prepared, or prepare the dataset again:\n  rm -r {folder} && {command}')
 
 
 class Names:

@@ -49,8 +49,8 @@ def bounds(part: Part, sizes: Mapping[str, int], split: str) -> range:
   size = sizes[part.name]
   start, stop = _position(part.start or '0', size), _position(part.stop or f'{size}', size)
   if not 0 <= start < stop <= size:
-    raise UserError(f'split {split!r}: {part.name} has {size} images; records {start} to {stop} are none of them, or too '
-                    f'many. Expected bounds such as {part.name}[:90%] or {part.name}[:{size}].')
+    raise UserError(f'split {split!r}: {part.name} has {size} images; records {start} to {stop} are none of them, or '
+                    f'too many. Expected bounds such as {part.name}[:90%] or {part.name}[:{size}].')
   return range(start, stop)
 
 

@@ -98,8 +98,8 @@ def _classes(name: str, features: Any) -> tfds.features.ClassLabel:
   choices = [choice for choice in choices if isinstance(choice, tfds.features.ClassLabel)]
   if not isinstance(found.get('image'), tfds.features.Image) or not choices:
     got = ', '.join(f'{key}: {type(value).__name__}' for key, value in found.items())
-    raise UserError(f'dataset {name!r}: expected the features image: Image and label: ClassLabel (or labels: a sequence of '
-                    f'them), got {got}. Only image classification is supported.')
+    raise UserError(f'dataset {name!r}: expected the features image: Image and label: ClassLabel (or labels: a '
+                    f'sequence of them), got {got}. Only image classification is supported.')
   return choices[0]
 
 
@@ -118,9 +118,10 @@ def _check_split(name: str, split: str, splits: tfds.core.SplitDict) -> None:
 def _unknown(name: str, root: epath.Path) -> str:
   near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False))
   hint = f' Did you mean {" or ".join(map(repr, near))}?' if near else ''
-  return (f'dataset {name!r}: unknown.{hint} Ready to use: {", ".join(_prepared_names(root))} (built in, or in {root}). '
-          'Any other is given by its TFDS name, NAME, NAME/CONFIG or NAME:VERSION, from '
-          'https://www.tensorflow.org/datasets/catalog; a folder of your own images by folder:PATH, arrays by npz:PATH.')
+  return (f'dataset {name!r}: unknown.{hint} Ready to use: {", ".join(_prepared_names(root))} (built in, or in '
+          f'{root}). Any other is given by its TFDS name, NAME, NAME/CONFIG or NAME:VERSION, from '
+          'https://www.tensorflow.org/datasets/catalog; a folder of your own images by folder:PATH, arrays by '
+          'npz:PATH.')
 
 
 def _unprepared(name: str, root: epath.Path, path: epath.Path | None = None) -> str:

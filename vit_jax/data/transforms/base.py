@@ -1,8 +1,8 @@
 """What a transform is, and the argument checks that all share.
 
-A transform is a callable `(image, rng) -> image`. `image` is (H, W, C) uint8 with C = 1 or 3 and is never written to; `rng`
-is the example's own random generator. A builder, a row of `registry.TRANSFORMS`, makes a transform from the config's image
-size and its own arguments; `spec.parse` chains them.
+A transform is a callable `(image, rng) -> image`. `image` is (H, W, C) uint8 with C = 1 or 3 and is never written to;
+`rng` is the example's own random generator. A builder, a row of `registry.TRANSFORMS`, makes a transform from the
+config's image size and its own arguments; `spec.parse` chains them.
 """
 from collections.abc import Callable
 

@@ -1,7 +1,7 @@
 """Color operations on Pillow images of mode L or RGB; each returns a new image.
 
-A `factor` blends: 0 gives the degenerate image named in the docstring, 1 the image itself, and more than 1 moves away from
-the degenerate image. Results are truncated, not rounded, as in Pillow and TensorFlow.
+A `factor` blends: 0 gives the degenerate image named in the docstring, 1 the image itself, and more than 1 moves away
+from the degenerate image. Results are truncated, not rounded, as in Pillow and TensorFlow.
 """
 from typing import Any
 

@@ -8,7 +8,14 @@ from vit_jax.data.transforms.base import Size, Transform, require
 
 
 def cutout(image: Image.Image, half: int, fill: int, rng: np.random.Generator) -> Image.Image:
-  """Cover a square of 2 · `half` pixels (arXiv 1708.04552) with `fill`; its center is anywhere, and the edges cut it off."""
+  """Cover a square with `fill` (arXiv 1708.04552).
+
+  Args:
+    image: mode L or RGB.
+    half: half the side of the square, in pixels. Its center is anywhere in the image, and the edges cut it off.
+    fill: new value of the pixels, 0..255.
+    rng: chooses the center.
+  """
   row, column = (int(rng.random() * length) for length in (image.height, image.width))
   covered = image.copy()
   box = (max(0, column - half), max(0, row - half), min(image.width, column + half), min(image.height, row + half))
@@ -26,7 +33,8 @@ def random_erasing(size: Size, probability: float = 0.5, area: tuple[float, floa
     probability: of covering anything, 0..1.
     area: smallest and largest fraction of the image's area, 0 < smallest <= largest <= 1; uniform.
     aspect: smallest and largest height / width, both positive; uniform.
-    mode: new value of the pixels: 'pixel', random values per pixel (the paper's RE-R, its best), or 'zero', black (RE-0).
+    mode: new value of the pixels: 'pixel', random values per pixel (the paper's RE-R, its best), or 'zero', black
+      (RE-0).
   """
   del size
   require(0 <= probability <= 1, 'probability', probability, '0..1')

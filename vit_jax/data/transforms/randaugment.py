@@ -1,8 +1,9 @@
 """Random sequences of operations: RandAugment and TrivialAugment.
 
 RandAugment (Cubuk et al. 2019, arXiv 1909.13719) as AugReg (arXiv 2106.10270) and "Better plain ViT baselines"
-(arXiv 2205.01580) used it: google-research/big_vision, pp/autoaugment.py, a copy of TensorFlow's for EfficientNet. We keep
-its results rather than its intentions, except for rounding (two levels of 255 in color and sharpness); three are odd:
+(arXiv 2205.01580) used it: google-research/big_vision, pp/autoaugment.py, a copy of TensorFlow's for EfficientNet. We
+keep its results rather than its intentions, except for rounding (two levels of 255 in color and sharpness); three are
+odd:
 
   contrast blends with the gray (rows · columns) / 256, at most 255, not with the image's mean: 196 at 224 x 224;
   solarize's threshold 25.6 m is taken modulo 256, as NumPy 1 does in uint8: 0 at m = 10, which inverts all, 128 at 15;

@@ -24,8 +24,8 @@ def parse(spec: str, size: Size) -> PictureTransform:
     another size afterwards.
 
   Raises:
-    UserError: a string that cannot be parsed, an unknown transform, an argument that is unknown, missing or out of range,
-      or a `size` that is not two positive integers.
+    UserError: a string that cannot be parsed, an unknown transform, an argument that is unknown, missing or out of
+      range, or a `size` that is not two positive integers.
 
   >>> transform = parse('resize_small(4)|central_crop', (4, 4))
   >>> transform(np.zeros((8, 12, 3), np.uint8), np.random.default_rng(0)).shape
@@ -43,9 +43,9 @@ def parse(spec: str, size: Size) -> PictureTransform:
       result = transform(result, rng)
     if result.shape != (*size, channels) or result.dtype != np.uint8:
       raise UserError(
-          f'transform {spec!r}: expected images of image_size (rows, columns) {size} with {channels} channels, uint8; got '
-          f'shape {result.shape}, {result.dtype}. End it with a transform that gives this size: resize, central_crop, '
-          f"random_crop or inception_crop, for example '{spec}|resize'.")
+          f'transform {spec!r}: expected images of image_size (rows, columns) {size} with {channels} channels, uint8; '
+          f'got shape {result.shape}, {result.dtype}. End it with a transform that gives this size: resize, '
+          f"central_crop, random_crop or inception_crop, for example '{spec}|resize'.")
     return result
 
   return chain
@@ -64,8 +64,8 @@ def _split(spec: str) -> list[ast.expr]:
     node = ast.parse(spec.strip(), mode='eval').body
   except (SyntaxError, AttributeError) as error:
     signatures = ', '.join(_signature(name) for name in sorted(TRANSFORMS))
-    raise UserError(f"transform {spec!r}: cannot be parsed: {error}. Expected a chain such as 'inception_crop(area=(0.05, "
-                    f"1.0))|flip', of: {signatures}.") from error
+    raise UserError(f'transform {spec!r}: cannot be parsed: {error}. Expected a chain such as '
+                    f"'inception_crop(area=(0.05, 1.0))|flip', of: {signatures}.") from error
   nodes = []
   while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
     nodes.insert(0, node.right)
@@ -85,8 +85,8 @@ def _build(node: ast.expr, spec: str, size: Size) -> Transform:
     return builder(size, *args, **kwargs)
   # TypeError: wrong arguments, or one of a type that the builder cannot compare.
   except (TypeError, ValueError) as error:
-    raise UserError(f'transform {spec!r}: bad arguments in {ast.unparse(node)!r}: {error}. Expected {_signature(name)}, '
-                    'with literal numbers, strings or tuples of them.') from error
+    raise UserError(f'transform {spec!r}: bad arguments in {ast.unparse(node)!r}: {error}. Expected '
+                    f'{_signature(name)}, with literal numbers, strings or tuples of them.') from error
 
 
 def _name(node: ast.expr) -> str:

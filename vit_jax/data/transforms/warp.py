@@ -1,8 +1,8 @@
 """Geometric operations: flips and affine maps.
 
-`flip` and `affine` build transforms. The others map Pillow images of mode L or RGB for `randaugment`: nearest neighbor, the
-size is kept, and pixels from outside the image are `fill`. Their coordinates count pixels from the center of the upper left
-one, as in `tensorflow_addons.image.transform`; a coordinate halfway between two pixels may go to either.
+`flip` and `affine` build transforms. The others map Pillow images of mode L or RGB for `randaugment`: nearest neighbor,
+the size is kept, and pixels from outside the image are `fill`. Their coordinates count pixels from the center of the
+upper left one, as in `tensorflow_addons.image.transform`; a coordinate halfway between two pixels may go to either.
 """
 import math
 
