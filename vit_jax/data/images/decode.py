@@ -171,7 +171,7 @@ def _orientation(image: Image.Image) -> int:
 def _read_orientation(encoded: bytes) -> int:
   try:
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-      return _orientation(image)
+      return image.getexif().get(ExifTags.Base.Orientation, 1)
   except Exception:  # as above; a broken image is reported when it is decoded
     return 1
 

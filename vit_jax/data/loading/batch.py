@@ -23,7 +23,8 @@ class Batch(TypedDict):
   mask: NotRequired[np.ndarray]
 
 
-def batch_shapes(info: DatasetInfo, *, batch_size: int, image_size: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], type]]:
+def batch_shapes(info: DatasetInfo, *, batch_size: int,
+                 image_size: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], type]]:
   """Return {key: (shape, dtype)} of a global training batch, without making one."""
   label = (info.num_classes,) if info.multi_label else ()
   example = {'image': ((*image_size, info.channels), np.uint8), 'label': (label, np.int32), 'id': ((), np.int32),

@@ -35,8 +35,7 @@ def inception_crop(size: Size, area: tuple[float, float] = (0.05, 1.0),
       ratio = narrowest + (widest - narrowest) * rng.random()
       shape = _crop_shape(rows, columns, ratio, smallest, largest, rng.random())
       if shape:
-        top, left = _random_position(rows, columns, shape, rng)
-        return interpolate(_crop(image, top, left, *shape), size)
+        return interpolate(_crop_anywhere(image, shape, rng), size)
     return interpolate(np.asarray(image), size)
 
   return transform
@@ -52,7 +51,7 @@ def central_crop(size: Size) -> Transform:
     del rng
     _require_room(image, size, 'central_crop')
     top, left = (image.shape[0] - size[0]) // 2, (image.shape[1] - size[1]) // 2
-    return _crop(image, top, left, *size)
+    return image[top:top + size[0], left:left + size[1]]
 
   return transform
 
@@ -117,21 +116,14 @@ def _crop_shape(rows: int, columns: int, ratio: float, smallest: float, largest:
   return None
 
 
-def _random_position(rows: int, columns: int, size: Size, rng: np.random.Generator) -> tuple[int, int]:
-  """Return a uniformly random (top, left) of a rectangle of `size`."""
-  top = int(rng.random() * (rows - size[0] + 1))  # Takes a third of the time of rng.integers.
-  return top, int(rng.random() * (columns - size[1] + 1))
-
-
-def _crop(image: np.ndarray | Picture, top: int, left: int, rows: int, columns: int) -> np.ndarray:
+def _crop_anywhere(image: np.ndarray | Picture, size: Size, rng: np.random.Generator) -> np.ndarray:
+  """Return the pixels of a rectangle of `size` at a uniformly random position."""
+  rows, columns = size
+  top = int(rng.random() * (image.shape[0] - rows + 1))  # Takes a third of the time of rng.integers.
+  left = int(rng.random() * (image.shape[1] - columns + 1))
   if isinstance(image, Picture):
     return image.crop(top, left, rows, columns)
   return image[top:top + rows, left:left + columns]
-
-
-def _crop_anywhere(image: np.ndarray, size: Size, rng: np.random.Generator) -> np.ndarray:
-  top, left = _random_position(image.shape[0], image.shape[1], size, rng)
-  return _crop(image, top, left, *size)
 
 
 def _require_room(image: np.ndarray, size: Size, operation: str) -> None:
