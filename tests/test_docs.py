@@ -54,6 +54,11 @@ def test_every_page_is_there():
   assert linked == {ids(path) for path in ROOT.glob('docs/*.md')}
 
 
+def test_the_list_of_public_names_is_complete():
+  listed = re.findall(r'^\| `vit_jax\.(\w+)` \|', (ROOT / 'docs' / 'python.md').read_text(), re.MULTILINE)
+  assert sorted(listed) == vit_jax.__all__
+
+
 @pytest.mark.parametrize('path', DOCUMENTS, ids=ids)
 def test_links_lead_somewhere(path):
   for target in re.findall(r'\]\(([^)]+)\)', text_of(path)):

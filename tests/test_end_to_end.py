@@ -120,7 +120,8 @@ def test_kills_at_random_moments_change_nothing(data_dir, tmp_path):
     else:  # before it gets anywhere
       time.sleep(rng.uniform(0.1, 3.0))
     process.kill()
-    assert process.wait() == -9, f'it ended by itself: {process.communicate()[1]}'
+    _, error = process.communicate()
+    assert process.returncode == -9, f'it ended by itself: {error}'
     lived.append(saved(tmp_path / 'killed'))
   output, error = (process := tiny.command('main', *arguments)).communicate()
   assert process.returncode == 0, error
@@ -341,6 +342,7 @@ def test_sigterm_ends_it_though_nobody_reads(data_dir, tmp_path):
   process.stdout.close()
   process.send_signal(signal.SIGTERM)
   assert process.wait(timeout=3.0) == 128 + signal.SIGTERM
+  process.stderr.close()
 
 
 def test_signals_are_given_back():
