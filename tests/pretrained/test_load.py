@@ -66,7 +66,7 @@ def test_where_nothing_is(tmp_path):
   with pytest.raises(ValueError, match='several files of weights, name one: a.npz, b.npz'):
     load.load(tmp_path)
   with pytest.raises(ValueError, match='only that has averaged parameters'):
-    load.load(tmp_path / 'a.npz', average=True)
+    load.load(tmp_path / 'a.npz', ema=True)
 
 
 def test_configs_that_are_none(tmp_path):
@@ -99,8 +99,8 @@ def test_workdir(run):
   state, workdir = run
   weights = load.read(workdir)
   golden_files.assert_same_params(weights.params, state.params)
-  golden_files.assert_same_params(load.read(workdir, average=True).params, state.ema)
-  assert weights.class_names == tuple('0123456789') and weights.fields['dtype'] == 'bfloat16'
+  golden_files.assert_same_params(load.read(workdir, ema=True).params, state.ema)
+  assert weights.class_names == tuple('0123456789') and weights.config.dtype == 'bfloat16'
   assert weights.preprocessing == Preprocessing('resize_small(8)|central_crop', 0.25, 0.75)
   model = load.load(workdir)
   assert model.patch_embed.dtype == jnp.bfloat16 and model.num_classes == 10 and model.image_size == (8, 8)
