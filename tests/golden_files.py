@@ -8,6 +8,7 @@ from flax import nnx
 import jax
 import numpy as np
 
+from vit_jax.models.base import flatten
 from vit_jax.pretrained import load
 from vit_jax.pretrained.formats import weights as weights_lib
 
@@ -44,7 +45,7 @@ def _forward(config):
 
 def assert_same_params(ours, theirs):
   """Check that two trees of parameters are equal bit for bit."""
-  ours, theirs = weights_lib.flatten(ours), weights_lib.flatten(theirs)
+  ours, theirs = flatten(ours), flatten(theirs)
   assert set(ours) == set(theirs)
   for path, leaf in ours.items():
     np.testing.assert_array_equal(leaf, theirs[path], err_msg=path, strict=True)

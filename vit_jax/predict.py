@@ -40,7 +40,7 @@ def run(source: str, arguments: Sequence[str], *, form: str = 'table', top: int 
   images = [image for argument in arguments for image in images_lib.find_images(argument)]
   if not images:
     raise UserError('arguments: name at least one image or folder: python -m vit_jax.predict --model=MODEL photo.jpg photos/')
-  cli.prepare()  # after the cheap checks: jax takes seconds
+  cli.enable_compilation_cache()  # after the cheap checks: jax takes seconds
   import vit_jax
   from vit_jax.inference import predict
   from vit_jax.inference import report

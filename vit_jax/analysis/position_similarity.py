@@ -5,10 +5,13 @@ from flax import nnx
 from matplotlib.figure import Figure
 import numpy as np
 
+from vit_jax.base.errors import UserError
 from vit_jax.base.files import PathLike
 from vit_jax.models import positions
+from vit_jax.models.base import flatten
 from vit_jax.pretrained import load
 from vit_jax.pretrained import resize
+from vit_jax.pretrained.formats.weights import abstract_model
 
 TILES = 5
 
@@ -18,9 +21,16 @@ def read_grid(source: PathLike | None = None) -> np.ndarray:
 
   Args:
     source: of a model with learned positions, see `load.read`; None for sines and cosines.
+
+  Raises:
+    UserError: the model has no such positions.
   """
   if source is not None:
-    return load.read(source).params['position']['grid']
+    weights = load.read(source)
+    for path, layout in abstract_model(weights.config).positions.items():
+      if layout == 'grid':
+        return flatten(weights.params)[path]
+    raise UserError(f"{source}: has no learned table of positions (model.position='learned')")
   return np.asarray(positions.SinCos2D((14, 14), 64, class_token=False, rngs=nnx.Rngs(0))()[0])
 
 

@@ -10,17 +10,17 @@ import numpy as np
 from vit_jax.base.preprocessing import Preprocessing
 from vit_jax.inference import predict as predict_lib
 from vit_jax.inference.predict import ImageLike
+from vit_jax.models.base import Model
 
 
-class LoadedModel(Protocol):
-  """What `vit_jax.load` returns.
+class LoadedModel(Model, Protocol):
+  """What `vit_jax.load` returns: a model with the conveniences below.
 
   Attributes:
     preprocessing: how images are prepared for the model.
     class_names: one name per logit, or None if unknown.
     loss: what the model was trained with, 'softmax' or 'sigmoid'.
   """
-  config: Any
   preprocessing: Preprocessing
   class_names: tuple[str, ...] | None
   loss: str

@@ -7,13 +7,10 @@ from typing import Any
 import numpy as np
 
 from vit_jax.base.sections import size
+from vit_jax.models.base import flatten
 from vit_jax.pretrained import resize
-from vit_jax.pretrained.formats import weights as weights_lib
 from vit_jax.pretrained.formats.registry import FORMATS
-from vit_jax.pretrained.formats.weights import Weights
-
-# Subtrees of the parameters that are adapted.
-_STEM, _POSITIONS, _HIDDEN_HEAD, _HEAD = 'patch_embed', 'position', 'pre_logits', 'head'
+from vit_jax.pretrained.formats.weights import abstract_model, shapes, unflatten, Weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +55,9 @@ def adapt(weights: Weights, adaptation: Adaptation) -> tuple[Weights, list[str]]
   drop = adaptation.drop_pre_logits and weights.config.representation_size is not None
   num_classes = weights.config.num_classes if adaptation.num_classes is None else adaptation.num_classes
   if drop:
-    lines.append(f'pre_logits: dropped (was {weights.config.representation_size} features)')
-    weights = _without(weights, _HIDDEN_HEAD, representation_size=None)
+    hidden = abstract_model(weights.config).hidden_head
+    lines.append(f'{", ".join(hidden)}: dropped (was {weights.config.representation_size} features)')
+    weights = _without(weights, hidden, representation_size=None)
   if drop or adaptation.reset_head or num_classes != weights.config.num_classes:
     weights = _reset_head(weights, num_classes, lines)
   return weights, lines
@@ -90,36 +88,30 @@ def adapt_stem_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
 def _resize(weights: Weights, image_size: tuple[int, int], patch_size: tuple[int, int], method: str,
             lines: list[str]) -> Weights:
   old, new = weights.config, dataclasses.replace(weights.config, image_size=image_size, patch_size=patch_size)
-  params, grid = dict(weights.params), new.grid  # raises if the sizes do not divide
+  leaves, model = flatten(weights.params), abstract_model(new)  # raises if the sizes do not divide
   if patch_size != old.patch_size:
-    kernel = resize.resize_patch_kernel(params[_STEM]['kernel'], patch_size)
-    params[_STEM] = dict(params[_STEM], kernel=kernel)
+    leaves[model.stem] = resize.resize_patch_kernel(leaves[model.stem], patch_size)
     lines.append(f'patch kernel: resampled from {_by(old.patch_size)} to {_by(patch_size)} pixels')
-  if grid != old.grid:
-    learned = _POSITIONS in params
-    if learned:
-      params[_POSITIONS] = _resize_positions(params[_POSITIONS], grid, method)
-    lines.append(f'position embedding ({old.position}): grid {_by(old.grid)} to {_by(grid)}, '
-                 + (f'resized, {method}' if learned else 'nothing to resize'))
+  if new.grid != old.grid:
+    for path, layout in model.positions.items():
+      leaves[path] = _resize_positions(leaves[path], layout, new.grid, method)
+    lines.append(f'position embedding ({old.position}): grid {_by(old.grid)} to {_by(new.grid)}, '
+                 + (f'resized, {method}' if model.positions else 'nothing to resize'))
   if image_size != old.image_size:
     lines.append(f'image size: {_by(old.image_size)} to {_by(image_size)}')
   transform = _resize_transform(weights.preprocessing.transform, old.image_size, image_size)
-  return dataclasses.replace(weights, config=new, params=params,
+  return dataclasses.replace(weights, config=new, params=unflatten(leaves),
                              preprocessing=dataclasses.replace(weights.preprocessing, transform=transform))
 
 
-def _resize_positions(position: dict[str, np.ndarray], grid: tuple[int, int], method: str) -> dict[str, np.ndarray]:
-  """Return the tables of 'learned' or 'learned2d' positions for another grid; the class token's row stays."""
-  resized = {}
-  for name, leaf in position.items():
-    if name == 'grid':
-      resized[name] = resize.resize_grid(leaf, grid, method)
-    elif name in ('rows', 'columns'):
-      length = grid[name == 'columns']
-      resized[name] = resize.resize_grid(leaf[:, None], (length, 1), method)[:, 0]
-    else:
-      resized[name] = leaf
-  return resized
+def _resize_positions(table: np.ndarray, layout: str, grid: tuple[int, int], method: str) -> np.ndarray:
+  """Return a table of positions for another grid; layouts as in `models.base.ParamTree.positions`."""
+  if layout == 'grid':
+    return resize.resize_grid(table, grid, method)
+  if layout in ('rows', 'columns'):
+    length = grid[layout == 'columns']
+    return resize.resize_grid(table[:, None], (length, 1), method)[:, 0]
+  return table  # the class token's
 
 
 def _resize_transform(transform: str, old: tuple[int, int], new: tuple[int, int]) -> str:
@@ -137,14 +129,14 @@ def _resize_transform(transform: str, old: tuple[int, int], new: tuple[int, int]
 
 
 def _adapt_channels(weights: Weights, channels: int, lines: list[str]) -> Weights:
-  old, stem = weights.config.channels, weights.params[_STEM]
+  old, leaves, stem = weights.config.channels, flatten(weights.params), abstract_model(weights.config).stem
   how = 'summed' if channels < old else 'repeated and scaled'
   lines.append(f'stem: {old} input channels {how} to {channels}')
+  leaves[stem] = adapt_stem_channels(leaves[stem], channels)
   preprocessing = dataclasses.replace(weights.preprocessing, **{
       name: _adapt_statistics(getattr(weights.preprocessing, name), channels) for name in ('mean', 'std')})
-  params = dict(weights.params, **{_STEM: dict(stem, kernel=adapt_stem_channels(stem['kernel'], channels))})
   return dataclasses.replace(weights, config=dataclasses.replace(weights.config, channels=channels),
-                             preprocessing=preprocessing, params=params)
+                             preprocessing=preprocessing, params=unflatten(leaves))
 
 
 def _adapt_statistics(values: float | tuple[float, ...], channels: int) -> float | tuple[float, ...]:
@@ -156,21 +148,23 @@ def _adapt_statistics(values: float | tuple[float, ...], channels: int) -> float
 
 def _reset_head(weights: Weights, num_classes: int | None, lines: list[str]) -> Weights:
   """Return the weights with a head of zeros, which the paper fine-tunes from (appendix B.1.1); None: without a head."""
-  old = weights.config.num_classes
-  weights = _without(weights, _HEAD, num_classes=num_classes)
+  old, head = weights.config.num_classes, abstract_model(weights.config).head
+  weights = _without(weights, head, num_classes=num_classes)
   if num_classes is None:
     return weights
   lines.append(f'head: reset to zeros for {num_classes} classes' + (f' (was {old})' if old is not None else ''))
-  leaves = {path: np.zeros(shape, np.float32) for path, shape in weights_lib.shapes(weights.config).items()
-            if path.startswith(f'{_HEAD}/')}
-  params = {**weights.params, **weights_lib.unflatten(leaves)}
-  return dataclasses.replace(weights, params=params, class_names=None)
+  zeros = {path: np.zeros(shape, np.float32) for path, shape in shapes(weights.config).items() if _is_below(path, head)}
+  return dataclasses.replace(weights, params={**weights.params, **unflatten(zeros)}, class_names=None)
 
 
-def _without(weights: Weights, subtree: str, **changes: Any) -> Weights:
-  """Return the weights without a subtree of their parameters, and with some config fields changed."""
-  params = {name: leaf for name, leaf in weights.params.items() if name != subtree}
-  return dataclasses.replace(weights, config=dataclasses.replace(weights.config, **changes), params=params)
+def _without(weights: Weights, subtrees: Iterable[str], **changes: Any) -> Weights:
+  """Return the weights without some subtrees of their parameters, and with some config fields changed."""
+  leaves = {path: leaf for path, leaf in flatten(weights.params).items() if not _is_below(path, subtrees)}
+  return dataclasses.replace(weights, config=dataclasses.replace(weights.config, **changes), params=unflatten(leaves))
+
+
+def _is_below(path: str, subtrees: Iterable[str]) -> bool:
+  return any(path.startswith(f'{subtree}/') for subtree in subtrees)
 
 
 def _by(size: Iterable[int]) -> str:

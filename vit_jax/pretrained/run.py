@@ -13,6 +13,7 @@ from vit_jax.rundir import migration
 from vit_jax.rundir.checkpoint import open_to_read, pick_step
 from vit_jax.rundir.layout import RunDir
 from vit_jax.rundir.record import RunRecord
+from vit_jax.training.state import model_params
 
 
 def read(path: PathLike, *, step: int | None = None, ema: bool = False) -> Weights:
@@ -50,13 +51,13 @@ def recorded_loss(source: str) -> str:
 
 
 def _restore_tree(manager: ocp.CheckpointManager, step: int, name: str) -> Params:
-  """Return one tree of the state as NumPy arrays; the optimizer's state and the rest are not read."""
+  """Return the model's part of one tree of the state as NumPy arrays; the optimizer's state and the rest are not read."""
   metadata = manager.item_metadata(step)['state'].tree[name]
   item = {name: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata)}
   arguments = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), item)
   state = ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
   restored = manager.restore(step, args=ocp.args.Composite(state=state))['state'][name]
-  return migration.current_form(restored, item)
+  return model_params(migration.current_form(restored, item))
 
 
 def _to_weights(record: RunRecord, params: Params, note: str) -> Weights:

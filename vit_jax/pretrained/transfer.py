@@ -10,9 +10,10 @@ from vit_jax.base import sections
 from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError
 from vit_jax.base.files import PathLike
+from vit_jax.models.base import flatten, path_of
 from vit_jax.models.config import variant_fields, ViTConfig
 from vit_jax.pretrained.adapt import adapt, Adaptation
-from vit_jax.pretrained.formats.weights import flatten, Params, read_config, Weights
+from vit_jax.pretrained.formats.weights import Params, read_config, Weights
 from vit_jax.pretrained.load import read
 from vit_jax.pretrained.resize import METHODS
 from vit_jax.rundir.layout import RunDir
@@ -93,7 +94,7 @@ def fit(weights: Weights, params: Params, config: ViTConfig, class_names: tuple[
   initialized = []
 
   def pick(key_path: jax.tree_util.KeyPath, leaf: jax.Array) -> Any:
-    path = jax.tree_util.keystr(key_path, simple=True, separator='/')
+    path = path_of(key_path)
     value = loaded.pop(path, None)
     if value is None or np.shape(value) != leaf.shape:
       initialized.append(path)

@@ -14,6 +14,7 @@ import numpy as np
 
 from vit_jax.base.errors import UserError
 from vit_jax.base.text import listing
+from vit_jax.models.base import flatten
 from vit_jax.models.config import ViTConfig
 from vit_jax.pretrained.files.tensors import Shape, Tensors
 from vit_jax.pretrained.formats import weights as weights_lib
@@ -123,7 +124,7 @@ def to_arrays(weights: weights_lib.Weights, table: Table, positions: str, betwee
     UserError: the format has no place for a leaf; the message names it.
   """
   parts: dict[str, dict[int, np.ndarray]] = {}
-  leaves = weights_lib.flatten(weights.params)
+  leaves = flatten(weights.params)
   if absent := sorted(path for path in leaves if path not in table and not path.startswith(POSITIONS)):
     raise UserError(f'the format has no place for the parameters {listing(absent)}')
   for path, array in leaves.items():
@@ -208,5 +209,5 @@ def _flat_positions(leaves: Mapping[str, np.ndarray], between: int) -> np.ndarra
 def _initialize(leaves: dict[str, np.ndarray], config: ViTConfig, missing: list[tuple[str, str]]) -> None:
   """Give missing leaves the values of a new model; strict loading refuses them, so this seldom runs."""
   if missing:
-    new = weights_lib.flatten(nnx.to_pure_dict(nnx.state(weights_lib.new_model(config), nnx.Param)))
+    new = flatten(nnx.to_pure_dict(nnx.state(weights_lib.new_model(config), nnx.Param)))
     leaves.update((path, np.asarray(new[path])) for path, _ in missing)

@@ -7,7 +7,7 @@ from flax import nnx
 import numpy as np
 
 from vit_jax.base.errors import UserError
-from vit_jax.models import positions
+from vit_jax.models.positions import POSITIONS
 from vit_jax.pretrained.formats.weights import Weights
 
 
@@ -57,8 +57,7 @@ def learned_positions(weights: Weights, fixed: Collection[str | None] = ()) -> W
   config, params = weights.config, dict(weights.params)
   if config.position in ('learned', *fixed):
     return weights
-  cls = positions.NoPosition if config.position is None else positions.POSITIONS[config.position]
-  module: Any = cls(config.grid, config.width, class_token=False, rngs=nnx.Rngs(0))
+  module: Any = POSITIONS[config.position or 'none'](config.grid, config.width, class_token=False, rngs=nnx.Rngs(0))
   old = dict(params.pop('position', {}))
   token = {'token': old.pop('token')} if 'token' in old else {}
   for name, leaf in old.items():

@@ -5,12 +5,12 @@ import functools
 from typing import Any
 
 from flax import nnx
-import jax
 import numpy as np
 
 from vit_jax.base import sections
 from vit_jax.base.choices import choose
 from vit_jax.base.preprocessing import Preprocessing
+from vit_jax.models.base import flatten, Model
 from vit_jax.models.config import ViTConfig
 from vit_jax.models.registry import MODELS
 
@@ -65,19 +65,15 @@ def with_fields(config: ViTConfig, fields: Mapping[str, Any]) -> ViTConfig:
   return read_config({**sections.to_dict(config), **from_data, **fields})
 
 
-def new_model(config: ViTConfig) -> nnx.Module:
+def new_model(config: ViTConfig) -> Model:
   """Return a newly initialized model."""
   return MODELS[config.kind](config, rngs=nnx.Rngs(0))
 
 
-def abstract_model(config: ViTConfig) -> nnx.Module:
-  """Return a model whose parameters are shapes without values: takes no memory and no time."""
+@functools.lru_cache(maxsize=64)
+def abstract_model(config: ViTConfig) -> Model:
+  """Return a model whose parameters are shapes without values; it answers questions about its parameters."""
   return nnx.eval_shape(lambda: new_model(config))
-
-
-def shapes(config: ViTConfig) -> dict[str, tuple[int, ...]]:
-  """Return the shape of every parameter: {'encoder/blocks/mlp/up/kernel': (depth, width, mlp_dim), …}."""
-  return dict(_shapes(config))
 
 
 @functools.lru_cache(maxsize=64)
@@ -86,14 +82,13 @@ def _shapes(config: ViTConfig) -> dict[str, tuple[int, ...]]:
   return {path: leaf.shape for path, leaf in flatten(params).items()}
 
 
-def flatten(params: Params) -> dict[str, Any]:
-  """Return {'a/b': leaf} for a nested dict."""
-  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-          for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+def shapes(config: ViTConfig) -> dict[str, tuple[int, ...]]:
+  """Return the shape of every parameter: {'encoder/blocks/mlp/up/kernel': (depth, width, mlp_dim), …}."""
+  return dict(_shapes(config))
 
 
 def unflatten(leaves: Mapping[str, Any]) -> Params:
-  """Return the nested dict of {'a/b': leaf}."""
+  """Return the nested dict of {'a/b': leaf}; the reverse of `models.base.flatten`."""
   tree: Params = {}
   for path, leaf in leaves.items():
     *parents, name = path.split('/')
