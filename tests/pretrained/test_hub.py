@@ -148,7 +148,7 @@ def test_remote_paths_are_copied_once(tmp_path, monkeypatch):
   class Remote(type(epath.Path('.'))):
 
     def open(self, *args, **options):
-      opened.append(self)
+      opened.extend([self] if self.is_relative_to(bucket) else [])
       return super().open(*args, **options)
 
   bucket = tmp_path / 'bucket'

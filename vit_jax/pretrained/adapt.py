@@ -55,7 +55,7 @@ def adapt(weights: Weights, adaptation: Adaptation) -> tuple[Weights, list[str]]
   drop = adaptation.drop_pre_logits and weights.config.representation_size is not None
   num_classes = weights.config.num_classes if adaptation.num_classes is None else adaptation.num_classes
   if drop:
-    hidden = abstract_model(weights.config).hidden_head
+    hidden = abstract_model(weights.config).hidden_head_paths
     lines.append(f'{", ".join(hidden)}: dropped (was {weights.config.representation_size} features)')
     weights = _without(weights, hidden, representation_size=None)
   if drop or adaptation.reset_head or num_classes != weights.config.num_classes:
@@ -148,7 +148,7 @@ def _adapt_statistics(values: float | tuple[float, ...], channels: int) -> float
 
 def _reset_head(weights: Weights, num_classes: int | None, lines: list[str]) -> Weights:
   """Return the weights with a head of zeros, which the paper fine-tunes from (appendix B.1.1); None: without a head."""
-  old, head = weights.config.num_classes, abstract_model(weights.config).head
+  old, head = weights.config.num_classes, abstract_model(weights.config).head_paths
   weights = _without(weights, head, num_classes=num_classes)
   if num_classes is None:
     return weights
