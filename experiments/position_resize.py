@@ -5,8 +5,7 @@ must still be most similar to its neighbors, on the finer grid.
 """
 from collections.abc import Sequence
 
-from absl import app
-from absl import flags
+from absl import app, flags
 
 from vit_jax.run import cli
 

@@ -35,7 +35,7 @@ def logits(weights, images):
   return np.asarray(_forward(weights.config)(weights.params, images))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _forward(config):
   graphdef = nnx.graphdef(weights_lib.abstract_model(config))
   # Compiling is nearly all that takes time here.

@@ -8,15 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from tests import golden_files
-from tests import tiny
+from tests import golden_files, tiny
 from tests.golden_files import MODELS
 from vit_jax.base.errors import ExistingFileError, FileError, UserError
 from vit_jax.base.preprocessing import Preprocessing
-from vit_jax.pretrained import convert
-from vit_jax.pretrained import describe
-from vit_jax.pretrained import load
-from vit_jax.pretrained import save
+from vit_jax.pretrained import convert, describe, load, save
 from vit_jax.pretrained.formats import weights as weights_lib
 from vit_jax.pretrained.formats.registry import FORMATS
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from vit_jax.objectives import losses
 from vit_jax import train
 from vit_jax.evaluators.average_precision import mean_average_precision
 from vit_jax.models.base import flatten
 from vit_jax.objectives import classification as objectives
+from vit_jax.objectives import losses
 from vit_jax.rundir.checkpoint import Checkpoints
 
 

@@ -66,7 +66,7 @@ def test_json(load, model, photos, capsys):
   images = [f'{photos}/a.png', f'{photos}/deep/er/c.JPG']
   expected = inference.predict(model, images)
   assert status == 0 and [line['image'] for line in lines] == images
-  for line, probabilities in zip(lines, expected):
+  for line, probabilities in zip(lines, expected, strict=True):
     best = np.argsort(-probabilities)[:2].tolist()
     assert line['predictions'] == [
         {'label': label, 'class': NAMES[label], 'probability': float(probabilities[label])} for label in best]
@@ -105,7 +105,7 @@ def test_classes_without_names_are_numbers(photos, monkeypatch, capsys):
 def test_unreadable_images_are_named_and_the_rest_predicted(load, photos, capsys):
   unreadable, out, err = run(capsys, f'{photos}/missing.png', photos, f'{photos}/b.txt', form='json', batch_size=2)
   assert unreadable == 2 and len(out.splitlines()) == 2
-  assert f'error: {photos}/missing.png: ' in err and f'error: {photos}/b.txt: Expected an encoded image' in err
+  assert f'error: {photos}/missing.png: ' in err and f'error: {photos}/b.txt: expected an encoded image' in err
   assert '2 of 4 images could not be read.' in err
 
 
@@ -171,6 +171,6 @@ def test_a_run_on_own_images_predicts_what_it_evaluated(tmp_path):
   lines = [json.loads(line) for line in out.splitlines()]
   assert len(lines) == 33
   expected = inference.predict(model, [line['image'] for line in lines], loss='sigmoid')
-  for line, row in zip(lines, expected):
+  for line, row in zip(lines, expected, strict=True):
     got = {best['label']: best['probability'] for best in line['predictions']}
     np.testing.assert_allclose([got[label] for label in range(3)], row, atol=1e-6)

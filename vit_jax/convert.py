@@ -5,8 +5,7 @@ big_vision), or a directory or `.safetensors` file (huggingface, timm).
 """
 from collections.abc import Sequence
 
-from absl import app
-from absl import flags
+from absl import app, flags
 
 from vit_jax.run import cli
 

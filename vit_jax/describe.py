@@ -5,8 +5,7 @@ With --num_classes, --image_size, --patch_size or --channels it also says what a
 from collections.abc import Sequence
 import json
 
-from absl import app
-from absl import flags
+from absl import app, flags
 
 from vit_jax.run import cli
 

@@ -6,8 +6,7 @@ Images that cannot be read are named on standard error, the others are still pre
 """
 from collections.abc import Sequence
 
-from absl import app
-from absl import flags
+from absl import app, flags
 
 from vit_jax.base.errors import UserError
 from vit_jax.run import cli
@@ -42,8 +41,7 @@ def run(source: str, arguments: Sequence[str], *, form: str = 'table', top: int 
     raise UserError('arguments: name at least one image or folder: python -m vit_jax.predict --model=MODEL photo.jpg photos/')
   cli.enable_compilation_cache()  # after the cheap checks: jax takes seconds
   import vit_jax
-  from vit_jax.inference import predict
-  from vit_jax.inference import report
+  from vit_jax.inference import predict, report
   from vit_jax.pretrained.run import recorded_loss
   loss = loss or recorded_loss(source)
   model = vit_jax.load(source, ema=ema, step=step)

@@ -8,7 +8,8 @@ from tests import golden_files
 from vit_jax.base.errors import UserError
 from vit_jax.base.preprocessing import Preprocessing
 from vit_jax.pretrained import resize
-from vit_jax.pretrained.adapt import adapt as adapt_weights, Adaptation
+from vit_jax.pretrained.adapt import Adaptation
+from vit_jax.pretrained.adapt import adapt as adapt_weights
 from vit_jax.pretrained.formats import weights as weights_lib
 
 

@@ -98,7 +98,7 @@ def test_class_token_position_folded_or_not_gives_the_same(tmp_path):
 
 def test_bfloat16_and_float16_are_read_exactly(tmp_path):
   for dtype in (ml_dtypes.bfloat16, np.float16, np.float64):
-    weights = rewritten(tmp_path, 'vit_token', lambda name, array: (name, array.astype(dtype)))
+    weights = rewritten(tmp_path, 'vit_token', lambda name, array, dtype=dtype: (name, array.astype(dtype)))
     expected = golden_files.read('vit_token').params['head']['kernel'].astype(dtype).astype(np.float32)
     np.testing.assert_array_equal(weights.params['head']['kernel'], expected, strict=True)
 

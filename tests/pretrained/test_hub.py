@@ -13,8 +13,7 @@ import pytest
 from tests import golden_files
 from tests.golden_files import MODELS
 from vit_jax.base.errors import FileError, UserError
-from vit_jax.pretrained import hub
-from vit_jax.pretrained import load
+from vit_jax.pretrained import hub, load
 
 
 @pytest.fixture(scope='module')

@@ -8,16 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import golden_files
-from tests import tiny
+from tests import golden_files, tiny
 from tests.golden_files import MODELS
 import vit_jax
 from vit_jax.base.errors import FileError, MissingFileError, UserError
 from vit_jax.base.preprocessing import Preprocessing
-from vit_jax.pretrained import load
-from vit_jax.pretrained import resize
-from vit_jax.run import claim
-from vit_jax.run import start
+from vit_jax.pretrained import load, resize
+from vit_jax.run import claim, start
 from vit_jax.run.build import build
 from vit_jax.rundir.checkpoint import Checkpoints
 from vit_jax.rundir.layout import RunDir

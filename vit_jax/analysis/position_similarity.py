@@ -9,8 +9,7 @@ from vit_jax.base.errors import UserError
 from vit_jax.base.files import PathLike
 from vit_jax.models import positions
 from vit_jax.models.base import flatten
-from vit_jax.pretrained import load
-from vit_jax.pretrained import resize
+from vit_jax.pretrained import load, resize
 from vit_jax.pretrained.formats.weights import abstract_model
 
 TILES = 5
@@ -69,8 +68,8 @@ def draw_resizes(grid: np.ndarray, new: tuple[int, int], path: str | os.PathLike
     panels[f'{new[0]}×{new[1]}, {method}'] = resize.resize_grid(grid, new, method)
   compared = {title: similarities(panel) for title, panel in panels.items()}
   lowest = min(tiles.min() for tiles in compared.values())
-  figure = Figure(figsize=(13, 4.2), layout='constrained')
-  figure.get_layout_engine().set(wspace=0.04)
+  figure = Figure(figsize=(13, 4.2))
+  figure.set_layout_engine('constrained', wspace=0.04)
   axes = figure.subplots(1, len(panels))
   for axis, (title, tiles) in zip(axes, compared.items(), strict=True):
     image = axis.imshow(mosaic(tiles), vmin=lowest, vmax=1)

@@ -1,6 +1,6 @@
 """Paths that users give, and files that are written whole or not at all."""
-import contextlib
 from collections.abc import Iterator
+import contextlib
 import os
 import pathlib
 import shutil

@@ -3,7 +3,6 @@ from collections.abc import Iterable
 import functools
 from typing import Any, Protocol
 
-from flax import nnx
 import jax
 import numpy as np
 
@@ -47,7 +46,7 @@ class _FromImages:
 
 
 @functools.cache
-def loaded_class(model_class: type[nnx.Module]) -> Any:
+def loaded_class(model_class: type) -> Any:
   """Return the subclass of a model's class that has the methods of `LoadedModel`.
 
   A subclass, because models/ knows nothing of files and image transforms.

@@ -19,8 +19,8 @@ from vit_jax.data.transforms import spec
 
 # A path, local or remote; the bytes of an image file; a Pillow image; uint8 (H, W) or (H, W, 1, 3 or 4).
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
-# Probabilities (classes,) float32 of an image, or why it could not be read.
-Outcome = np.ndarray | Exception
+# An image and its probabilities (classes,) float32, or why it could not be read.
+Outcome = tuple[ImageLike, np.ndarray | Exception]
 
 T = TypeVar('T')
 R = TypeVar('R')
@@ -71,7 +71,7 @@ def predict(model: Any, images: Iterable[ImageLike], batch_size: int = 32, loss:
 
 
 def stream(model: Any, images: Sequence[ImageLike], batch_size: int = 32,
-           loss: str | None = None) -> Iterator[tuple[ImageLike, Outcome]]:
+           loss: str | None = None) -> Iterator[Outcome]:
   """Yield (image, probabilities (classes,) float32) in order, or (image, error) if it cannot be read.
 
   Args:
@@ -82,7 +82,7 @@ def stream(model: Any, images: Sequence[ImageLike], batch_size: int = 32,
   size = max(1, min(batch_size, len(images)))  # one image should not cost a batch of 32
   read, classify = make_reader(model), _Classifier(model, size, loss or getattr(model, 'loss', 'softmax'))
 
-  def read_or_error(image: ImageLike) -> Outcome:
+  def read_or_error(image: ImageLike) -> np.ndarray | Exception:
     try:
       return read(image)
     except (OSError, ValueError) as error:

@@ -9,19 +9,20 @@ from tqdm import tqdm
 
 from vit_jax.base.choices import choose
 from vit_jax.base.text import count
+from vit_jax.inference.predict import Outcome
 
 # (label, class name, probability), most probable first.
-Best = Sequence[tuple[int, str, float]]
+Best = list[tuple[int, str, float]]
 # Returns the lines to print for one image.
 Writer = Callable[[str, Best], list[str]]
 
 
-def print_predictions(outcomes: Iterable[tuple[str, np.ndarray | Exception]], images: Sequence[str],
-                      class_names: Sequence[str], form: str, top: int) -> int:
+def print_predictions(outcomes: Iterable[Outcome], images: Sequence[str], class_names: Sequence[str], form: str,
+                      top: int) -> int:
   """Print the most probable classes of each image, and on standard error which images could not be read.
 
   Args:
-    outcomes: (image, probabilities (classes,), or an error), as `predict.stream` yields them.
+    outcomes: one per image, as `predict.stream` yields them.
     images: all images, in the same order.
     class_names: one per class.
     form: a name of FORMS.
@@ -32,13 +33,15 @@ def print_predictions(outcomes: Iterable[tuple[str, np.ndarray | Exception]], im
   """
   write, unreadable = choose(FORMS, form, 'form')(images, class_names), 0
   # disable=None: no progress bar unless stderr is a terminal. Printing through tqdm keeps lines and bar apart.
-  for image, outcome in tqdm(outcomes, total=len(images), unit='image', disable=None, leave=False):
+  progress = tqdm(outcomes, total=len(images), unit='image', disable=None, leave=False)
+  for image, (_, outcome) in zip(images, progress, strict=True):
     if isinstance(outcome, Exception):
       unreadable += 1
       tqdm.write(f'error: {image}: {outcome}', file=sys.stderr)
     else:
-      labels = np.argsort(-outcome, kind='stable')[:top]
-      for line in write(image, [(int(label), class_names[label], float(outcome[label])) for label in labels]):
+      labels = np.argsort(-outcome, kind='stable')[:top].tolist()
+      best: Best = [(label, str(class_names[label]), float(outcome[label])) for label in labels]
+      for line in write(image, best):
         tqdm.write(line, file=sys.stdout)
   if unreadable:
     print(f'{unreadable:,} of {count(len(images), "image")} could not be read.', file=sys.stderr)

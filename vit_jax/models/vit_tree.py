@@ -16,10 +16,10 @@ BLOCKS = 'encoder/blocks'
 class ViTTree:
   """The parameter tree of a config; see `base.ParamTree`."""
 
-  stacked = (BLOCKS,)
-  stem = 'patch_embed/kernel'
-  head_paths = ('head',)  # not `head`: that is a layer of the model
-  hidden_head_paths = ('pre_logits',)
+  stacked: tuple[str, ...] = (BLOCKS,)
+  stem: str = 'patch_embed/kernel'
+  head_paths: tuple[str, ...] = ('head',)  # not `head`: that is a layer of the model
+  hidden_head_paths: tuple[str, ...] = ('pre_logits',)
 
   def __init__(self, config: ViTConfig):
     self.config = config

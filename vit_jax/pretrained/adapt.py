@@ -10,7 +10,7 @@ from vit_jax.base.sections import size
 from vit_jax.models.base import flatten
 from vit_jax.pretrained import resize
 from vit_jax.pretrained.formats.registry import FORMATS
-from vit_jax.pretrained.formats.weights import abstract_model, shapes, unflatten, Weights
+from vit_jax.pretrained.formats.weights import Weights, abstract_model, shapes, unflatten
 
 
 @dataclasses.dataclass(frozen=True)

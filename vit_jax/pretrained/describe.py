@@ -6,7 +6,7 @@ from clu import parameter_overview
 
 from vit_jax.base.files import PathLike
 from vit_jax.base.text import listing
-from vit_jax.pretrained.adapt import adapt, Adaptation
+from vit_jax.pretrained.adapt import Adaptation, adapt
 from vit_jax.pretrained.load import read
 
 _NAMES_SHOWN = 5

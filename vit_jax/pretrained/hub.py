@@ -3,7 +3,6 @@ from collections.abc import Iterator
 import contextlib
 import hashlib
 import http.client
-import os
 import pathlib
 import re
 from typing import BinaryIO, Protocol
@@ -15,8 +14,7 @@ from absl import logging
 from etils import epath
 import tqdm
 
-from vit_jax.base import files
-from vit_jax.base import platform
+from vit_jax.base import files, platform
 from vit_jax.base.errors import FileError, UserError
 
 BASES = {

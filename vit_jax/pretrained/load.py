@@ -14,11 +14,11 @@ from vit_jax.base import files
 from vit_jax.base.errors import FileError, MissingFileError, UserError
 from vit_jax.base.preprocessing import Preprocessing
 from vit_jax.base.text import count, listing, more
-from vit_jax.inference.loaded import loaded_class, LoadedModel
+from vit_jax.inference.loaded import LoadedModel, loaded_class
+from vit_jax.models.base import Model
 from vit_jax.models.registry import MODELS
-from vit_jax.pretrained import hub
-from vit_jax.pretrained import run
-from vit_jax.pretrained.adapt import adapt, Adaptation
+from vit_jax.pretrained import hub, run
+from vit_jax.pretrained.adapt import Adaptation, adapt
 from vit_jax.pretrained.files.reader import open_file
 from vit_jax.pretrained.files.tensors import Tensors
 from vit_jax.pretrained.formats import registry
@@ -115,7 +115,7 @@ def build(weights: Weights, **fields: Any) -> LoadedModel:
   return model
 
 
-def to_weights(model: nnx.Module) -> Weights:
+def to_weights(model: Model) -> Weights:
   """Return the weights of a model, loaded or trained, for example to save them.
 
   Args:
@@ -124,7 +124,7 @@ def to_weights(model: nnx.Module) -> Weights:
   params = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
   preprocessing = getattr(model, 'preprocessing', None)
   notes = () if preprocessing else (f'preprocessing: the model has none, assumed {Preprocessing()}',)
-  return Weights(getattr(model, 'config'), params, preprocessing or Preprocessing(), getattr(model, 'class_names', None),
+  return Weights(model.config, params, preprocessing or Preprocessing(), getattr(model, 'class_names', None),
                  loss=getattr(model, 'loss', 'softmax'), source='model', notes=notes)
 
 

@@ -29,7 +29,7 @@ def resize_grid(grid: np.ndarray, new: Size, method: str = 'bilinear') -> np.nda
     raise UserError(f'grid: expected shape (rows, columns, width) and a positive size, got {grid.shape} and {tuple(new)}')
   if grid.shape[:2] == tuple(new):
     return grid
-  rows, columns = (weights(old, size) for old, size in zip(grid.shape, new))
+  rows, columns = (weights(old, size) for old, size in zip(grid.shape[:2], new, strict=True))
   return np.einsum('ir,jc,rcw->ijw', rows, columns, grid.astype(np.float64), optimize=True).astype(grid.dtype)
 
 
@@ -55,7 +55,7 @@ def resize_patch_kernel(kernel: np.ndarray, new: Size) -> np.ndarray:
   if kernel.shape[:2] == tuple(new):
     return kernel
   # The pseudo-inverse of a Kronecker product is that of its factors.
-  rows, columns = (np.linalg.pinv(bilinear_half_pixel(old, size).T) for old, size in zip(kernel.shape, new))
+  rows, columns = (np.linalg.pinv(bilinear_half_pixel(old, size).T) for old, size in zip(kernel.shape[:2], new, strict=True))
   return np.einsum('ip,jq,pqcw->ijcw', rows, columns, kernel.astype(np.float64), optimize=True).astype(kernel.dtype)
 
 

@@ -8,7 +8,7 @@ import orbax.checkpoint as ocp
 from vit_jax.base.errors import UserError
 from vit_jax.base.files import PathLike
 from vit_jax.base.preprocessing import Preprocessing
-from vit_jax.pretrained.formats.weights import Params, read_config, Weights
+from vit_jax.pretrained.formats.weights import Params, Weights, read_config
 from vit_jax.rundir import migration
 from vit_jax.rundir.checkpoint import open_to_read, pick_step
 from vit_jax.rundir.layout import RunDir

@@ -6,13 +6,13 @@ import json
 import os
 import pathlib
 
-from flax import nnx
 import numpy as np
 from safetensors.numpy import save_file
 
 from vit_jax.base import files
 from vit_jax.base.choices import choose
 from vit_jax.base.errors import ExistingFileError, UserError
+from vit_jax.models.base import Model
 from vit_jax.pretrained.files import npz
 from vit_jax.pretrained.formats.base import Written
 from vit_jax.pretrained.formats.registry import FORMATS
@@ -20,7 +20,7 @@ from vit_jax.pretrained.formats.weights import Weights
 from vit_jax.pretrained.load import to_weights
 
 
-def save(model: nnx.Module | Weights, destination: files.PathLike, format: str | None = None,
+def save(model: Model | Weights, destination: files.PathLike, format: str | None = None,
          approximate: bool = False) -> tuple[list[pathlib.Path], list[str]]:
   """Write a model, loaded or trained, or its weights, to a new file or directory.
 

@@ -9,11 +9,10 @@ import numpy as np
 from vit_jax.base import sections
 from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError
-from vit_jax.base.files import PathLike
 from vit_jax.models.base import flatten, path_of
-from vit_jax.models.config import variant_fields, ViTConfig
-from vit_jax.pretrained.adapt import adapt, Adaptation
-from vit_jax.pretrained.formats.weights import Params, read_config, Weights
+from vit_jax.models.config import ViTConfig, variant_fields
+from vit_jax.pretrained.adapt import Adaptation, adapt
+from vit_jax.pretrained.formats.weights import Params, Weights, read_config
 from vit_jax.pretrained.load import read
 from vit_jax.pretrained.resize import METHODS
 from vit_jax.rundir.layout import RunDir
@@ -37,14 +36,14 @@ class TransferConfig:
       choose(METHODS, self.resize, 'transfer.resize')
 
 
-def fill_model(config: dict[str, Any], workdir: PathLike | None = None) -> tuple[dict[str, Any], Weights | None]:
+def fill_model(config: dict[str, Any], run_dir: RunDir | None = None) -> tuple[dict[str, Any], Weights | None]:
   """Complete the sections `model` and `normalization` of a recipe from the weights that `config['init']` names.
 
   What the recipe itself gives wins. A run that is resumed has everything in its own config, so the weights may be gone.
 
   Args:
     config: the recipe, as a dict.
-    workdir: of the run, which need not exist yet; None if there is no run.
+    run_dir: of the run, which need not exist yet; None if there is no run.
 
   Returns:
     (config, the weights, or None if none were read).
@@ -57,7 +56,6 @@ def fill_model(config: dict[str, Any], workdir: PathLike | None = None) -> tuple
     return config, None
   if not init:
     raise UserError('init: this recipe starts from weights; name them: --config.init=PATH_OR_NAME')
-  run_dir = None if workdir is None else RunDir(workdir)
   recorded = run_dir.read_config() if run_dir is not None and run_dir.has_config() else {}
   weights = None
   if recorded.get('init') == init:

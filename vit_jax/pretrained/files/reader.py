@@ -8,9 +8,8 @@ import contextlib
 import pathlib
 
 from vit_jax.base.errors import FileError, MissingFileError
-from vit_jax.base.files import local, PathLike
-from vit_jax.pretrained.files import npz
-from vit_jax.pretrained.files import safetensors_file
+from vit_jax.base.files import PathLike, local
+from vit_jax.pretrained.files import npz, safetensors_file
 from vit_jax.pretrained.files.tensors import Tensors
 
 

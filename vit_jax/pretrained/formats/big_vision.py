@@ -5,12 +5,9 @@ from typing import Any
 
 from vit_jax.base.preprocessing import Preprocessing
 from vit_jax.pretrained.files.tensors import Tensors
-from vit_jax.pretrained.formats import infer
-from vit_jax.pretrained.formats import leaves
-from vit_jax.pretrained.formats import linen
-from vit_jax.pretrained.formats import representable
+from vit_jax.pretrained.formats import infer, leaves, linen, representable
 from vit_jax.pretrained.formats.base import Configs, ImageSize, Written
-from vit_jax.pretrained.formats.weights import pixels, Weights
+from vit_jax.pretrained.formats.weights import Weights, pixels
 
 POSITIONS = 'pos_embedding'
 _PREFIX = re.compile(r'(params|opt/target)/')

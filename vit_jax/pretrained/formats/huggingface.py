@@ -5,11 +5,9 @@ from typing import Any
 from vit_jax.base import sections
 from vit_jax.base.preprocessing import Preprocessing
 from vit_jax.pretrained.files.tensors import Tensors
-from vit_jax.pretrained.formats import infer
-from vit_jax.pretrained.formats import leaves
-from vit_jax.pretrained.formats import representable
+from vit_jax.pretrained.formats import infer, leaves, representable
 from vit_jax.pretrained.formats.base import Configs, ImageSize, Written
-from vit_jax.pretrained.formats.leaves import Leaf, SAME, TORCH_CONV, torch_linear_leaves, torch_norm_leaves
+from vit_jax.pretrained.formats.leaves import SAME, TORCH_CONV, Leaf, torch_linear_leaves, torch_norm_leaves
 from vit_jax.pretrained.formats.weights import Weights
 
 POSITIONS = 'embeddings.position_embeddings'
@@ -98,7 +96,7 @@ def _read_fields(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Any]:
     raise tensors.error(f'hidden_act: unknown {gelu!r} in its config.json, or pooler_act; choose from {sorted(_GELUS)} and '
                         'tanh')
   width, channels, *patch_size = tensors.shape(_TABLE['patch_embed/kernel'].name, 4)
-  fields = dict(
+  fields: dict[str, Any] = dict(
       width=width, channels=channels, patch_size=tuple(patch_size),
       depth=infer.depth(tensors, r'encoder\.layer\.(\d+)\.'),
       mlp_dim=tensors.shape('encoder.layer.0.intermediate.dense.weight', 2)[0],

@@ -3,9 +3,8 @@ import re
 from typing import Any
 
 from vit_jax.pretrained.files.tensors import Tensors
-from vit_jax.pretrained.formats import infer
-from vit_jax.pretrained.formats import leaves
-from vit_jax.pretrained.formats.leaves import Leaf, SAME, Table
+from vit_jax.pretrained.formats import infer, leaves
+from vit_jax.pretrained.formats.leaves import SAME, Leaf, Table
 
 
 def _pair(ours: str, theirs: str, names: tuple[str, str] = ('kernel', 'bias')) -> Table:

@@ -4,13 +4,10 @@ import dataclasses
 from typing import Any
 
 from vit_jax.pretrained.files.tensors import Tensors
-from vit_jax.pretrained.formats import infer
-from vit_jax.pretrained.formats import leaves
-from vit_jax.pretrained.formats import representable
-from vit_jax.pretrained.formats import timm_config
+from vit_jax.pretrained.formats import infer, leaves, representable, timm_config
 from vit_jax.pretrained.formats.base import Configs, ImageSize, Written
-from vit_jax.pretrained.formats.leaves import Leaf, SAME, Table, TORCH_CONV, torch_linear_leaves, torch_norm_leaves
-from vit_jax.pretrained.formats.weights import pixels, Weights
+from vit_jax.pretrained.formats.leaves import SAME, TORCH_CONV, Leaf, Table, torch_linear_leaves, torch_norm_leaves
+from vit_jax.pretrained.formats.weights import Weights, pixels
 
 POSITIONS = 'pos_embed'
 

@@ -114,7 +114,7 @@ def write(weights: Weights) -> dict[str, Any]:
       pos_embed='' if config.position is None else 'learn',
       fc_norm=config.norm_after_pool, pool_include_prefix=config.pool == 'map',
       act_layer={ours: theirs for theirs, ours in _GELUS.items()}[config.gelu], global_pool=pool)
-  hub = dict(
+  hub: dict[str, Any] = dict(
       architecture='vit_base_patch16_224', num_classes=config.num_classes or 0, num_features=config.width,
       global_pool=pool, model_args=args, pretrained_cfg=_pretrained_cfg(weights))
   if weights.class_names:

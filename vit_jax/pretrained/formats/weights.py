@@ -10,7 +10,7 @@ import numpy as np
 from vit_jax.base import sections
 from vit_jax.base.choices import choose
 from vit_jax.base.preprocessing import Preprocessing
-from vit_jax.models.base import flatten, Model
+from vit_jax.models.base import Model, flatten
 from vit_jax.models.config import ViTConfig
 from vit_jax.models.registry import MODELS
 
