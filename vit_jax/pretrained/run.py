@@ -28,8 +28,7 @@ def read(path: PathLike, *, step: int | None = None, ema: bool = False) -> Weigh
     UserError: there is no such checkpoint, or no moving average in it.
   """
   run_dir = RunDir(path)
-  handlers = dict(state=ocp.PyTreeCheckpointHandler(), run=ocp.JsonCheckpointHandler())
-  with open_to_read(run_dir.checkpoints_path, item_handlers=handlers) as manager:
+  with open_to_read(run_dir.checkpoints_path) as manager:
     step = pick_step(sorted(manager.all_steps()), step, run_dir)
     record = RunRecord.from_json(manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))['run'])
     if ema and record.config['train'].get('ema_decay') is None:
