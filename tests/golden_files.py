@@ -1,4 +1,4 @@
-"""What the tests of foreign weights share: the golden files, a quick forward pass, tampering with files."""
+"""Shared by the tests of weight files: the golden files, a quick forward pass, reading and writing damaged files."""
 import functools
 import json
 import pathlib
@@ -8,6 +8,7 @@ from flax import nnx
 import jax
 import numpy as np
 
+from vit_jax.models.base import flatten
 from vit_jax.pretrained import load
 from vit_jax.pretrained.formats import weights as weights_lib
 
@@ -18,53 +19,53 @@ MODELS = {path.stem: path for path in sorted([*GOLDEN.glob('vit_*.npz'), *GOLDEN
 
 
 def vectors(name):
-  """(images (2, rows, columns, 3), what the reference implementation computes for them)."""
+  """Return (images (2, rows, columns, 3), the outputs of the reference implementation)."""
   path = MODELS[name]
   with np.load(path / 'io.npz' if path.is_dir() else path.with_suffix('.io.npz')) as io:
     return io['images'], io['output']
 
 
 def read(name, **options):
-  """The `Weights` of a golden model, told its image size as some files do not say it."""
+  """Return the `Weights` of a golden model; its image size is given, as some files do not say it."""
   return load.read(MODELS[name], image_size=vectors(name)[0].shape[1:3], **options)
 
 
 def logits(weights, images):
-  """What a model of these weights computes; compiled once for all that share the fields."""
-  return np.asarray(_forward(tuple(sorted(weights.fields.items())))(weights.params, images))
+  """Return the outputs of a model with these weights; compiled once per config."""
+  return np.asarray(_forward(weights.config)(weights.params, images))
 
 
-@functools.lru_cache(maxsize=None)
-def _forward(fields):
-  graphdef = nnx.graphdef(weights_lib.abstract_model(dict(fields)))
+@functools.cache
+def _forward(config):
+  graphdef = nnx.graphdef(weights_lib.abstract_model(config))
   # Compiling is nearly all that takes time here.
   options = dict(xla_backend_optimization_level=0, xla_llvm_disable_expensive_passes=True)
   return jax.jit(lambda params, images: nnx.merge(graphdef, params)(images), compiler_options=options)
 
 
 def assert_same_params(ours, theirs):
-  """Two trees of parameters are equal bit for bit."""
-  ours, theirs = weights_lib.flatten(ours), weights_lib.flatten(theirs)
+  """Check that two trees of parameters are equal bit for bit."""
+  ours, theirs = flatten(ours), flatten(theirs)
   assert set(ours) == set(theirs)
   for path, leaf in ours.items():
     np.testing.assert_array_equal(leaf, theirs[path], err_msg=path, strict=True)
 
 
 def arrays_of(path):
-  """{name: array} of an `.npz` file."""
+  """Return {name: array} of an `.npz` file."""
   with np.load(path) as file:
     return dict(file)
 
 
 def safetensors_of(path):
-  """(header, data) of a `.safetensors` file."""
+  """Return (header, data) of a `.safetensors` file."""
   content = pathlib.Path(path).read_bytes()
   length = struct.unpack('<Q', content[:8])[0]
   return json.loads(content[8:8 + length]), content[8 + length:]
 
 
 def write_safetensors(path, header, data):
-  """Writes a `.safetensors` file with any header: a dict, or bytes."""
+  """Write a `.safetensors` file with any header: a dict, or bytes."""
   header = header if isinstance(header, bytes) else json.dumps(header).encode()
   path.write_bytes(struct.pack('<Q', len(header)) + header + data)
   return path

@@ -3,21 +3,20 @@ import dataclasses
 import json
 import pathlib
 
+from flax import nnx
+import jax
 import numpy as np
 import pytest
 
-from tests import golden_files
-from tests import tiny
+from tests import golden_files, tiny
 from tests.golden_files import MODELS
-from vit_jax import convert
-from vit_jax import describe
+from vit_jax.base.errors import ExistingFileError, FileError, UserError
 from vit_jax.base.preprocessing import Preprocessing
-from vit_jax.pretrained.formats import registry as formats
-from vit_jax.pretrained import load
-from vit_jax.pretrained import save
+from vit_jax.pretrained import convert, describe, load, save
 from vit_jax.pretrained.formats import weights as weights_lib
+from vit_jax.pretrained.formats.registry import FORMATS
 
-# What a format cannot hold: the field that the error names.
+# What a format cannot hold: the config field that the error names.
 REFUSED = {
     'bv_gap_rep_sincos2d': dict(huggingface='pool', timm='representation_size'),
     'bv_gap_scan': dict(huggingface='pool'),
@@ -31,37 +30,36 @@ REFUSED = {
     'vit_gap': dict(huggingface='pool'),
     'vit_token_prelogits_old': dict(huggingface='representation_size', timm='representation_size'),
 }
-# Equal, but told otherwise by the format: what a conversion may change.
+# What a conversion may change: stored by the format in another way, or not at all, but equal.
 NUMERICS = ('gelu', 'norm_epsilon', 'layer_scale')
 POSITIONS = ('position', 'token_position')
 
 
 def saved(weights, folder, form):
-  """Writes weights and reads them again, told the image size."""
-  path = folder / ('model.npz' if formats.FORMATS[form].SUFFIX == '.npz' else 'model')
+  """Write weights and read them again, given the image size."""
+  path = folder / ('model.npz' if FORMATS[form].suffix == '.npz' else 'model')
   save.save(weights, path, form, approximate=True)
-  return load.read(path, image_size=weights.fields['image_size'])
+  return load.read(path, image_size=weights.config.image_size)
 
 
-@pytest.mark.parametrize('form', formats.FORMATS)
+@pytest.mark.parametrize('form', FORMATS)
 @pytest.mark.parametrize('name', MODELS)
 def test_round_trip(name, form, tmp_path):
   weights = golden_files.read(name)
   if field := REFUSED.get(name, {}).get(form):
-    with pytest.raises(ValueError, match=f'the {form} format cannot hold {field}='):
+    with pytest.raises(UserError, match=f'model.{field}: the {form} format can only hold'):
       saved(weights, tmp_path, form)
     return
   back = saved(weights, tmp_path, form)
   assert back.source == form and not back.problems
-  same = lambda weights, without: {key: weights.fields[key] for key in weights.fields if key not in without}
-  assert same(back, NUMERICS + POSITIONS) == same(weights, NUMERICS + POSITIONS)
-  numerics = {key: weights.fields[key] for key in NUMERICS}
-  back.fields.update(numerics)
+  kept = lambda fields: dataclasses.replace(back.config, **{name: getattr(weights.config, name) for name in fields})
+  assert kept(NUMERICS + POSITIONS) == weights.config
+  back = dataclasses.replace(back, config=kept(NUMERICS))
   images = golden_files.vectors(name)[0]
-  if back.fields == weights.fields:
+  if back.config == weights.config:
     golden_files.assert_same_params(back.params, weights.params)
     np.testing.assert_array_equal(golden_files.logits(back, images), golden_files.logits(weights, images))
-  else:  # positions that the format stores otherwise: all else is the same
+  else:  # positions that the format stores in another way: everything else is the same
     rest = lambda weights: {path: leaf for path, leaf in weights.params.items() if path != 'position'}
     golden_files.assert_same_params(rest(back), rest(weights))
     np.testing.assert_allclose(golden_files.logits(back, images), golden_files.logits(weights, images), atol=1e-6)
@@ -69,9 +67,9 @@ def test_round_trip(name, form, tmp_path):
 
 @pytest.mark.parametrize('name', ['vit_token', 'bv_map', 'hf_vit', 'timm_token'])
 def test_same_names_as_the_code_it_comes_from(name, tmp_path):
-  """What we write in a file's own format has that file's arrays, bit for bit."""
+  """A file written in its own format again has the same arrays, bit for bit."""
   weights, path = golden_files.read(name), MODELS[name]
-  save.save(weights, tmp_path / f'model{formats.FORMATS[weights.source].SUFFIX}', weights.source)
+  save.save(weights, tmp_path / f'model{FORMATS[weights.source].suffix}', weights.source)
   if path.is_dir():
     (header, data), (ours, our_data) = (golden_files.safetensors_of(file) for file in (
         path / 'model.safetensors', tmp_path / 'model.safetensors'))
@@ -86,9 +84,9 @@ def test_same_names_as_the_code_it_comes_from(name, tmp_path):
 
 def test_numerics_that_the_target_lacks_need_consent(tmp_path):
   weights = golden_files.read('timm_token')
-  with pytest.raises(ValueError, match="computes with gelu='tanh', this model with 'exact'.*--approximate"):
+  with pytest.raises(UserError, match="model.gelu: .* google format uses 'tanh', this model 'exact'.*--approximate"):
     save.save(weights, tmp_path / 'a.npz', 'google')
-  with pytest.raises(ValueError, match='computes with norm_epsilon=1e-06, this model with 1e-12'):
+  with pytest.raises(UserError, match='model.norm_epsilon: .* timm format uses 1e-06, this model 1e-12'):
     save.save(golden_files.read('hf_vit'), tmp_path / 'a', 'timm')
   assert not list(tmp_path.iterdir())
 
@@ -108,7 +106,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(tmp_path, monkeypatch):
   save.save(weights, tmp_path / 'model', 'timm')
   before = (tmp_path / 'model' / 'model.safetensors').read_bytes()
   for destination in ('model', 'model/model.safetensors', 'model/other.safetensors'):
-    with pytest.raises(FileExistsError, match='is there already; nothing is overwritten'):
+    with pytest.raises(ExistingFileError, match='exists already; nothing is overwritten'):
       save.save(weights, tmp_path / destination, 'timm')
   assert (tmp_path / 'model' / 'model.safetensors').read_bytes() == before
 
@@ -116,35 +114,56 @@ def test_nothing_is_overwritten_and_nothing_half_written(tmp_path, monkeypatch):
     raise OSError('disk full')
 
   monkeypatch.setattr(save, 'save_file', full)
-  with pytest.raises(OSError, match='disk full'):
-    save.save(weights, tmp_path / 'other', 'timm')
-  assert [path.name for path in tmp_path.iterdir()] == ['model']
+  for destination in ('other', 'other.safetensors'):
+    with pytest.raises(FileError, match='cannot write the model: disk full'):
+      save.save(weights, tmp_path / destination, 'timm')
+    assert [path.name for path in tmp_path.iterdir()] == ['model']
 
 
 @pytest.mark.parametrize('destination, form, message', [
-    ('a', 'google', 'the google format is a file whose name ends in .npz'),
-    ('a.npz', 'timm', 'the timm format is a directory or a .safetensors file'),
-    ('a.npz', 'keras', r"unknown format 'keras'; choose from \['big_vision', 'google', 'huggingface', 'timm'\]"),
+    ('a', 'google', 'a: expected a file name that ends in .npz for the google format'),
+    ('a.npz', 'timm', 'a.npz: expected a directory or a .safetensors file for the timm format'),
+    ('a.npz', 'keras', r"format: unknown 'keras'; choose from \['big_vision', 'google', 'huggingface', 'timm'\]"),
 ])
 def test_bad_destinations(destination, form, message, tmp_path):
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(UserError, match=message):
     save.save(golden_files.read('vit_token'), tmp_path / destination, form)
 
 
+@pytest.mark.parametrize('name', ['vit_token', 'timm_token'])
+def test_a_loaded_model_can_be_saved(name, tmp_path):
+  """`vit_jax.save` takes a model as well as weights."""
+  weights, model = golden_files.read(name), load.load(MODELS[name])
+  model.class_names = tuple('abcdefg')
+  paths, lines = save.save(model, tmp_path / 'model', 'huggingface', approximate=True)
+  back = load.read(tmp_path / 'model')
+  golden_files.assert_same_params(back.params, weights.params)
+  assert back.preprocessing.mean == weights.preprocessing.mean and back.class_names == model.class_names and not lines
+  assert [path.name for path in paths] == ['model.safetensors', 'config.json', 'preprocessor_config.json']
+
+
+def test_saving_a_bare_model_says_what_is_assumed(tmp_path):
+  model = weights_lib.new_model(golden_files.read('vit_token').config)
+  lines = save.save(model, tmp_path / 'a.npz')[1]
+  assert lines[0].startswith("preprocessing: the model has none, assumed Preprocessing(transform='resize', mean=0.5")
+  expected = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+  golden_files.assert_same_params(load.read(tmp_path / 'a.npz').params, jax.tree.map(np.asarray, expected))
+
+
 def test_convert_from_and_to_everything(tmp_path):
-  """The whole circle, by the command's function: the parameters come back bit for bit."""
+  """From one format to the next and back to the first: the parameters are the same bit for bit."""
   steps = [('google', 'a.npz'), ('timm', 'b'), ('huggingface', 'c'), ('big_vision', 'd.npz'),
            ('huggingface', 'e.safetensors')]
   source = MODELS['hf_vit']
   for form, name in steps:
-    lines = convert.convert(str(source), str(tmp_path / name), to=form, approximate=True)
+    lines = convert.convert(str(source), str(tmp_path / name), format=form, approximate=True)
     assert any(line.startswith('wrote ') for line in lines)
     source = tmp_path / name
   golden_files.assert_same_params(load.read(source).params, golden_files.read('hf_vit').params)
 
 
 def output(module, *arguments):
-  """(exit status, standard output, standard error) of a command."""
+  """Return (exit status, standard output, standard error) of a command."""
   process = tiny.command(module, *arguments)
   out, err = process.communicate(timeout=120)
   return process.returncode, out, err
@@ -153,10 +172,10 @@ def output(module, *arguments):
 def test_command_convert(tmp_path):
   status, out, _ = output('convert', MODELS['timm_token'], tmp_path / 'a.npz', '--approximate')
   assert status == 0 and out.splitlines()[-1] == f'wrote {tmp_path / "a.npz"}'
-  assert 'preprocessing is not stored in .npz files' in out and load.read(tmp_path / 'a.npz').source == 'google'
+  assert 'preprocessing: not stored in .npz files' in out and load.read(tmp_path / 'a.npz').source == 'google'
   status, _, err = output('convert', MODELS['bv_map'], tmp_path / 'b.npz', '--to=google')
   assert status == 1 and err.strip() == (
-      "error: the google format cannot hold pool='map', only 'token' or 'gap'; choose another format")
+      "error: model.pool: the google format can only hold 'token' or 'gap', got 'map'; choose another format")
 
 
 def test_command_describe():
@@ -169,13 +188,13 @@ def test_command_describe():
   described = json.loads(out)
   assert status == 0 and described['fields']['registers'] == 4 and described['class_names'] is None
   status, _, err = output('describe', pathlib.Path('nothing.npz'))
-  assert status == 1 and err.startswith('error: there is no nothing.npz')
+  assert status == 1 and err.startswith('error: nothing.npz: not found; expected')
 
 
-def test_describe_tells_of_problems(tmp_path):
+def test_describe_lists_problems(tmp_path):
   np.savez(tmp_path / 'a.npz', surplus=np.zeros(3), **golden_files.arrays_of(MODELS['vit_token']))
-  description, table = describe.describe(tmp_path / 'a.npz')
-  assert description['problems'] == ('unused: surplus',) and 'unused: surplus' in describe.text(description, table)
+  description = describe.describe(tmp_path / 'a.npz')
+  assert description.problems == ('unused: surplus',) and 'unused: surplus' in description.to_text()
 
 
 @pytest.mark.parametrize('form, fields', [
@@ -197,9 +216,9 @@ def test_describe_tells_of_problems(tmp_path):
 ])
 def test_other_fields_round_trip(form, fields, tmp_path):
   fields = dict(dict(image_size=16, patch_size=4, width=24, depth=2, heads=3, mlp_dim=48, num_classes=7), **fields)
-  weights = randomized(weights_lib.complete(fields))
+  weights = randomized(weights_lib.read_config(fields))
   rng = np.random.default_rng(1)
-  images = rng.normal(size=(2, *weights.fields['image_size'], weights.fields['channels'])).astype(np.float32)
+  images = rng.normal(size=(2, *weights.config.image_size, weights.config.channels)).astype(np.float32)
   back = saved(weights, tmp_path, form)
   assert not back.problems
   np.testing.assert_allclose(golden_files.logits(back, images), golden_files.logits(weights, images), rtol=0, atol=1e-5)
@@ -207,9 +226,9 @@ def test_other_fields_round_trip(form, fields, tmp_path):
   golden_files.assert_same_params(rest(back), rest(weights))
 
 
-def randomized(fields):
-  """`Weights` of these fields with random parameters."""
+def randomized(config):
+  """Return weights of a config with random parameters."""
   rng = np.random.default_rng(0)
   params = {path: 0.2 * rng.normal(size=shape).astype(np.float32) + path.endswith('scale')
-            for path, shape in weights_lib.shapes(fields).items()}
-  return weights_lib.Weights(fields, weights_lib.unflatten(params))
+            for path, shape in weights_lib.shapes(config).items()}
+  return weights_lib.Weights(config, weights_lib.unflatten(params))

@@ -1,3 +1,4 @@
+"""The command `predict`."""
 import csv
 import io
 import json
@@ -6,13 +7,16 @@ import os
 import numpy as np
 import pytest
 
-import vit_jax
 from tests import tiny
 from tests.conftest import encode
-from tests.test_inference import make_image, make_model
-from vit_jax.inference import predict as inference
+from tests.inference.test_predict import make_image, make_model
+import vit_jax
 from vit_jax import predict
+from vit_jax.base.errors import UserError
 from vit_jax.data.sources import folder
+from vit_jax.inference import predict as inference
+from vit_jax.inference.images import find_images
+from vit_jax.pretrained.run import recorded_loss
 
 NAMES = ('ant', 'bee', 'wild, bee', 'Käfer', 'wasp')
 
@@ -31,7 +35,7 @@ def load(model, monkeypatch):
 
 @pytest.fixture
 def photos(tmp_path):
-  """photos/{a.png, b.txt, deep/er/c.JPG, .hidden/d.png, loop → photos}."""
+  """Return photos/{a.png, b.txt, deep/er/c.JPG, .hidden/d.png, loop → photos}."""
   folder = tmp_path / 'photos'
   for seed, name in enumerate(('a.png', 'deep/er/c.JPG', '.hidden/d.png')):
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -42,18 +46,18 @@ def photos(tmp_path):
 
 
 def run(capsys, *arguments, **options):
-  """(what `run` returns, standard output, standard error)."""
+  """Return (what `run` returns, standard output, standard error)."""
   returned = predict.run('model', [str(argument) for argument in arguments], **options)
   return returned, *capsys.readouterr()
 
 
 def test_find_images(photos):
-  assert predict.find_images(str(photos)) == [f'{photos}/a.png', f'{photos}/deep/er/c.JPG']
-  assert predict.find_images(f'{photos}/b.txt') == [f'{photos}/b.txt']  # named by hand: tried
+  assert find_images(str(photos)) == [f'{photos}/a.png', f'{photos}/deep/er/c.JPG']
+  assert find_images(f'{photos}/b.txt') == [f'{photos}/b.txt']  # named explicitly: tried
   (photos / 'a.png').unlink()
-  with pytest.raises(ValueError, match='there are no images in the folder .*/.hidden/..?$'):
+  with pytest.raises(UserError, match='/.hidden/.: there are no images in this folder'):
     (photos / '.hidden' / 'd.png').unlink()
-    predict.find_images(f'{photos}/.hidden/.')
+    find_images(f'{photos}/.hidden/.')
 
 
 def test_json(load, model, photos, capsys):
@@ -62,7 +66,7 @@ def test_json(load, model, photos, capsys):
   images = [f'{photos}/a.png', f'{photos}/deep/er/c.JPG']
   expected = inference.predict(model, images)
   assert status == 0 and [line['image'] for line in lines] == images
-  for line, probabilities in zip(lines, expected):
+  for line, probabilities in zip(lines, expected, strict=True):
     best = np.argsort(-probabilities)[:2].tolist()
     assert line['predictions'] == [
         {'label': label, 'class': NAMES[label], 'probability': float(probabilities[label])} for label in best]
@@ -101,24 +105,24 @@ def test_classes_without_names_are_numbers(photos, monkeypatch, capsys):
 def test_unreadable_images_are_named_and_the_rest_predicted(load, photos, capsys):
   unreadable, out, err = run(capsys, f'{photos}/missing.png', photos, f'{photos}/b.txt', form='json', batch_size=2)
   assert unreadable == 2 and len(out.splitlines()) == 2
-  assert f'error: {photos}/missing.png: ' in err and f'error: {photos}/b.txt: Expected an encoded image' in err
+  assert f'error: {photos}/missing.png: ' in err and f'error: {photos}/b.txt: expected an encoded image' in err
   assert '2 of 4 images could not be read.' in err
 
 
 def test_bad_arguments_come_before_the_model(tmp_path):
   for arguments, options, message in (
-      ([], {}, 'name at least one image or folder'), (['x.png'], {'top': 0}, '--top .* at least 1, got 0'),
-      (['x.png'], {'batch_size': 0}, 'at least 1, got 5 and 0'), ([tmp_path], {}, 'no images in the folder')):
-    with pytest.raises(ValueError, match=message):
+      ([], {}, 'name at least one image or folder'), (['x.png'], {'top': 0}, '--top: must be at least 1, got 0'),
+      (['x.png'], {'batch_size': 0}, '--batch_size: must be at least 1, got 0'), ([tmp_path], {}, 'no images in this folder')):
+    with pytest.raises(UserError, match=message):
       predict.run('model', list(map(str, arguments)), **options)
 
 
-def test_loss_is_what_the_workdir_says(load, model, photos, capsys, tmp_path):
-  assert predict.recorded_loss('some/name') == 'softmax'
+def test_loss_is_that_of_the_run(load, model, photos, capsys, tmp_path):
+  assert recorded_loss('some/name') == 'softmax'
   (tmp_path / 'config.json').write_text('{"model_type": "vit"}')  # Hugging Face's
-  assert predict.recorded_loss(tmp_path) == 'softmax'
+  assert recorded_loss(tmp_path) == 'softmax'
   (tmp_path / 'config.json').write_text('{"objective": {"loss": "sigmoid"}}')
-  assert predict.recorded_loss(tmp_path) == 'sigmoid'
+  assert recorded_loss(tmp_path) == 'sigmoid'
   image = f'{photos}/a.png'
   for loss, expected in ((None, 'sigmoid'), ('softmax', 'softmax')):
     predict.run(str(tmp_path), [image], form='json', loss=loss)
@@ -128,7 +132,7 @@ def test_loss_is_what_the_workdir_says(load, model, photos, capsys, tmp_path):
 
 def test_command_line_errors(tmp_path):
   for arguments, status, message in (
-      (['--model=x'], 1, 'error: name at least one image'),
+      (['--model=x'], 1, 'error: arguments: name at least one image'),
       (['--model=x', 'a.png', '--json', '--csv'], 1, 'choose one of --json and --csv'),
       (['a.png'], 1, 'Flag --model must have a value')):
     process = tiny.command('predict', *arguments)
@@ -137,7 +141,7 @@ def test_command_line_errors(tmp_path):
 
 
 def test_a_run_on_own_images_predicts_what_it_evaluated(tmp_path):
-  """Train on a folder, evaluate, reload, predict: the same numbers; and the command does it in one line."""
+  """Train on a folder, evaluate, load, predict: the same numbers; and the command prints them."""
   for split, count in (('train', 40), ('val', 11)):
     for label, name in enumerate(NAMES[:3]):
       (tmp_path / split / name).mkdir(parents=True)
@@ -167,6 +171,6 @@ def test_a_run_on_own_images_predicts_what_it_evaluated(tmp_path):
   lines = [json.loads(line) for line in out.splitlines()]
   assert len(lines) == 33
   expected = inference.predict(model, [line['image'] for line in lines], loss='sigmoid')
-  for line, row in zip(lines, expected):
+  for line, row in zip(lines, expected, strict=True):
     got = {best['label']: best['probability'] for best in line['predictions']}
     np.testing.assert_allclose([got[label] for label in range(3)], row, atol=1e-6)

@@ -1,3 +1,4 @@
+"""Predictions for images of every kind."""
 import pathlib
 import subprocess
 import sys
@@ -8,11 +9,12 @@ import numpy as np
 from PIL import Image
 import pytest
 
-import vit_jax
 from tests.conftest import encode
-from vit_jax.models.config import ViTConfig
-from vit_jax.inference import predict as inference
+import vit_jax
+from vit_jax.base.errors import UserError
 from vit_jax.base.preprocessing import Preprocessing
+from vit_jax.inference import predict as inference
+from vit_jax.models.config import ViTConfig
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -20,7 +22,7 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 def make_model(channels=3, num_classes=5, transform='resize', mean=MEAN, std=STD):
   model = vit_jax.VisionTransformer(ViTConfig(image_size=(8, 12), patch_size=4, width=16, depth=2, heads=2, mlp_dim=32,
                                               channels=channels, num_classes=num_classes), rngs=nnx.Rngs(0))
-  if model.head is not None:  # zero at first, when every image would look alike
+  if model.head is not None:  # a new head is zero, and every image would get the same logits
     model.head.kernel[...] = 0.5 * jax.random.normal(jax.random.key(1), model.head.kernel.shape)
   model.preprocessing = Preprocessing(transform=transform, mean=mean, std=std)
   return model
@@ -85,14 +87,14 @@ def test_grey_models_see_grey():
     (np.zeros((8, 12, 2), np.uint8), r'got uint8 of shape \(8, 12, 2\)'),
     (3.5, "got <class 'float'>"), (b'text', 'got 4 bytes .* cannot be decoded')])
 def test_other_kinds_are_described(model, image, message):
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(UserError, match=message):
     vit_jax.preprocess(model, image)
 
 
 def test_a_model_must_say_how_its_images_are_prepared():
   bare = make_model()
   del bare.preprocessing
-  with pytest.raises(ValueError, match='set model.preprocessing = vit_jax.base.preprocessing.Preprocessing'):
+  with pytest.raises(UserError, match='set model.preprocessing = vit_jax.base.preprocessing.Preprocessing'):
     vit_jax.preprocess(bare, make_image())
 
 
@@ -104,7 +106,7 @@ def test_probabilities_are_the_models_in_any_batches(model, loss, reference):
     probabilities = inference.predict(model, iter(images), batch_size, loss)
     assert probabilities.shape == (7, 5) and probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)
-  assert np.ptp(expected, axis=0).max() > 0.01  # the images do not look alike
+  assert np.ptp(expected, axis=0).max() > 0.01  # the images get different probabilities
   assert inference.predict(model, []).shape == (0, 5)
 
 
@@ -113,7 +115,7 @@ def test_one_program_for_all_batches(model, monkeypatch):
   call = type(model).__call__
   monkeypatch.setattr(type(model), '__call__', lambda self, images: shapes.append(images.shape) or call(self, images))
   inference.predict(model, [make_image(seed=seed) for seed in range(7)], 3)
-  assert shapes == [(3, 8, 12, 3)]  # traced once, the last batch filled up
+  assert shapes == [(3, 8, 12, 3)]  # traced once, the last batch padded
 
 
 def test_unreadable_images_keep_their_place(model, tmp_path):
@@ -126,20 +128,20 @@ def test_unreadable_images_keep_their_place(model, tmp_path):
       'ndarray', 'DecodeError', 'FileNotFoundError', 'ndarray', 'DecodeError', 'DecodeError']
   expected = inference.predict(model, [images[0], images[3]])
   np.testing.assert_allclose([outcomes[0][1], outcomes[3][1]], expected, atol=1e-6)
-  with pytest.raises(ValueError, match=r'image 1 \(.*broken.png\): Expected an encoded image'):
+  with pytest.raises(UserError, match=r'image 1 \(.*broken.png\): expected an encoded image'):
     inference.predict(model, images)
 
 
 def test_bad_arguments(model):
-  with pytest.raises(ValueError, match="unknown loss 'hinge'; choose from .'sigmoid', 'softmax'"):
+  with pytest.raises(UserError, match="loss: unknown 'hinge'; choose from .'sigmoid', 'softmax'"):
     inference.predict(model, [make_image()], loss='hinge')
-  with pytest.raises(ValueError, match='batch_size to be at least 1, got 0'):
+  with pytest.raises(UserError, match='batch_size: must be at least 1, got 0'):
     inference.predict(model, [make_image()], batch_size=0)
-  with pytest.raises(ValueError, match='the model has no head'):
+  with pytest.raises(UserError, match='model: has no head'):
     inference.predict(make_model(num_classes=None), [make_image()])
 
 
 def test_images_do_not_need_the_data_sets():
-  """Seconds of start that a prediction can do without."""
+  """Importing the datasets would cost every prediction seconds."""
   code = "import sys, vit_jax; vit_jax.preprocess; sys.exit(bool({'tensorflow_datasets', 'grain'} & set(sys.modules)))"
   assert subprocess.run([sys.executable, '-c', code], cwd=pathlib.Path(__file__).parent.parent.parent).returncode == 0

@@ -10,8 +10,10 @@ import pytest
 
 from vit_jax.base.errors import UserError
 from vit_jax.models import attention, encoder, layers, positions
+from vit_jax.models.base import flatten
 from vit_jax.models.config import ViTConfig
 from vit_jax.models.vit import VisionTransformer
+from vit_jax.models.vit_tree import ViTTree
 
 GOLDEN = pathlib.Path(__file__).parent.parent / 'golden'
 TINY = dict(image_size=16, patch_size=4, width=24, depth=2, heads=3, mlp_dim=48, num_classes=7)
@@ -33,6 +35,16 @@ def params_of(model):
 def with_params(model, params):
   graphdef, _ = nnx.split(model)
   return nnx.merge(graphdef, params)
+
+
+def test_a_model_answers_questions_about_its_parameters_like_its_tree():
+  """No layer of the model hides an attribute of `ViTTree`."""
+  model = make(representation_size=6)
+  tree = ViTTree(model.config)
+  for path in flatten(params_of(model)):
+    assert model.layer_of(path) == tree.layer_of(path)
+  for name in ('stacked', 'stem', 'head_paths', 'hidden_head_paths', 'positions', 'num_layers'):
+    assert getattr(model, name) == getattr(tree, name)
 
 
 def randomized(model, seed=1):

@@ -1,23 +1,29 @@
-"""Weights fitted to other images, patches, channels and classes."""
+"""Weights adapted to other images, patches, channels and classes."""
 import dataclasses
 
 import numpy as np
 import pytest
 
 from tests import golden_files
-from vit_jax.pretrained import resize
-from vit_jax.pretrained.adapt import adapt
-from vit_jax.pretrained.formats import weights as weights_lib
+from vit_jax.base.errors import UserError
 from vit_jax.base.preprocessing import Preprocessing
+from vit_jax.pretrained import resize
+from vit_jax.pretrained.adapt import Adaptation
+from vit_jax.pretrained.adapt import adapt as adapt_weights
+from vit_jax.pretrained.formats import weights as weights_lib
 
 
-def made(**fields):
-  """Random weights of a tiny model at 14×14 patches."""
-  fields = weights_lib.complete(dict(
-      dict(image_size=28, patch_size=2, width=8, depth=1, heads=2, mlp_dim=8, num_classes=5), **fields))
+def adapt(weights, **changes):
+  return adapt_weights(weights, Adaptation(**changes))
+
+
+def random_weights(**fields):
+  """Return random weights of a tiny model with 14×14 patches."""
+  config = weights_lib.read_config(
+      dict(dict(image_size=28, patch_size=2, width=8, depth=1, heads=2, mlp_dim=8, num_classes=5), **fields))
   rng = np.random.default_rng(0)
-  params = {path: rng.normal(size=shape).astype(np.float32) for path, shape in weights_lib.shapes(fields).items()}
-  return weights_lib.Weights(fields, weights_lib.unflatten(params), class_names=tuple('abcde'))
+  params = {path: rng.normal(size=shape).astype(np.float32) for path, shape in weights_lib.shapes(config).items()}
+  return weights_lib.Weights(config, weights_lib.unflatten(params), class_names=tuple('abcde'))
 
 
 def images(*shape, seed=0):
@@ -27,12 +33,12 @@ def images(*shape, seed=0):
 @pytest.mark.parametrize('fields', [
     dict(), dict(pool='gap'), dict(token_position=False), dict(pool='gap', class_token=True, registers=2)])
 def test_14x14_to_16x12(fields):
-  before = made(**fields)
+  before = random_weights(**fields)
   after, lines = adapt(before, image_size=(32, 24))
-  assert after.fields['image_size'] == (32, 24)
+  assert after.config.image_size == (32, 24)
   np.testing.assert_array_equal(
       after.params['position']['grid'], resize.resize_grid(before.params['position']['grid'], (16, 12)))
-  assert ('token' in after.params['position']) == before.fields['class_token'] * before.fields['token_position']
+  assert ('token' in after.params['position']) == before.config.class_token * before.config.token_position
   if 'token' in after.params['position']:
     np.testing.assert_array_equal(after.params['position']['token'], before.params['position']['token'])
   assert golden_files.logits(after, images(1, 32, 24, 3)).shape == (1, 5)
@@ -41,19 +47,19 @@ def test_14x14_to_16x12(fields):
 
 
 def test_learned2d_and_sincos2d():
-  before = made(position='learned2d')
+  before = random_weights(position='learned2d')
   after, _ = adapt(before, image_size=(32, 24), method='bicubic')
   assert {name: leaf.shape for name, leaf in after.params['position'].items()} == dict(
       rows=(16, 4), columns=(12, 4), token=(8,))
   np.testing.assert_array_equal(after.params['position']['rows'], resize.resize_grid(
       before.params['position']['rows'][:, None], (16, 1), 'bicubic')[:, 0])
-  after, lines = adapt(made(position='sincos2d'), image_size=(32, 24))
+  after, lines = adapt(random_weights(position='sincos2d'), image_size=(32, 24))
   assert lines[0] == 'position embedding (sincos2d): grid 14×14 to 16×12, nothing to resize'
   assert golden_files.logits(after, images(1, 32, 24, 3)).shape == (1, 5)
 
 
-def test_patch_size_keeps_what_a_patch_means():
-  before = made()
+def test_patch_size_keeps_the_embedding_of_a_patch():
+  before = random_weights()
   after, lines = adapt(before, patch_size=4, image_size=56)
   enlarge = resize.bilinear_half_pixel(2, 4)
   small = images(1, 28, 28, 3)
@@ -64,38 +70,38 @@ def test_patch_size_keeps_what_a_patch_means():
 
 
 @pytest.mark.parametrize('channels', [1, 2, 4, 5, 6])
-def test_channels_keep_what_a_grey_image_means(channels):
-  before = made()
+def test_channels_keep_the_embedding_of_a_grey_image(channels):
+  before = random_weights()
   after, lines = adapt(before, channels=channels)
-  assert after.fields['channels'] == channels and lines[0].startswith('stem: 3 input channels')
+  assert after.config.channels == channels and lines[0].startswith('stem: 3 input channels')
   embed = lambda weights: weights.params['patch_embed']['kernel'].sum(axis=2)
   np.testing.assert_allclose(embed(after), embed(before), atol=1e-6)
   assert adapt(before, channels=3)[0].params['patch_embed'] is before.params['patch_embed']
 
 
 def test_one_channel_equals_replicated_rgb():
-  before, image = made(), images(2, 28, 28, 1)
+  before, image = random_weights(), images(2, 28, 28, 1)
   after, _ = adapt(before, channels=1)
   np.testing.assert_allclose(golden_files.logits(after, image), golden_files.logits(before, np.repeat(image, 3, -1)),
                              atol=1e-4)
 
 
 def test_one_channel_to_three():
-  before = made(channels=1)
+  before = random_weights(channels=1)
   after, _ = adapt(before, channels=3)
   image = images(2, 28, 28, 1)
   np.testing.assert_allclose(golden_files.logits(after, np.repeat(image, 3, -1)), golden_files.logits(before, image),
                              atol=1e-4)
 
 
-def test_normalisation_follows_the_channels():
-  weights = dataclasses.replace(made(), preprocessing=Preprocessing('resize', (0.1, 0.2, 0.3), 0.5))
+def test_normalization_follows_the_channels():
+  weights = dataclasses.replace(random_weights(), preprocessing=Preprocessing('resize', (0.1, 0.2, 0.3), 0.5))
   assert adapt(weights, channels=1)[0].preprocessing.mean == pytest.approx(0.2)
   assert adapt(weights, channels=4)[0].preprocessing.mean == (0.1, 0.2, 0.3, 0.1)
 
 
-def test_the_head_stays_unless_asked_or_another_count():
-  before = made(representation_size=6)
+def test_the_head_stays_unless_reset_or_of_another_size():
+  before = random_weights(representation_size=6)
   same, lines = adapt(before, num_classes=5)
   assert same.params is before.params and not lines and same.class_names == before.class_names
   for changes, count in ((dict(num_classes=3), 3), (dict(reset_head=True), 5)):
@@ -106,14 +112,14 @@ def test_the_head_stays_unless_asked_or_another_count():
 
 
 def test_dropping_pre_logits_resets_the_head():
-  after, lines = adapt(made(representation_size=6), drop_pre_logits=True)
+  after, lines = adapt(random_weights(representation_size=6), drop_pre_logits=True)
   assert lines == ['pre_logits: dropped (was 6 features)', 'head: reset to zeros for 5 classes (was 5)']
   assert 'pre_logits' not in after.params and after.params['head']['kernel'].shape == (8, 5)
-  assert not adapt(made(), drop_pre_logits=True)[1]
+  assert not adapt(random_weights(), drop_pre_logits=True)[1]
 
 
 def test_a_model_without_a_head_gets_one():
-  after, lines = adapt(made(num_classes=None), num_classes=2)
+  after, lines = adapt(random_weights(num_classes=None), num_classes=2)
   assert lines == ['head: reset to zeros for 2 classes'] and after.params['head']['kernel'].shape == (8, 2)
 
 
@@ -127,10 +133,10 @@ def test_a_model_without_a_head_gets_one():
     ('resize_small(32)|central_crop', 28, 'resize_small(32)|central_crop'),
 ])
 def test_the_evaluation_transform_follows_the_size(transform, size, expected):
-  weights = dataclasses.replace(made(), preprocessing=Preprocessing(transform))
+  weights = dataclasses.replace(random_weights(), preprocessing=Preprocessing(transform))
   assert adapt(weights, image_size=size)[0].preprocessing.transform == expected
 
 
 def test_sizes_that_do_not_divide():
-  with pytest.raises(ValueError, match='not divisible'):
-    adapt(made(), image_size=29)
+  with pytest.raises(UserError, match=r'image_size: \(29, 29\) is not divisible by the patch size \(2, 2\)'):
+    adapt(random_weights(), image_size=29)

@@ -1,4 +1,4 @@
-"""Files from strangers: whatever is in them, a ValueError that names the file, little memory and little time."""
+"""Untrusted files: whatever is in them, a UserError that names the file, little memory and little time."""
 import io
 import json
 import pickle
@@ -13,15 +13,16 @@ import pytest
 
 from tests import golden_files
 from tests.golden_files import MODELS, safetensors_of, write_safetensors
-from vit_jax.pretrained.files import reader as files
+from vit_jax.base.errors import UserError
 from vit_jax.pretrained import load
+from vit_jax.pretrained.files import reader as files
 
 NPZ = MODELS['vit_token']
 SAFETENSORS = MODELS['timm_token'] / 'model.safetensors'
 
 
 def read_all(path):
-  """Reads every array of a file."""
+  """Read every array of a file."""
   with files.open_file(path) as tensors:
     for name in tensors.shapes:
       tensors.read(name, tensors.shapes[name])
@@ -29,7 +30,7 @@ def read_all(path):
 
 
 def assert_refused(path, message=''):
-  with pytest.raises(ValueError, match=message) as error:
+  with pytest.raises(UserError, match=message) as error:
     read_all(path)
   assert str(path) in str(error.value)
 
@@ -38,7 +39,7 @@ def assert_refused(path, message=''):
 
 
 def sample(path):
-  """A whole file, and the places where damage is most telling: start, end, and some between."""
+  """Return a file's bytes, and where damage matters most: at the start, at the end, and in some places between."""
   content, rng = path.read_bytes(), random.Random(0)
   places = {*range(0, 200, 3), *range(len(content) - 200, len(content), 7), *rng.sample(range(len(content)), 60)}
   return content, sorted(places)
@@ -55,7 +56,7 @@ def test_truncated(path, tmp_path):
 
 @pytest.mark.parametrize('path', [NPZ, SAFETENSORS], ids=['npz', 'safetensors'])
 def test_flipped_bits(path, tmp_path):
-  """Refused, or the file still reads: a bit of a float or of a date changes no structure."""
+  """A flipped bit is refused, or changes a float or a date: then the file can still be read."""
   content, places = sample(path)
   damaged, rng, refused = tmp_path / path.name, random.Random(1), 0
   for place in [*places, *rng.choices(range(len(content)), k=200)]:
@@ -78,7 +79,7 @@ def test_random_bytes_and_other_files(path, tmp_path):
       damaged.write_bytes(start + rng.randbytes(size))
       assert_refused(damaged)
   damaged.write_text('<html>404 Not Found</html>')
-  assert_refused(damaged, 'neither an .npz nor a .safetensors file')
+  assert_refused(damaged, 'expected an .npz or .safetensors file, got first bytes')
 
 
 def test_loading_damaged_files_names_them_too(tmp_path):
@@ -97,7 +98,7 @@ def test_loading_damaged_files_names_them_too(tmp_path):
 
 
 class Bomb:
-  """Would create a file when unpickled."""
+  """An object that creates a file if it is unpickled."""
 
   def __init__(self, path):
     self.path = path
@@ -108,13 +109,13 @@ class Bomb:
 
 def test_no_pickle_is_ever_loaded(tmp_path):
   np.savez(tmp_path / 'object.npz', a=np.array([Bomb(tmp_path / 'exploded')], dtype=object))
-  assert_refused(tmp_path / 'object.npz', 'a pickle, which can run code and is never loaded')
+  assert_refused(tmp_path / 'object.npz', 'a pickle: it can run code and is never loaded')
   for name in ('pytorch_model.bin', 'model.pt', 'model.npz'):
     (tmp_path / name).write_bytes(pickle.dumps(Bomb(tmp_path / 'exploded')))
-    assert_refused(tmp_path / name, 'neither an .npz nor a .safetensors')
+    assert_refused(tmp_path / name, 'expected an .npz or .safetensors file, got first bytes')
   (tmp_path / 'folder').mkdir()
   (tmp_path / 'folder' / 'pytorch_model.bin').write_bytes(pickle.dumps(Bomb(tmp_path / 'exploded')))
-  with pytest.raises(ValueError, match='neither model.safetensors, nor an .npz file.*pytorch_model.bin'):
+  with pytest.raises(UserError, match='expected model.safetensors, an .npz file, .*pytorch_model.bin'):
     load.read(tmp_path / 'folder')
   assert not (tmp_path / 'exploded').exists()
 
@@ -123,7 +124,7 @@ def test_no_pickle_is_ever_loaded(tmp_path):
 
 
 def npy(shape, dtype='<f4', data=b'', order='False'):
-  """An `.npy` file with any header."""
+  """Return an `.npy` file with any header."""
   header = f"{{'descr': {dtype!r}, 'fortran_order': {order}, 'shape': {shape}, }}".encode()
   return b'\x93NUMPY\1\0' + struct.pack('<H', len(header) + 1) + header + b'\n' + data
 
@@ -137,14 +138,14 @@ def zipped(path, members, **options):
 
 @pytest.mark.filterwarnings('ignore:Duplicate name')
 @pytest.mark.parametrize('members, message', [
-    ([('a.npy', npy('(10000000000,)', data=b'1234'))], 'declares float32 of shape .* does not fit its'),
+    ([('a.npy', npy('(10000000000,)', data=b'1234'))], 'declares float32 of shape .* does not match its'),
     ([('a.npy', npy('(-1,)', data=b'1234'))], 'impossible shape'),
     ([('a.npy', npy('(1,) * 99', data=b'1234'))], 'damaged'),
     ([('a.npy', npy('(1,' + '1,' * 40 + ')', data=b'1234'))], 'impossible shape|damaged'),
     ([('a.npy', npy('(2,)', [('x', '<f4')], b'12345678'))], 'expected float32'),
     ([('a.npy', npy('(1,)', '|O', b'12345678'))], 'Python objects'),
-    ([('a.npy', npy('(1,)', '<i8', b'12345678'))], 'holds int64; expected float32'),
-    ([('a.npy', npy('(' * 5000 + ')' * 5000))], 'damaged or not a weights file'),
+    ([('a.npy', npy('(1,)', '<i8', b'12345678'))], 'a: expected float32.* got int64'),
+    ([('a.npy', npy('(' * 5000 + ')' * 5000))], 'damaged or not a weight file'),
     ([('a.npy', b'no array')], 'damaged'),
     ([('a.npy', npy('(1,'))], 'damaged'),
     ([('a.npy', b"\x93NUMPY\1\0\x10\0{'descr': ('<f4'\n")], 'damaged'),
@@ -184,20 +185,20 @@ def entry(dtype='F32', shape=(1,), offsets=(0, 4), **more):
 
 
 @pytest.mark.parametrize('header, message', [
-    (dict(a=entry(offsets=(0, 8))), 'does not fit its data_offsets'),
+    (dict(a=entry(offsets=(0, 8))), 'does not match its data_offsets'),
     (dict(a=entry(offsets=(4, 8)), b=entry(offsets=(0, 4))), 'its arrays take 8 bytes but the file has 4'),
     (dict(a=entry(), b=entry()), 'begins at byte 0 of the data; expected 4'),
     (dict(a=entry(offsets=(2, 6))), 'begins at byte 2 of the data; expected 0'),
     (dict(a=entry(shape=(-1,), offsets=(0, -4))), 'impossible shape'),
     (dict(a=entry(shape=(True,))), 'impossible shape'),
     (dict(a=entry(shape=(1.0,))), 'impossible shape'),
-    (dict(a=entry(shape=(2 ** 40, 2 ** 24))), 'does not fit its data_offsets'),
+    (dict(a=entry(shape=(2 ** 40, 2 ** 24))), 'does not match its data_offsets'),
     (dict(a=entry(shape=(1,) * 9)), 'impossible shape'),
-    (dict(a=entry(offsets=(4, 0))), 'does not fit'),
+    (dict(a=entry(offsets=(4, 0))), 'does not match'),
     (dict(a=entry(offsets=(0, 4, 8))), 'impossible data_offsets'),
     (dict(a=entry(dtype='F31')), "unknown dtype 'F31'"),
     (dict(a=entry(dtype=['F32'])), 'unknown dtype'),
-    (dict(a=entry(dtype='I32')), 'holds int32; expected float32'),
+    (dict(a=entry(dtype='I32')), 'a: expected float32.* got int32'),
     (dict(a=entry(more=1)), 'is not {dtype, shape, data_offsets}'),
     (dict(a=[1]), 'is not {dtype, shape, data_offsets}'),
     ({}, 'holds 0 arrays'),
@@ -233,13 +234,13 @@ def test_random_changes_to_a_safetensors_header(tmp_path):
     else:
       changed[name][rng.choice(sorted(changed[name]))] = rng.choice(values)
     path = write_safetensors(tmp_path / 'a.safetensors', changed, data)
-    with pytest.raises(ValueError, match='a.safetensors'):
+    with pytest.raises(UserError, match='a.safetensors'):
       read_all(path)
     refused += 1
   assert refused == 300
 
 
-# Memory: the worst of them in a process of its own that may not take much.
+# Memory: the worst of them, in a process with a limit.
 
 _LIMITED = """
 import resource, sys
@@ -283,11 +284,11 @@ def test_memory_and_time_stay_small(tmp_path):
   assert int(grown) < 256 << 10, f'{grown} KiB'
 
 
-# What a file holds, beyond its structure
+# The content of files, beyond their structure
 
 
 def changed_npz(tmp_path, **changes):
-  """`vit_token` with other arrays; None leaves one out."""
+  """Write `vit_token` with other arrays; None leaves one out."""
   arrays = dict(golden_files.arrays_of(NPZ), **changes)
   np.savez(tmp_path / 'a.npz', **{name: array for name, array in arrays.items() if array is not None})
   return tmp_path / 'a.npz'
@@ -302,7 +303,7 @@ def changed_npz(tmp_path, **changes):
 ])
 def test_strict_or_not(name, array, message, tmp_path):
   path = changed_npz(tmp_path, **{name: array})
-  with pytest.raises(ValueError, match=f'a.npz: 1 problems; strict=False loads it all the same:\n  {message}'):
+  with pytest.raises(UserError, match=f'a.npz: 1 problem; strict=False loads it anyway:\n  {message}'):
     load.read(path)
   weights = load.read(path, strict=False)
   assert len(weights.problems) == 1
@@ -310,23 +311,23 @@ def test_strict_or_not(name, array, message, tmp_path):
 
 
 @pytest.mark.parametrize('name, array, message', [
-    ('cls', np.zeros((1, 1, 25), np.float32), r'cls has shape \(1, 1, 25\); expected \(1, 1, 24\)'),
-    ('cls', np.zeros((1, 1, 24), np.int32), 'cls holds int32'),
-    ('cls', np.zeros((1, 1, 24), np.complex64), 'cls holds complex64'),
+    ('cls', np.zeros((1, 1, 25), np.float32), r'cls: expected shape \(1, 1, 24\), got \(1, 1, 25\)'),
+    ('cls', np.zeros((1, 1, 24), np.int32), 'cls: .* got int32'),
+    ('cls', np.zeros((1, 1, 24), np.complex64), 'cls: .* got complex64'),
     ('embedding/kernel', np.zeros((4, 4, 3), np.float32), 'expected 4 axes'),
-    ('embedding/kernel', np.zeros((0, 4, 3, 24), np.float32), 'expected 4 axes, none empty'),
-    ('head/kernel', np.zeros((24, 8), np.float32), r'head/bias has shape \(7,\); expected \(8,\)'),
-    ('Transformer/posembed_input/pos_embedding', np.zeros((1, 18, 24), np.float32), 'its 17 positions .* no square'),
-    ('Transformer/posembed_input/pos_embedding', None, 'there is no Transformer/posembed_input/pos_embedding'),
+    ('embedding/kernel', np.zeros((0, 4, 3, 24), np.float32), 'expected 4 axes, none empty; got shape'),
+    ('head/kernel', np.zeros((24, 8), np.float32), r'head/bias: expected shape \(8,\), got \(7,\)'),
+    ('Transformer/posembed_input/pos_embedding', np.zeros((1, 18, 24), np.float32), 'its 17 positions .* not those of a square image'),
+    ('Transformer/posembed_input/pos_embedding', None, 'there is no array Transformer/posembed_input/pos_embedding'),
     ('Transformer/encoderblock_7/LayerNorm_0/scale', np.zeros(24, np.float32), r'found the numbers \[0, 1, 7\]'),
-    ('Transformer/encoderblock_0/LayerNorm_2/scale', np.zeros(24, np.float32), 'two arrays stand for the same one'),
+    ('Transformer/encoderblock_0/LayerNorm_2/scale', np.zeros(24, np.float32), 'two arrays have names that mean the same parameter'),
 ])
 def test_wrong_shapes_and_types(name, array, message, tmp_path):
-  with pytest.raises(ValueError, match=f'a.npz: .*{message}'):
+  with pytest.raises(UserError, match=f'a.npz: .*{message}'):
     load.read(changed_npz(tmp_path, **{name: array}), strict=False)
 
 
 def test_foreign_weights(tmp_path):
   np.savez(tmp_path / 'a.npz', weight=np.zeros(3, np.float32))
-  with pytest.raises(ValueError, match='no weights of a Vision Transformer that .* its arrays are weight'):
+  with pytest.raises(UserError, match='not weights of a Vision Transformer in a known format .* its arrays are weight'):
     load.read(tmp_path / 'a.npz')

@@ -1,4 +1,4 @@
-"""Every format against its own code's outputs, and what its names and configs mean."""
+"""Every format against its own code's outputs, and the meaning of its names and configs."""
 import json
 import shutil
 
@@ -9,8 +9,9 @@ from safetensors.numpy import load_file, save_file
 
 from tests import golden_files
 from tests.golden_files import GOLDEN, MODELS
-from vit_jax.pretrained import load
+from vit_jax.base.errors import UserError
 from vit_jax.base.preprocessing import Preprocessing
+from vit_jax.pretrained import load
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -22,7 +23,7 @@ def test_golden_outputs(name):
 
 
 def test_numerics_are_stored_by_source():
-  numerics = lambda name: tuple(golden_files.read(name).fields[field] for field in ('gelu', 'norm_epsilon'))
+  numerics = lambda name: tuple(getattr(golden_files.read(name).config, field) for field in ('gelu', 'norm_epsilon'))
   assert numerics('vit_token') == numerics('bv_map') == ('tanh', 1e-6)
   assert numerics('timm_token') == ('exact', 1e-6)
   assert numerics('hf_vit') == ('exact', 1e-12)
@@ -42,19 +43,19 @@ def test_numerics_are_stored_by_source():
     ('timm_layerscale_qknorm', dict(layer_scale=0.01, qk_norm=True)),
 ])
 def test_fields(name, fields):
-  found = golden_files.read(name).fields
-  assert {field: found[field] for field in fields} == fields
+  config = golden_files.read(name).config
+  assert {field: getattr(config, field) for field in fields} == fields
 
 
 # npz
 
 
 def test_hybrid_and_mixer_are_recognised(tmp_path):
-  with pytest.raises(ValueError, match='mixer.npz: this is a MLP-Mixer model, which vit_jax does not have yet'):
+  with pytest.raises(UserError, match='mixer.npz: expected a plain Vision Transformer, got a MLP-Mixer model'):
     load.read(GOLDEN / 'mixer.npz')
   arrays = golden_files.arrays_of(MODELS['vit_token'])
   np.savez(tmp_path / 'hybrid.npz', **arrays, **{'conv_root/kernel': np.zeros((7, 7, 3, 8), np.float32)})
-  with pytest.raises(ValueError, match=r'this is a hybrid \(ResNet and transformer\) model'):
+  with pytest.raises(UserError, match=r'got a hybrid \(ResNet and transformer\) model'):
     load.read(tmp_path / 'hybrid.npz')
 
 
@@ -75,7 +76,7 @@ def rewritten(tmp_path, name, rename):
 ])
 def test_older_big_vision_names(tmp_path, rename):
   weights = rewritten(tmp_path, 'bv_map', rename)
-  assert weights.source == 'big_vision' and weights.fields['pool'] == 'map'
+  assert weights.source == 'big_vision' and weights.config.pool == 'map'
   golden_files.assert_same_params(weights.params, golden_files.read('bv_map').params)
 
 
@@ -91,13 +92,13 @@ def test_class_token_position_folded_or_not_gives_the_same(tmp_path):
   unfold = {'params/cls': lambda array: array - own,
             'params/pos_embedding': lambda array: np.concatenate([own, array], 1)}
   weights = rewritten(tmp_path, 'bv_tok_learn', lambda name, array: (name, unfold.get(name, lambda x: x)(array)))
-  assert weights.fields['token_position']
+  assert weights.config.token_position
   np.testing.assert_allclose(golden_files.logits(weights, images), output, rtol=0, atol=1e-5)
 
 
 def test_bfloat16_and_float16_are_read_exactly(tmp_path):
   for dtype in (ml_dtypes.bfloat16, np.float16, np.float64):
-    weights = rewritten(tmp_path, 'vit_token', lambda name, array: (name, array.astype(dtype)))
+    weights = rewritten(tmp_path, 'vit_token', lambda name, array, dtype=dtype: (name, array.astype(dtype)))
     expected = golden_files.read('vit_token').params['head']['kernel'].astype(dtype).astype(np.float32)
     np.testing.assert_array_equal(weights.params['head']['kernel'], expected, strict=True)
 
@@ -121,9 +122,9 @@ def test_huggingface_names_and_preprocessing(tmp_path):
   weights = load.read(variant(
       tmp_path, 'hf_vit', dict(id2label={str(i): name for i, name in enumerate('abcdefg')}, hidden_act='gelu_new'),
       dict(image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.5, 0.5], resample=3, size=dict(height=16, width=16))))
-  assert weights.class_names == tuple('abcdefg') and weights.fields['gelu'] == 'tanh'
+  assert weights.class_names == tuple('abcdefg') and weights.config.gelu == 'tanh'
   assert weights.preprocessing == Preprocessing("resize(interpolation='bicubic')", (0.1, 0.2, 0.3), 0.5)
-  assert golden_files.read('hf_vit').class_names is None  # LABEL_0, … say nothing
+  assert golden_files.read('hf_vit').class_names is None  # LABEL_0, … are no names
   weights = load.read(variant(tmp_path, 'hf_vit', {}, dict(size=dict(shortest_edge=18), do_normalize=False)))
   assert weights.preprocessing == Preprocessing('resize_small(18)|central_crop', 0.0, 1.0)
 
@@ -133,7 +134,7 @@ def test_huggingface_model_without_classifier(tmp_path):
   arrays = {key.removeprefix('vit.'): value for key, value in tensors.items() if not key.startswith('classifier.')}
   pooler = {'pooler.dense.weight': np.eye(24, dtype=np.float32), 'pooler.dense.bias': np.zeros(24, np.float32)}
   weights = load.read(variant(tmp_path, 'hf_vit', arrays={**arrays, **pooler}, drop=tensors))
-  assert weights.fields['num_classes'] is None and weights.fields['representation_size'] == 24
+  assert weights.config.num_classes is None and weights.config.representation_size == 24
   features = load.read(variant(tmp_path, 'hf_vit', arrays=arrays, drop=tensors))
   images = golden_files.vectors('hf_vit')[0]
   expected = np.tanh(golden_files.logits(features, images))
@@ -141,22 +142,22 @@ def test_huggingface_model_without_classifier(tmp_path):
 
 
 @pytest.mark.parametrize('config, message', [
-    (dict(model_type='deit'), "of a 'deit' model"),
-    (dict(hidden_act='relu'), "unknown hidden_act 'relu'"),
-    (dict(hidden_size=25), 'hidden_size=25, its arrays 24'),
+    (dict(model_type='deit'), "model_type: expected 'vit' in its config.json, got 'deit'"),
+    (dict(hidden_act='relu'), "hidden_act: unknown 'relu'"),
+    (dict(hidden_size=25), 'hidden_size: its config.json says 25, its arrays 24'),
     (dict(num_hidden_layers=10 ** 12), 'num_hidden_layers'),
-    (dict(num_attention_heads=5), 'not divisible by 5 heads'),
+    (dict(num_attention_heads=5), 'model.heads: must divide the width 24, got 5'),
     (dict(num_attention_heads=0), 'model.safetensors: .*heads'),
-    (dict(num_attention_heads='3'), 'model.safetensors: '),
+    (dict(num_attention_heads='3'), "model.safetensors: .*model.heads: expected int, got '3'"),
     (dict(num_attention_heads=-3), 'model.safetensors: .*heads'),
-    (dict(image_size=10 ** 9), r'position_embeddings has shape \(1, 17, 24\)'),
-    (dict(image_size=None), 'wrong type or size'),
-    (dict(image_size='16'), 'model.safetensors: '),
-    (dict(layer_norm_eps=-1), 'layer_norm_eps=-1'),
+    (dict(image_size=10 ** 9), r'position_embeddings: expected shape .*, got \(1, 17, 24\)'),
+    (dict(image_size=None), 'image_size: .* got None'),
+    (dict(image_size='16'), "model.safetensors: .*image_size: .* got '16'"),
+    (dict(layer_norm_eps=-1), 'layer_norm_eps: .* got -1'),
     (dict(id2label=[1, 2]), 'wrong type or size'),
 ])
 def test_huggingface_configs_that_do_not_fit(tmp_path, config, message):
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(UserError, match=message):
     load.read(variant(tmp_path, 'hf_vit', config))
 
 
@@ -175,9 +176,9 @@ def test_timm_hub_config(tmp_path):
       "resize_small(17, interpolation='bicubic')|central_crop", 0.5, (0.1, 0.2, 0.3))
   squash = hub_config(pretrained_cfg=dict(crop_mode='squash', interpolation='bilinear'))
   assert load.read(variant(tmp_path, 'timm_token', squash)).preprocessing.transform == 'resize'
-  assert load.read(variant(tmp_path, 'timm_gap', hub_config(global_pool='avg'))).fields['pool'] == 'gap'
+  assert load.read(variant(tmp_path, 'timm_gap', hub_config(global_pool='avg'))).config.pool == 'gap'
   siglip = hub_config(architecture='vit_so400m_patch16_siglip_256')
-  assert load.read(variant(tmp_path, 'timm_reg_map', dict(siglip, global_pool='map'))).fields['gelu'] == 'tanh'
+  assert load.read(variant(tmp_path, 'timm_reg_map', dict(siglip, global_pool='map'))).config.gelu == 'tanh'
 
 
 def test_timm_positions_of_registers_are_added_to_them(tmp_path):
@@ -189,27 +190,27 @@ def test_timm_positions_of_registers_are_added_to_them(tmp_path):
       pos_embed=np.concatenate([rows[None], arrays['pos_embed']], axis=1)))
   images, output = golden_files.vectors('timm_reg4')
   folded = load.read(path)
-  assert folded.fields['token_position'] and not weights.fields['token_position']
+  assert folded.config.token_position and not weights.config.token_position
   np.testing.assert_allclose(golden_files.logits(folded, images), output, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize('name, config, message', [
-    ('timm_token', dict(pre_norm=True), 'nothing like pre_norm=True'),
+    ('timm_token', dict(pre_norm=True), 'pre_norm: its config.json says True'),
     ('timm_token', dict(global_pool='avgmax'), "unknown: KeyError\\('avgmax'\\)"),
     ('timm_token', dict(act_layer='silu'), 'silu'),
-    ('timm_token', dict(hub_config(), architecture='vit_base_patch16_rpn_224'), 'no architecture like'),
-    ('timm_gap', dict(pool_include_prefix=True), r'its pooling \(gap\) reads class token'),
-    ('timm_token', hub_config(pretrained_cfg=dict(crop_pct=0)), 'crop_pct=0'),
+    ('timm_token', dict(hub_config(), architecture='vit_base_patch16_rpn_224'), 'architecture: expected a plain Vision Transformer, got vit_base_patch16_rpn_224'),
+    ('timm_gap', dict(pool_include_prefix=True), r'its pooling \(gap\) includes class token'),
+    ('timm_token', hub_config(pretrained_cfg=dict(crop_pct=0)), 'crop_pct: .* got 0'),
     ('timm_token', hub_config(pretrained_cfg=dict(std=[1, 0, 1])), 'std above 0'),
     ('timm_token', dict(img_size=[1, 2, 3]), 'model.safetensors: '),
 ])
 def test_timm_configs_that_do_not_fit(tmp_path, name, config, message):
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(UserError, match=message):
     load.read(variant(tmp_path, name, config))
 
 
 def test_a_stated_image_size_wins_over_a_square(tmp_path):
-  size_of = lambda stated: load.read(variant(tmp_path, 'timm_token', dict(img_size=stated))).fields['image_size']
+  size_of = lambda stated: load.read(variant(tmp_path, 'timm_token', dict(img_size=stated))).config.image_size
   assert size_of(16) == (16, 16) and size_of([8, 32]) == (8, 32)
 
 
@@ -221,14 +222,14 @@ def test_timm_registers_that_leave_another_square(tmp_path, class_token, registe
   arrays = dict(reg_token=rng.normal(size=(1, registers - class_token, 24)).astype(np.float32))
   path = variant(tmp_path, 'timm_reg4', arrays=arrays, drop=() if class_token else ('cls_token',),
                  config=dict(global_pool='avg', fc_norm=False))
-  fields = load.read(path).fields
-  assert fields['image_size'] == (16, 16) and not (class_token and fields['token_position'])
+  config = load.read(path).config
+  assert config.image_size == (16, 16) and not (class_token and config.token_position)
 
 
 def test_timm_file_alone(tmp_path):
   shutil.copy(MODELS['timm_layerscale_qknorm'] / 'model.safetensors', tmp_path / 'a.safetensors')
-  weights = load.read(tmp_path / 'a.safetensors')  # the norms of q and k tell the heads
-  assert weights.fields['heads'] == 3 and 'no config.json' in weights.notes[0]
+  weights = load.read(tmp_path / 'a.safetensors')  # the norms of q and k determine the heads
+  assert weights.config.heads == 3 and 'no config.json' in weights.notes[0]
   shutil.copy(MODELS['timm_token'] / 'model.safetensors', tmp_path / 'b.safetensors')
-  with pytest.raises(ValueError, match='cannot tell the number of heads of width 24: put a config.json'):
+  with pytest.raises(UserError, match='cannot infer the number of heads of width 24; put a config.json'):
     load.read(tmp_path / 'b.safetensors')

@@ -1,8 +1,9 @@
-"""Names of public weights, against a server of our own on this machine."""
+"""Names of public weights, against a local HTTP server."""
 import hashlib
 import http.server
 import json
 import pathlib
+import re
 import shutil
 import threading
 
@@ -11,14 +12,14 @@ import pytest
 
 from tests import golden_files
 from tests.golden_files import MODELS
-from vit_jax.pretrained import hub
-from vit_jax.pretrained import load
+from vit_jax.base.errors import FileError, UserError
+from vit_jax.pretrained import hub, load
 
 
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
-  """A folder served over HTTP: (folder, address, paths that were asked for). 'secret' in a path answers 403."""
-  folder, asked = tmp_path_factory.mktemp('site'), []
+  """Yield (folder served over HTTP, address, requested paths); a path with 'secret' answers 403, with 'short' too little."""
+  folder, requested = tmp_path_factory.mktemp('site'), []
 
   class Handler(http.server.SimpleHTTPRequestHandler):
 
@@ -26,7 +27,7 @@ def site(tmp_path_factory):
       super().__init__(*args, directory=folder)
 
     def do_GET(self):
-      asked.append(self.path)
+      requested.append(self.path)
       if 'secret' in self.path:
         self.send_error(403)
       elif 'short' in self.path:
@@ -42,16 +43,16 @@ def site(tmp_path_factory):
 
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
   threading.Thread(target=server.serve_forever, daemon=True).start()
-  yield folder, f'http://127.0.0.1:{server.server_port}', asked
+  yield folder, f'http://127.0.0.1:{server.server_port}', requested
   server.shutdown()
   server.server_close()
 
 
 @pytest.fixture(autouse=True)
 def cache(site, tmp_path, monkeypatch):
-  """An empty cache, and the server in place of the public ones."""
-  _, address, asked = site
-  asked.clear()
+  """Set up an empty cache, and the server in place of the public ones; return the cache."""
+  _, address, requested = site
+  requested.clear()
   monkeypatch.setattr(hub, 'BASES', {name: f'{address}/{name}' for name in hub.BASES})
   monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path / 'cache'))
   return tmp_path / 'cache'
@@ -68,7 +69,7 @@ def test_official_names(site, cache):
   put(site, 'google/imagenet21k+imagenet2012/ViT-T_4.npz', MODELS['vit_gap'])
   put(site, 'big_vision/vit_t4.npz', MODELS['bv_gap_scan'])
   golden_files.assert_same_params(load.read('google/ViT-T_4').params, golden_files.read('vit_token').params)
-  assert load.read('google/imagenet21k+imagenet2012/ViT-T_4.npz').fields['pool'] == 'gap'
+  assert load.read('google/imagenet21k+imagenet2012/ViT-T_4.npz').config.pool == 'gap'
   assert load.read('big_vision/vit_t4').source == 'big_vision'
   assert (cache / 'google' / 'imagenet21k' / 'ViT-T_4.npz').exists()
 
@@ -107,24 +108,24 @@ def test_the_cache_is_used_and_checked(site, cache):
     ('google/augreg/S_16-i21k', 'timm:vit_small_patch16_224.augreg_in21k'),
     ('hf:nobody/nothing', '404 File not found. The name may be wrong, private, or without a model.safetensors'),
     ('timm:secret.tag', '403 Forbidden. The name may be wrong'),
-    ('big_vision/nothing', 'Download the file where you have access and give its path'),
+    ('big_vision/nothing', 'Download the file on a machine with access and give its path'),
     ('google/short', 'the connection ended after 9 of 1,000 bytes; try again'),
 ])
-def test_answers_that_are_no_weights(name, message, cache):
-  with pytest.raises(OSError, match=message):
+def test_failed_downloads(name, message, cache):
+  with pytest.raises(FileError, match=message):
     load.load(name)
   assert not [file for file in cache.rglob('*') if file.is_file()]
 
 
 def test_no_network(monkeypatch):
   monkeypatch.setattr(hub, 'BASES', dict.fromkeys(hub.BASES, 'http://127.0.0.1:1'))
-  with pytest.raises(OSError, match='cannot reach .*Connection refused. Without a network give the path of a file'):
+  with pytest.raises(OSError, match='http://127.0.0.1:1/.*: cannot reach it: .*Connection refused.*Without a network give the path of a file'):
     hub.fetch('google/ViT-B_16')
 
 
 @pytest.mark.parametrize('name', ['google/../../etc/passwd', 'hf:alone', 'timm:', 'hf:a/b/c', 'google/'])
-def test_names_of_no_known_form(name):
-  with pytest.raises(ValueError, match=f"unknown weights '{name}'; expected 'google/ViT-B_16'"):
+def test_names_of_an_unknown_form(name):
+  with pytest.raises(UserError, match=f"{re.escape(name)}: not a name of public weights; expected 'google/ViT-B_16'"):
     hub.fetch(name)
 
 
@@ -132,11 +133,11 @@ def test_a_local_path_wins_over_a_name(site, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   pathlib.Path('google').mkdir()
   shutil.copy(MODELS['vit_token'], 'google/ViT-B_16')
-  assert load.read('google/ViT-B_16').fields['width'] == 24 and not site[2]
+  assert load.read('google/ViT-B_16').config.width == 24 and not site[2]
 
 
 def test_a_remote_path_that_nothing_can_open():
-  with pytest.raises(OSError, match=r'cannot read nowhere://bucket/a.npz: .*is gcsfs installed'):
+  with pytest.raises(OSError, match=r'nowhere://bucket/a.npz: cannot read it: .* gcsfs is installed'):
     load.read('nowhere://bucket/a.npz')
 
 
@@ -146,7 +147,7 @@ def test_remote_paths_are_copied_once(tmp_path, monkeypatch):
   class Remote(type(epath.Path('.'))):
 
     def open(self, *args, **options):
-      opened.append(self)
+      opened.extend([self] if self.is_relative_to(bucket) else [])
       return super().open(*args, **options)
 
   bucket = tmp_path / 'bucket'
@@ -154,7 +155,7 @@ def test_remote_paths_are_copied_once(tmp_path, monkeypatch):
   shutil.copy(MODELS['vit_token'], bucket / 'a.npz')
   monkeypatch.setattr(hub.epath, 'Path', lambda path: Remote(str(path).replace('gs://', f'{tmp_path}/')))
   for _ in range(2):
-    assert load.read('gs://bucket/a.npz').fields['width'] == 24
+    assert load.read('gs://bucket/a.npz').config.width == 24
   assert len(opened) == 1
-  with pytest.raises(OSError, match='cannot read gs://bucket/b.npz.* is gcsfs installed'):
+  with pytest.raises(OSError, match='gs://bucket/b.npz: cannot read it: .* gcsfs is installed'):
     load.read('gs://bucket/b.npz')

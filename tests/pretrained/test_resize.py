@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from experiments import position_resize
 from tests import golden_files
+from vit_jax.analysis import position_similarity
+from vit_jax.base.errors import UserError
 from vit_jax.pretrained import resize
 
 ZOOM = golden_files.arrays_of(golden_files.GOLDEN / 'posemb_zoom.npz')
@@ -46,17 +47,17 @@ def test_grids_keep_constants_and_identity(method):
 
 
 def test_bad_grids():
-  with pytest.raises(ValueError, match=r"unknown method 'nearest'; choose from \['bicubic', 'bilinear'\]"):
+  with pytest.raises(UserError, match=r"method: unknown 'nearest'; choose from \['bicubic', 'bilinear'\]"):
     resize.resize_grid(np.zeros((2, 2, 3)), (4, 4), 'nearest')
-  with pytest.raises(ValueError, match='a positive size'):
+  with pytest.raises(UserError, match='a positive size'):
     resize.resize_grid(np.zeros((2, 2, 3)), (0, 4))
-  with pytest.raises(ValueError, match='a positive patch size'):
+  with pytest.raises(UserError, match='a positive patch size'):
     resize.resize_patch_kernel(np.zeros((2, 2, 3, 4)), (2, 0))
 
 
 @pytest.mark.parametrize('new', [(6, 6), (4, 9), (8, 5)])
 def test_an_enlarged_patch_keeps_its_embedding(new):
-  """What FlexiViT's PI-resize is made for: <x, k> = <Bx, k'> for every patch x, where B enlarges it."""
+  """The purpose of FlexiViT's PI-resize: <x, k> = <Bx, k'> for every patch x, where B enlarges it."""
   rng = np.random.default_rng(0)
   patch, kernel = rng.normal(size=(4, 4, 3)), rng.normal(size=(4, 4, 3, 8))
   # Pillow's and TensorFlow's bilinear enlargement, written out.
@@ -80,13 +81,14 @@ def test_the_same_patch_size_changes_nothing():
 
 
 def test_picture(tmp_path):
-  position_resize.draw(position_resize.grid_of(golden_files.MODELS['vit_token']), (6, 8), tmp_path / 'a.png')
+  grid = position_similarity.read_grid(golden_files.MODELS['vit_token'])
+  position_similarity.draw_resizes(grid, (6, 8), tmp_path / 'a.png')
   assert (tmp_path / 'a.png').stat().st_size > 1000
-  tiles = position_resize.similarities(position_resize.grid_of())
+  tiles = position_similarity.similarities(position_similarity.read_grid())
   np.testing.assert_allclose([tiles[0, 0, 0, 0], tiles[-1, -1, -1, -1], tiles.max()], 1.0, atol=1e-6)
 
 
 def half_pixel(old, new):
-  """(new, old) matrix by np.interp: samples at pixel centres, edges repeated."""
+  """Return the (new, old) matrix by np.interp: samples at pixel centres, edges repeated."""
   at = (np.arange(new) + 0.5) * old / new - 0.5
   return np.stack([np.interp(at, np.arange(old), row) for row in np.eye(old)], axis=1)

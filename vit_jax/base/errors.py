@@ -15,3 +15,7 @@ class FileError(UserError, OSError):
 
 class MissingFileError(FileError, FileNotFoundError):
   """A path where nothing is."""
+
+
+class ExistingFileError(FileError, FileExistsError):
+  """A path where something is already that must not be overwritten."""

@@ -1,8 +1,9 @@
 """Paths that users give, and files that are written whole or not at all."""
-import contextlib
 from collections.abc import Iterator
+import contextlib
 import os
 import pathlib
+import shutil
 
 from etils import epath
 
@@ -53,6 +54,32 @@ def replacing(path: PathLike, what: str = 'the file') -> Iterator[epath.Path]:
     with contextlib.suppress(OSError):
       aside.unlink(missing_ok=True)
     raise
+
+
+@contextlib.contextmanager
+def new_folder(path: PathLike, what: str = 'the folder') -> Iterator[pathlib.Path]:
+  """Yield a temporary folder beside `path`, a local folder still to be made; rename it to `path` if the block succeeds.
+
+  Args:
+    path: must not exist. Missing parents are made.
+    what: what the folder is, for the error.
+
+  Raises:
+    FileError: the folder cannot be written.
+  """
+  target = local(path)
+  aside = target.with_name(f'.{os.getpid()}.{target.name}')
+  try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside.mkdir()
+    yield aside
+    aside.rename(target)
+  except FileError:
+    raise
+  except OSError as error:
+    raise FileError(f'{path}: cannot write {what}: {error}; choose another place or make room') from error
+  finally:
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def write(path: PathLike, content: str | bytes, what: str = 'the file') -> None:

@@ -1,1 +1,1 @@
-"""From images as people have them to predictions."""
+"""Predictions for images as people have them: paths, bytes, pictures."""

@@ -1,7 +1,9 @@
 """From images as people have them to a model's input, and to probabilities."""
 import collections
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 import os
+from typing import Any, TypeVar
 
 from etils import epath
 from flax import nnx
@@ -10,66 +12,77 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.base.choices import choose
+from vit_jax.base.errors import UserError
+from vit_jax.base.preprocessing import Normalization, Preprocessing
 from vit_jax.data.images import decode
 from vit_jax.data.transforms import spec
-from vit_jax.base.preprocessing import Normalization
 
-_THREADS = 4  # that read and decode; the model computes meanwhile
+# A path, local or remote; the bytes of an image file; a Pillow image; uint8 (H, W) or (H, W, 1, 3 or 4).
+ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+# An image and its probabilities (classes,) float32, or why it could not be read.
+Outcome = tuple[ImageLike, np.ndarray | Exception]
+
+T = TypeVar('T')
+R = TypeVar('R')
+
+_THREADS = 4  # read and decode while the model computes
 
 
-def preprocess(model, image):
-  """An image as the model was trained to see it: `logits = model(preprocess(model, 'cat.jpg'))`.
+def preprocess(model: Any, image: ImageLike) -> jax.Array:
+  """Return an image as the model's input: `logits = model(preprocess(model, 'cat.jpg'))`.
 
   Args:
-    model: from `vit_jax.load`, or any with `preprocessing` (see `preprocessing.Preprocessing`).
-    image: a path, local or gs://, the bytes of a file, a Pillow image, or a uint8 array (H, W) or (H, W, 1, 3 or 4).
+    model: from `vit_jax.load`, or any model with an attribute `preprocessing` (see `base.preprocessing.Preprocessing`).
+    image: a path, local or remote, the bytes of a file, a Pillow image, or a uint8 array (H, W) or (H, W, 1, 3 or 4).
 
   Returns:
-    (1, rows, columns, channels) float32.
+    (1, rows, columns, channels) float32, normalized.
 
   Raises:
-    ValueError: no such kind of image, bytes that cannot be decoded, or a model without preprocessing.
+    UserError: not an image of such a kind, bytes that cannot be decoded, or a model without preprocessing.
     OSError: a file that cannot be read.
   """
   return jax.jit(_normalization(model))(make_reader(model)(image)[None])
 
 
-def predict(model, images, batch_size=32, loss='softmax'):
-  """Probabilities of each class.
+def predict(model: Any, images: Iterable[ImageLike], batch_size: int = 32, loss: str | None = None) -> np.ndarray:
+  """Return the probability of each class for each image.
 
   Args:
     model: as for `preprocess`.
-    images: an iterable of what `preprocess` takes.
-    batch_size: images the model sees at once.
-    loss: what the model was trained with: 'softmax', one class an image, or 'sigmoid', each class for itself.
+    images: what `preprocess` takes.
+    batch_size: images that the model sees at once.
+    loss: what the model was trained with: 'softmax' (one class per image) or 'sigmoid' (each class independently); None:
+      what the model says of itself, and 'softmax' if it says nothing.
 
   Returns:
     (number of images, classes) float32.
 
   Raises:
-    ValueError, OSError: as for `preprocess`, naming the image.
+    UserError: an image that cannot be read, named by the message; a model without preprocessing or without a head.
   """
   rows = []
   for index, (image, outcome) in enumerate(stream(model, list(images), batch_size, loss)):
     if isinstance(outcome, Exception):
       name = f' ({os.fspath(image)})' if isinstance(image, (str, os.PathLike)) else ''
-      raise ValueError(f'image {index}{name}: {outcome}') from outcome
+      raise UserError(f'image {index}{name}: {outcome}') from outcome
     rows.append(outcome)
   return np.stack(rows) if rows else np.zeros((0, model.num_classes), np.float32)
 
 
-def stream(model, images, batch_size=32, loss='softmax'):
-  """Yields (image, probabilities (classes,) float32) in order, or (image, error) where one cannot be read.
+def stream(model: Any, images: Sequence[ImageLike], batch_size: int = 32,
+           loss: str | None = None) -> Iterator[Outcome]:
+  """Yield (image, probabilities (classes,) float32) in order, or (image, error) if it cannot be read.
 
   Args:
-    model, images, batch_size, loss: as for `predict`, but images is a sequence.
+    model, images, batch_size, loss: as for `predict`.
   """
   if batch_size < 1:
-    raise ValueError(f'expected batch_size to be at least 1, got {batch_size}')
+    raise UserError(f'batch_size: must be at least 1, got {batch_size}')
   size = max(1, min(batch_size, len(images)))  # one image should not cost a batch of 32
-  read, classify = make_reader(model), _Classifier(model, size, loss)
+  read, classify = make_reader(model), _Classifier(model, size, loss or getattr(model, 'loss', 'softmax'))
 
-  def read_or_error(image):
+  def read_or_error(image: ImageLike) -> np.ndarray | Exception:
     try:
       return read(image)
     except (OSError, ValueError) as error:
@@ -80,34 +93,35 @@ def stream(model, images, batch_size=32, loss='softmax'):
       good = [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
       probabilities = iter(classify(np.stack(good)) if good else [])
       yield from ((image, outcome if isinstance(outcome, Exception) else next(probabilities))
-                  for image, outcome in zip(chunk, outcomes))
+                  for image, outcome in zip(chunk, outcomes, strict=True))
 
 
-def make_reader(model):
-  """Returns a function from an image, as `preprocess` takes it, to (rows, columns, channels) uint8, not normalised."""
+def make_reader(model: Any) -> Callable[[ImageLike], np.ndarray]:
+  """Return a function from an image, as `preprocess` takes it, to (rows, columns, channels) uint8, not normalized."""
   transform = spec.parse(_preprocessing(model).transform, model.image_size)
-  # The generator is for transforms that draw; those of an evaluation rarely do.
+  # The generator is for random transforms; those of an evaluation rarely are.
   return lambda image: transform(_pixels(image, model.channels), np.random.default_rng(0))
 
 
 class _Classifier:
-  """Probabilities of (n, rows, columns, channels) uint8, n <= size, by one compiled program."""
+  """Computes probabilities of (n, rows, columns, channels) uint8 images, n <= size, with one compiled program."""
 
-  def __init__(self, model, size, loss):
+  def __init__(self, model: Any, size: int, loss: str):
     if model.num_classes is None:
-      raise ValueError('the model has no head, so it predicts no classes; fine-tune it first, or use model.features')
+      raise UserError('model: has no head, so it predicts no classes; fine-tune it first, or use model.features')
     probabilities, normalize = choose(PROBABILITIES, loss, 'loss'), _normalization(model)
     graphdef, self._params = nnx.split(model)
     self._step = jax.jit(lambda params, images: probabilities(nnx.merge(graphdef, params)(normalize(images))))
     self._size = size
 
-  def __call__(self, images):
+  def __call__(self, images: np.ndarray) -> np.ndarray:
     padding = np.zeros((self._size - len(images), *images.shape[1:]), np.uint8)
     return np.asarray(self._step(self._params, np.concatenate([images, padding])))[:len(images)]
 
 
-def _one_ahead(pool, function, items, size):
-  """Yields (items, results) in chunks of `size`, while the pool works on the next chunk."""
+def _one_ahead(pool: futures.Executor, function: Callable[[T], R], items: Sequence[T],
+               size: int) -> Iterator[tuple[Sequence[T], list[R]]]:
+  """Yield (items, results) in chunks of `size` while the pool works on the next chunk."""
   waiting = collections.deque()
   for start in range(0, len(items), size):
     chunk = items[start:start + size]
@@ -119,8 +133,8 @@ def _one_ahead(pool, function, items, size):
     yield chunk, [result.result() for result in results]
 
 
-def _pixels(image, channels):
-  """(H, W, channels) uint8 of an image as `preprocess` takes it, upright."""
+def _pixels(image: ImageLike, channels: int) -> np.ndarray:
+  """Return an image, as `preprocess` takes it, as (H, W, channels) uint8, upright."""
   if isinstance(image, (str, os.PathLike)):
     image = epath.Path(image).expanduser().read_bytes()
   if isinstance(image, bytes):
@@ -130,25 +144,25 @@ def _pixels(image, channels):
   pixels = np.asarray(image)
   if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (1,), (3,), (4,)):
     got = f'{pixels.dtype} of shape {pixels.shape}' if isinstance(image, np.ndarray) else repr(type(image))
-    raise ValueError('expected a path, the bytes of an image file, a Pillow image, or a uint8 array of shape (H, W) or '
-                     f'(H, W, 1, 3 or 4), got {got}')
+    raise UserError('image: expected a path, the bytes of an image file, a Pillow image, or a uint8 array of shape (H, W) '
+                    f'or (H, W, 1, 3 or 4), got {got}')
   return decode.to_array(Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels), channels)
 
 
-def _preprocessing(model):
+def _preprocessing(model: Any) -> Preprocessing:
   preprocessing = getattr(model, 'preprocessing', None)
   if preprocessing is None:
-    raise ValueError('the model does not say how its images are prepared; models from vit_jax.load do, for others set '
-                     'model.preprocessing = vit_jax.base.preprocessing.Preprocessing(transform, mean, std)')
+    raise UserError('model: does not say how its images are prepared; models from vit_jax.load do, for others set '
+                    'model.preprocessing = vit_jax.base.preprocessing.Preprocessing(transform, mean, std)')
   return preprocessing
 
 
-def _normalization(model):
+def _normalization(model: Any) -> Normalization:
   preprocessing = _preprocessing(model)
   return Normalization(preprocessing.mean, preprocessing.std)
 
 
-PROBABILITIES = {
+PROBABILITIES: dict[str, Callable[[jax.Array], jax.Array]] = {
     'sigmoid': jax.nn.sigmoid,
     'softmax': jax.nn.softmax,
 }

@@ -21,13 +21,13 @@ class ParamTree(Protocol):
   Attributes:
     stacked: subtrees whose leaves are stacked by layer along axis 0, from layer 1 to num_layers.
     stem: kernel that is applied to the pixels, (rows, columns, channels, features).
-    head: subtrees that give the logits from the representation that `Model.embed` returns.
-    hidden_head: subtrees between the pooled tokens and that representation.
+    head_paths: subtrees that give the logits from the representation that `Model.embed` returns.
+    hidden_head_paths: subtrees between the pooled tokens and that representation.
   """
   stacked: tuple[str, ...]
   stem: str
-  head: tuple[str, ...]
-  hidden_head: tuple[str, ...]
+  head_paths: tuple[str, ...]
+  hidden_head_paths: tuple[str, ...]
 
   @property
   def num_layers(self) -> int:

@@ -16,10 +16,10 @@ BLOCKS = 'encoder/blocks'
 class ViTTree:
   """The parameter tree of a config; see `base.ParamTree`."""
 
-  stacked = (BLOCKS,)
-  stem = 'patch_embed/kernel'
-  head = ('head',)
-  hidden_head = ('pre_logits',)
+  stacked: tuple[str, ...] = (BLOCKS,)
+  stem: str = 'patch_embed/kernel'
+  head_paths: tuple[str, ...] = ('head',)  # not `head`: that is a layer of the model
+  hidden_head_paths: tuple[str, ...] = ('pre_logits',)
 
   def __init__(self, config: ViTConfig):
     self.config = config
@@ -40,7 +40,7 @@ class ViTTree:
     """Return 0 for patches, tokens and positions, None for the blocks, depth + 1 for last norm, pool and head."""
     if path.startswith(f'{BLOCKS}/'):
       return None
-    return self.num_layers + 1 if path.split('/')[0] in ('norm', 'pool', *self.hidden_head, *self.head) else 0
+    return self.num_layers + 1 if path.split('/')[0] in ('norm', 'pool', *self.hidden_head_paths, *self.head_paths) else 0
 
   def logical_axes(self, path: str, ndim: int) -> tuple[str | None, ...]:
     """Return 'width', 'heads', 'mlp_dim' or None for each axis of a parameter; see `base.ParamTree.logical_axes`."""

@@ -1,1 +1,1 @@
-"""Weights of other people's models, in and out; each format is one file that says where every leaf lies."""
+"""Weights in and out: load, save, adapt to a new task, start a fine-tune; each format is one file of names and shapes."""

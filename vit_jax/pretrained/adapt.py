@@ -1,56 +1,82 @@
-"""Fits weights to other images, patches, channels and classes: fields and parameters together, and says what it did."""
+"""Adapts weights to other images, patches, channels and classes: config and parameters together, with a report."""
+from collections.abc import Iterable
 import dataclasses
 import re
+from typing import Any
 
 import numpy as np
 
 from vit_jax.base.sections import size
+from vit_jax.models.base import flatten
 from vit_jax.pretrained import resize
-from vit_jax.pretrained.formats import weights as weights_lib
+from vit_jax.pretrained.formats.registry import FORMATS
+from vit_jax.pretrained.formats.weights import Weights, abstract_model, shapes, unflatten
 
 
-def adapt(weights, *, image_size=None, patch_size=None, channels=None, num_classes=None, reset_head=False,
-          drop_pre_logits=False, method='bilinear'):
-  """Fits weights to a new task; what is None stays.
+@dataclasses.dataclass(frozen=True)
+class Adaptation:
+  """What to change about weights for a new task; None keeps what they have.
+
+  Attributes:
+    image_size: (rows, columns) in pixels; another number of patches resizes the position embedding.
+    patch_size: (rows, columns) of a patch in pixels; the patch kernel is resampled (FlexiViT).
+    channels: of the images; see `adapt_stem_channels`.
+    num_classes: of the head, which is reset to zeros if the number changes.
+    reset_head: whether to reset the head even if the number of classes is the same.
+    drop_pre_logits: whether to remove the hidden tanh layer, which also resets the head.
+    method: how positions are resized, a name of `resize.METHODS`; None: as the code that the weights come from does it.
+  """
+  image_size: int | tuple[int, int] | None = None
+  patch_size: int | tuple[int, int] | None = None
+  channels: int | None = None
+  num_classes: int | None = None
+  reset_head: bool = False
+  drop_pre_logits: bool = False
+  method: str | None = None
+
+
+def adapt(weights: Weights, adaptation: Adaptation) -> tuple[Weights, list[str]]:
+  """Return adapted weights and messages about what was resized, adapted and reset.
 
   Args:
-    weights: `Weights`, which are not changed.
-    image_size: rows and columns in pixels; another number of patches resizes the position grid.
-    patch_size: of the new model; the patch kernel is resampled (FlexiViT).
-    channels: of the new images; see `stem_channels`.
-    num_classes: of the new head, which is reset to zeros if the number differs.
-    reset_head: reset it even if the number of classes is the same.
-    drop_pre_logits: take the hidden tanh layer away, and reset the head after it.
-    method: a name of `resize.METHODS`.
-
-  Returns:
-    (weights, lines that say what was resized, adapted and reset).
+    weights: not changed.
+    adaptation: what to change.
 
   Raises:
-    ValueError: sizes that do not divide.
+    UserError: the patch size does not divide the image size.
   """
-  lines = []
-  if patch_size is not None or image_size is not None:
-    weights = _resized(weights, image_size or weights.fields['image_size'], patch_size or weights.fields['patch_size'],
-                       method, lines)
-  if channels not in (None, weights.fields['channels']):
-    weights = _with_channels(weights, channels, lines)
-  drop = drop_pre_logits and weights.fields['representation_size'] is not None
-  wanted = weights.fields['num_classes'] if num_classes is None else num_classes
+  lines: list[str] = []
+  if adaptation.patch_size is not None or adaptation.image_size is not None:
+    weights = _resize(weights, size(adaptation.image_size or weights.config.image_size, 'image_size'),
+                      size(adaptation.patch_size or weights.config.patch_size, 'patch_size'),
+                      adaptation.method or resize_method(weights), lines)
+  if adaptation.channels not in (None, weights.config.channels):
+    weights = _adapt_channels(weights, adaptation.channels, lines)
+  drop = adaptation.drop_pre_logits and weights.config.representation_size is not None
+  num_classes = weights.config.num_classes if adaptation.num_classes is None else adaptation.num_classes
   if drop:
-    lines.append(f"pre_logits: dropped (was {weights.fields['representation_size']} features)")
-    weights = _changed(weights, dict(representation_size=None), drop=('pre_logits',))
-  if drop or reset_head or wanted != weights.fields['num_classes']:
-    weights = _with_new_head(weights, wanted, lines)
+    hidden = abstract_model(weights.config).hidden_head_paths
+    lines.append(f'{", ".join(hidden)}: dropped (was {weights.config.representation_size} features)')
+    weights = _without(weights, hidden, representation_size=None)
+  if drop or adaptation.reset_head or num_classes != weights.config.num_classes:
+    weights = _reset_head(weights, num_classes, lines)
   return weights, lines
 
 
-def stem_channels(kernel, channels):
-  """Adapts a patch kernel (rows, columns, old, width) to another number of input channels.
+def resize_method(weights: Weights) -> str:
+  """Return how the code that the weights come from resizes position embeddings: a name of `resize.METHODS`."""
+  return FORMATS[weights.source].resize_method if weights.source in FORMATS else 'bilinear'
 
-  A grey image replicated over the old channels and over the new ones keeps its embedding.  Fewer channels share the
-  sum over the old ones, one channel takes all of it; more repeat the old ones in turn, each divided by its repetitions
-  (at multiples of the old number that is timm's `adapt_input_conv`).
+
+def adapt_stem_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+  """Adapt a patch kernel (rows, columns, old, width) to another number of input channels.
+
+  A grey image replicated over the old channels and over the new ones keeps its embedding. Fewer channels share the
+  sum over the old ones, one channel takes all of it; more repeat the old ones in turn, each divided by its number of
+  repetitions (at multiples of the old number that is timm's `adapt_input_conv`).
+
+  >>> adapt_stem_channels(np.ones((1, 1, 3, 1)), 1).item()
+  3.0
   """
   old = kernel.shape[2]
   if channels < old:
@@ -59,44 +85,40 @@ def stem_channels(kernel, channels):
   return kernel[:, :, source] / np.bincount(source).astype(np.float32)[source][:, None]
 
 
-def _resized(weights, image_size, patch_size, method, lines):
-  fields = weights.fields
-  image_size, patch_size = size(image_size, 'image_size'), size(patch_size, 'patch_size')
-  new = dict(image_size=image_size, patch_size=patch_size)
-  weights_lib.shapes(dict(fields, **new))  # raises if the sizes do not divide
-  params, old_grid, grid = dict(weights.params), weights_lib.grid_of(fields), weights_lib.grid_of(new)
-  if patch_size != fields['patch_size']:
-    params['patch_embed'] = dict(params['patch_embed'], kernel=resize.resize_patch_kernel(params['patch_embed']['kernel'], patch_size))
-    lines.append(f"patch kernel: resampled from {_by(fields['patch_size'])} to {_by(patch_size)} pixels")
-  if grid != old_grid:
-    learned = 'position' in params
-    if learned:
-      params['position'] = _resized_positions(params['position'], grid, method)
-    lines.append(f"position embedding ({fields['position']}): grid {_by(old_grid)} to {_by(grid)}, "
-                 + (f'resized, {method}' if learned else 'nothing to resize'))
-  if image_size != fields['image_size']:
-    lines.append(f"image size: {_by(fields['image_size'])} to {_by(image_size)}")
-  transform = _resized_transform(weights.preprocessing.transform, fields['image_size'], image_size)
-  return dataclasses.replace(weights, fields=dict(fields, **new), params=params,
+def _resize(weights: Weights, image_size: tuple[int, int], patch_size: tuple[int, int], method: str,
+            lines: list[str]) -> Weights:
+  old, new = weights.config, dataclasses.replace(weights.config, image_size=image_size, patch_size=patch_size)
+  leaves, model = flatten(weights.params), abstract_model(new)  # raises if the sizes do not divide
+  if patch_size != old.patch_size:
+    leaves[model.stem] = resize.resize_patch_kernel(leaves[model.stem], patch_size)
+    lines.append(f'patch kernel: resampled from {_by(old.patch_size)} to {_by(patch_size)} pixels')
+  if new.grid != old.grid:
+    for path, layout in model.positions.items():
+      leaves[path] = _resize_positions(leaves[path], layout, new.grid, method)
+    lines.append(f'position embedding ({old.position}): grid {_by(old.grid)} to {_by(new.grid)}, '
+                 + (f'resized, {method}' if model.positions else 'nothing to resize'))
+  if image_size != old.image_size:
+    lines.append(f'image size: {_by(old.image_size)} to {_by(image_size)}')
+  transform = _resize_transform(weights.preprocessing.transform, old.image_size, image_size)
+  return dataclasses.replace(weights, config=new, params=unflatten(leaves),
                              preprocessing=dataclasses.replace(weights.preprocessing, transform=transform))
 
 
-def _resized_positions(position, grid, method):
-  """The tables of 'learned' and of 'learned2d' positions at another grid; the class token's own stays."""
-  resized = {}
-  for name, leaf in position.items():
-    if name == 'grid':
-      resized[name] = resize.resize_grid(leaf, grid, method)
-    elif name in ('rows', 'columns'):
-      length = grid[name == 'columns']
-      resized[name] = resize.resize_grid(leaf[:, None], (length, 1), method)[:, 0]
-    else:
-      resized[name] = leaf
-  return resized
+def _resize_positions(table: np.ndarray, layout: str, grid: tuple[int, int], method: str) -> np.ndarray:
+  """Return a table of positions for another grid; layouts as in `models.base.ParamTree.positions`."""
+  if layout == 'grid':
+    return resize.resize_grid(table, grid, method)
+  if layout in ('rows', 'columns'):
+    length = grid[layout == 'columns']
+    return resize.resize_grid(table[:, None], (length, 1), method)[:, 0]
+  return table  # the class token's
 
 
-def _resized_transform(transform, old, new):
-  """The evaluation transform with the same margin around the crop; other aspects are squashed."""
+def _resize_transform(transform: str, old: tuple[int, int], new: tuple[int, int]) -> str:
+  """Return the evaluation transform for a new image size, with the same margin around the crop.
+
+  An image size that is not square gets a plain resize.
+  """
   found = re.search(r'resize_small\((\d+)(?:, (interpolation=\S+))?\)\|central_crop', transform)
   if not found or old == new:
     return transform
@@ -106,40 +128,44 @@ def _resized_transform(transform, old, new):
   return transform.replace(f'resize_small({found[1]}', f'resize_small({smaller}')
 
 
-def _with_channels(weights, channels, lines):
-  old, embed = weights.fields['channels'], weights.params['patch_embed']
+def _adapt_channels(weights: Weights, channels: int, lines: list[str]) -> Weights:
+  old, leaves, stem = weights.config.channels, flatten(weights.params), abstract_model(weights.config).stem
   how = 'summed' if channels < old else 'repeated and scaled'
   lines.append(f'stem: {old} input channels {how} to {channels}')
+  leaves[stem] = adapt_stem_channels(leaves[stem], channels)
   preprocessing = dataclasses.replace(weights.preprocessing, **{
-      name: _statistics(getattr(weights.preprocessing, name), channels) for name in ('mean', 'std')})
-  return dataclasses.replace(
-      weights, fields=dict(weights.fields, channels=channels), preprocessing=preprocessing,
-      params=dict(weights.params, patch_embed=dict(embed, kernel=stem_channels(embed['kernel'], channels))))
+      name: _adapt_statistics(getattr(weights.preprocessing, name), channels) for name in ('mean', 'std')})
+  return dataclasses.replace(weights, config=dataclasses.replace(weights.config, channels=channels),
+                             preprocessing=preprocessing, params=unflatten(leaves))
 
 
-def _statistics(values, channels):
-  """Normalisation of each channel for other channels: their mean for one, else in turn."""
+def _adapt_statistics(values: float | tuple[float, ...], channels: int) -> float | tuple[float, ...]:
+  """Return per-channel means or deviations for other channels: their mean for one channel, else repeated in turn."""
   if not isinstance(values, tuple):
     return values
   return sum(values) / len(values) if channels == 1 else tuple(values[i % len(values)] for i in range(channels))
 
 
-def _with_new_head(weights, num_classes, lines):
-  """A head of zeros, which the paper fine-tunes from (appendix B.1.1); a model without a head stays so."""
-  old = weights.fields['num_classes']
-  weights = _changed(weights, dict(num_classes=num_classes), drop=('head',))
+def _reset_head(weights: Weights, num_classes: int | None, lines: list[str]) -> Weights:
+  """Return the weights with a head of zeros, which the paper fine-tunes from (appendix B.1.1); None: without a head."""
+  old, head = weights.config.num_classes, abstract_model(weights.config).head_paths
+  weights = _without(weights, head, num_classes=num_classes)
   if num_classes is None:
     return weights
   lines.append(f'head: reset to zeros for {num_classes} classes' + (f' (was {old})' if old is not None else ''))
-  shapes = weights_lib.shapes(weights.fields)
-  head = {name: np.zeros(shapes[f'head/{name}'], np.float32) for name in ('kernel', 'bias')}
-  return dataclasses.replace(weights, params=dict(weights.params, head=head), class_names=None)
+  zeros = {path: np.zeros(shape, np.float32) for path, shape in shapes(weights.config).items() if _is_below(path, head)}
+  return dataclasses.replace(weights, params={**weights.params, **unflatten(zeros)}, class_names=None)
 
 
-def _changed(weights, fields, drop):
-  params = {name: leaf for name, leaf in weights.params.items() if name not in drop}
-  return dataclasses.replace(weights, fields=dict(weights.fields, **fields), params=params)
+def _without(weights: Weights, subtrees: Iterable[str], **changes: Any) -> Weights:
+  """Return the weights without some subtrees of their parameters, and with some config fields changed."""
+  leaves = {path: leaf for path, leaf in flatten(weights.params).items() if not _is_below(path, subtrees)}
+  return dataclasses.replace(weights, config=dataclasses.replace(weights.config, **changes), params=unflatten(leaves))
 
 
-def _by(size):
-  return f'{size[0]}×{size[1]}'
+def _is_below(path: str, subtrees: Iterable[str]) -> bool:
+  return any(path.startswith(f'{subtree}/') for subtree in subtrees)
+
+
+def _by(size: Iterable[int]) -> str:
+  return '×'.join(map(str, size))

@@ -1,9 +1,11 @@
-"""Names of public weights, such as 'google/ViT-B_16': where they are, and a cache of what was downloaded."""
+"""Names of public weights, such as 'google/ViT-B_16': where they are, and a cache of downloads."""
+from collections.abc import Iterator
 import contextlib
 import hashlib
-import os
+import http.client
 import pathlib
 import re
+from typing import BinaryIO, Protocol
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -12,7 +14,8 @@ from absl import logging
 from etils import epath
 import tqdm
 
-from vit_jax.base import platform
+from vit_jax.base import files, platform
+from vit_jax.base.errors import FileError, UserError
 
 BASES = {
     'google': 'https://storage.googleapis.com/vit_models',
@@ -22,111 +25,126 @@ BASES = {
 _HELP = ("'google/ViT-B_16' (also google/imagenet21k+imagenet2012/…, google/augreg/…, google/sam/…), "
          "'big_vision/vit_s16_i1k_300ep', 'hf:ORG/NAME' or 'timm:NAME.TAG'")
 _CHUNK = 1 << 20
+_NETWORK_ERRORS = (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException)
 
 
-def is_name(source):
-  """Whether `source` is written like a name of public weights."""
+class _Readable(Protocol):
+  """An open file or an HTTP response."""
+
+  def read(self, size: int, /) -> bytes:
+    """Return at most `size` bytes, none at the end."""
+    ...
+
+
+def is_name(source: str) -> bool:
+  """Return whether `source` has the form of a name of public weights."""
   return bool(re.match(r'(google/|big_vision/|hf:|timm:)', source))
 
 
-def fetch(name, cache=None):
-  """Downloads public weights unless they are in the cache.
+def fetch(name: str, cache: files.PathLike | None = None) -> pathlib.Path:
+  """Return the local copy of public weights; download them unless they are in the cache.
 
   Args:
     name: 'google/…' and 'big_vision/…' are `.npz` files, 'hf:ORG/NAME' and 'timm:NAME.TAG' directories of
-      safetensors and config files; '@REVISION' may follow those.
-    cache: folder; None is $VIT_JAX_CACHE, else ~/.cache/vit_jax.
+      safetensors and config files, optionally with '@REVISION'.
+    cache: directory; None is $VIT_JAX_CACHE, else ~/.cache/vit_jax.
 
   Returns:
     Path of the file or of the directory.
 
   Raises:
-    ValueError: a name of no known form.
-    OSError: no network, or no access; the message names alternatives.
+    UserError: a name of an unknown form.
+    FileError: no network, or no access; the message names alternatives.
   """
-  cache = _cache(cache)
+  folder = _cache_folder(cache)
   if '..' in name or '\\' in name:
-    raise ValueError(f'unknown weights {name!r}; expected {_HELP}')
+    raise _unknown(name)
   if match := re.fullmatch(r'(google|big_vision)/(\S+?)(\.npz)?', name):
     path = match[2] if '/' in match[2] or match[1] == 'big_vision' else f'imagenet21k/{match[2]}'
     url = f'{BASES[match[1]]}/{urllib.parse.quote(path)}.npz'
-    return _cached(url, cache / match[1] / f'{path}.npz', name)
+    return _download(url, folder / match[1] / f'{path}.npz', name)
   match = re.fullmatch(r'hf:([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?', re.sub('^timm:', 'hf:timm/', name))
   if not match:
-    raise ValueError(f'unknown weights {name!r}; expected {_HELP}')
+    raise _unknown(name)
   revision = match[2] or 'main'
-  folder = cache / 'hf' / match[1] / revision
-  for file, needed in (('config.json', True), ('preprocessor_config.json', False), ('model.safetensors', True)):
-    _cached(f'{BASES["hf"]}/{match[1]}/resolve/{revision}/{file}', folder / file, name, needed)
+  folder = folder / 'hf' / match[1] / revision
+  for file, required in (('config.json', True), ('preprocessor_config.json', False), ('model.safetensors', True)):
+    _download(f'{BASES["hf"]}/{match[1]}/resolve/{revision}/{file}', folder / file, name, required)
   return folder
 
 
-def copy_remote(path, cache=None):
-  """Copies a remote file, such as gs://…, to the cache unless the same is there; returns the local path."""
+def copy_remote(path: str, cache: files.PathLike | None = None) -> pathlib.Path:
+  """Return a local copy of a remote file, such as gs://…; copy it to the cache unless the same file is there."""
   remote = epath.Path(path)
-  target = _cache(cache) / 'remote' / hashlib.sha256(str(path).encode()).hexdigest()[:16] / remote.name
+  target = _cache_folder(cache) / 'remote' / hashlib.sha256(path.encode()).hexdigest()[:16] / remote.name
   with explained(path):
-    if not (_intact(target) and target.stat().st_size == remote.stat().length):
+    size = remote.stat().length
+    if not (_is_intact(target) and target.stat().st_size == size):
       with remote.open('rb') as file:
-        _store(file, target, remote.stat().length, str(path))
+        _store(file, target, size, path)
   return target
 
 
 @contextlib.contextmanager
-def explained(path):
-  """Turns any error over a remote path into an OSError that says what may be missing."""
+def explained(path: str) -> Iterator[None]:
+  """Turn any error about a remote path into a FileError that says what may be missing."""
   try:
     yield
-  except Exception as error:  # the clients of object stores each have their own
-    raise OSError(f'cannot read {path}: {error}; is it there, are you signed in (gcloud auth application-default '
-                  "login), is gcsfs installed (pip install 'vit_jax[tpu]')?") from error
+  except Exception as error:  # each object store's client has exceptions of its own
+    raise FileError(f'{path}: cannot read it: {error}; check that it exists, that you are signed in (gcloud auth '
+                    "application-default login) and that gcsfs is installed (pip install 'vit_jax[tpu]')") from error
 
 
-def _cache(cache):
-  return pathlib.Path(cache).expanduser() if cache else platform.cache_folder()
+def _unknown(name: str) -> UserError:
+  return UserError(f'{name}: not a name of public weights; expected {_HELP}')
 
 
-def _cached(url, target, name, needed=True):
-  """The local copy of a URL; None if it is not needed and not there."""
-  if _intact(target):
+def _cache_folder(cache: files.PathLike | None) -> pathlib.Path:
+  return files.local(cache) if cache else platform.cache_folder()
+
+
+def _download(url: str, target: pathlib.Path, name: str, required: bool = True) -> pathlib.Path:
+  """Return the local copy of a URL; a file that is not required may be missing on the server."""
+  if _is_intact(target):
     return target
   try:
     with urllib.request.urlopen(url, timeout=30) as response:
       size = response.headers.get('Content-Length')
       _store(response, target, None if size is None else int(size), target.name)
   except urllib.error.HTTPError as error:
-    if not needed and error.code == 404:
-      return None
-    raise OSError(f'{url} answered {error.code} {error.reason}. {_alternatives(name, error.code)}') from error
-  except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-    raise OSError(f'cannot reach {url}: {getattr(error, "reason", error)}. Without a network give the path of a file '
-                  f'that was downloaded elsewhere. {_alternatives(name)}') from error
+    if required or error.code != 404:
+      raise FileError(f'{url}: answered {error.code} {error.reason}. {_alternatives(name, error.code)}') from error
+  except _NETWORK_ERRORS as error:
+    raise FileError(f'{url}: cannot reach it: {getattr(error, "reason", error)}. Without a network give the path of a '
+                    f'file that was downloaded elsewhere. {_alternatives(name)}') from error
   return target
 
 
-def _store(file, target, size, label):
-  """Copies an open file to `target`, written aside and renamed, and its SHA-256 beside it."""
-  target.parent.mkdir(parents=True, exist_ok=True)
-  aside = target.with_name(f'.{target.name}.{os.getpid()}.part')
+def _store(file: BinaryIO | _Readable, target: pathlib.Path, size: int | None, label: str) -> None:
+  """Copy an open file to `target`, whole or not at all, with its SHA-256 in a file beside it."""
   digest, done = hashlib.sha256(), 0
-  try:
-    with open(aside, 'wb') as out, tqdm.tqdm(total=size, desc=label, unit='B', unit_scale=True, disable=None) as bar:
-      while chunk := file.read(_CHUNK):
-        out.write(chunk)
-        digest.update(chunk)
-        done += len(chunk)
-        bar.update(len(chunk))
+  with files.replacing(target, 'the download') as aside, aside.open('wb') as out, \
+      tqdm.tqdm(total=size, desc=label, unit='B', unit_scale=True, disable=None) as bar:
+    while chunk := _read(file, label):
+      out.write(chunk)
+      digest.update(chunk)
+      done += len(chunk)
+      bar.update(len(chunk))
     if size not in (None, done):
-      raise OSError(f'{label}: the connection ended after {done:,} of {size:,} bytes; try again')
+      raise FileError(f'{label}: the connection ended after {done:,} of {size:,} bytes; try again')
     _digest_file(target).unlink(missing_ok=True)  # never a new file beside an old digest
-    os.replace(aside, target)
-    _digest_file(target).write_text(f'{digest.hexdigest()}  {target.name}\n')
-  finally:
-    aside.unlink(missing_ok=True)
+  files.write(_digest_file(target), f'{digest.hexdigest()}  {target.name}\n')
 
 
-def _intact(target):
-  """Whether the file is there and has the SHA-256 that it came with."""
+def _read(file: BinaryIO | _Readable, label: str) -> bytes:
+  try:
+    return file.read(_CHUNK)
+  except (OSError, http.client.HTTPException) as error:  # not to be mistaken for an error of writing
+    raise FileError(f'{label}: the connection ended: {error}; try again') from error
+
+
+def _is_intact(target: pathlib.Path) -> bool:
+  """Return whether the file is there and still has the SHA-256 that was recorded when it was downloaded."""
   if not target.is_file() or not _digest_file(target).is_file():
     return False
   with open(target, 'rb') as file:
@@ -136,23 +154,23 @@ def _intact(target):
   return same
 
 
-def _digest_file(target):
+def _digest_file(target: pathlib.Path) -> pathlib.Path:
   return target.with_name(target.name + '.sha256')
 
 
-def _alternatives(name, code=None):
+def _alternatives(name: str, code: int | None = None) -> str:
+  """Return what to try instead of a name that cannot be downloaded; `code` is the HTTP status, if there was one."""
   if name.startswith('google/'):
     why = 'The official bucket answers 403 to anonymous users since 2026. ' if code in (401, 403) else ''
-    same = _same_weights(name)
-    return f'{why}timm and Hugging Face hold the same weights: {" or ".join(same)}.'
+    return f'{why}timm and Hugging Face hold the same weights: {" or ".join(_same_weights(name))}.'
   if name.startswith('big_vision/'):
-    return 'Download the file where you have access and give its path.'
+    return 'Download the file on a machine with access and give its path.'
   why = 'The name may be wrong, private, or without a model.safetensors (pickles are never loaded). ' if code else ''
   return f'{why}Look for it at https://huggingface.co/models; expected {_HELP}.'
 
 
-def _same_weights(name):
-  """Names under which timm and Hugging Face hold an official file, as well as the name tells."""
+def _same_weights(name: str) -> list[str]:
+  """Return names under which timm and Hugging Face hold an official file, as far as its name says."""
   sizes = dict(Ti='tiny', S='small', B='base', L='large', H='huge')
   match = re.search(r'(Ti|S|B|L|H)_(\d+)', name)
   if not match:

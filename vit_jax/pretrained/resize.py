@@ -1,95 +1,100 @@
 """Resampling of position grids and patch kernels, as products with small interpolation matrices."""
+from collections.abc import Callable
+
 import numpy as np
 
 from vit_jax.base.choices import choose
+from vit_jax.base.errors import UserError
+
+Size = tuple[int, int]
 
 
-def resize_grid(grid, new, method='bilinear'):
-  """Resamples a grid of position embeddings.
+def resize_grid(grid: np.ndarray, new: Size, method: str = 'bilinear') -> np.ndarray:
+  """Resample a grid of position embeddings.
 
   Args:
     grid: (rows, columns, width) floats.
-    new: rows and columns wanted.
-    method: 'bilinear' puts corners on corners, as the official checkpoints expect (the authors use
+    new: (rows, columns) of the result.
+    method: 'bilinear' maps corners to corners, as the official checkpoints expect (the authors use
       `scipy.ndimage.zoom(order=1)`); 'bicubic' shrinks with antialiasing, as timm does.
 
   Returns:
-    (*new, width) of grid's dtype; an equal grid is returned unchanged.
+    (*new, width) of grid's dtype; a grid of that size is returned unchanged.
 
   Raises:
-    ValueError: an unknown method, a size below 1, or a grid of another rank.
+    UserError: an unknown method, a size below 1, or a grid of another rank.
   """
   weights = choose(METHODS, method, 'method')
   if grid.ndim != 3 or min(*grid.shape, *new) < 1:
-    raise ValueError(f'expected a grid (rows, columns, width) and a positive size, got {grid.shape} and {tuple(new)}')
+    raise UserError(f'grid: expected shape (rows, columns, width) and a positive size, got {grid.shape} and {tuple(new)}')
   if grid.shape[:2] == tuple(new):
     return grid
-  rows, columns = (weights(old, size) for old, size in zip(grid.shape, new))
+  rows, columns = (weights(old, size) for old, size in zip(grid.shape[:2], new, strict=True))
   return np.einsum('ir,jc,rcw->ijw', rows, columns, grid.astype(np.float64), optimize=True).astype(grid.dtype)
 
 
-def resize_patch_kernel(kernel, new):
-  """Resamples the kernel of the patch embedding so that enlarged patches give the embedding of the small ones.
+def resize_patch_kernel(kernel: np.ndarray, new: Size) -> np.ndarray:
+  """Resample the kernel of the patch embedding so that enlarged patches have the embedding of the small ones.
 
-  With B the matrix that enlarges a patch bilinearly, the new kernel k' minimises |B'k' - k|: patches x and Bx then
-  have the same product with the old and the new kernel (FlexiViT, arXiv 2212.08013, section 3.4, PI-resize).  B is the
+  With B the matrix that enlarges a patch bilinearly, the new kernel k' minimizes |B'k' - k|: patches x and Bx then
+  have the same product with the old and the new kernel (FlexiViT, arXiv 2212.08013, section 3.4, PI-resize). B is the
   plain half-pixel bilinear resize.
 
   Args:
     kernel: (rows, columns, channels, width) floats.
-    new: rows and columns wanted.
+    new: (rows, columns) of the result.
 
   Returns:
-    (*new, channels, width) of kernel's dtype; an equal size is returned unchanged.
+    (*new, channels, width) of kernel's dtype; a kernel of that size is returned unchanged.
 
   Raises:
-    ValueError: a size below 1.
+    UserError: a size below 1.
   """
   if min(new) < 1:
-    raise ValueError(f'expected a positive patch size, got {tuple(new)}')
+    raise UserError(f'patch_size: expected a positive patch size, got {tuple(new)}')
   if kernel.shape[:2] == tuple(new):
     return kernel
   # The pseudo-inverse of a Kronecker product is that of its factors.
-  rows, columns = (np.linalg.pinv(bilinear_half_pixel(old, size).T) for old, size in zip(kernel.shape, new))
+  rows, columns = (np.linalg.pinv(bilinear_half_pixel(old, size).T) for old, size in zip(kernel.shape[:2], new, strict=True))
   return np.einsum('ip,jq,pqcw->ijcw', rows, columns, kernel.astype(np.float64), optimize=True).astype(kernel.dtype)
 
 
-def bilinear_aligned(old, new):
-  """(new, old) matrix of linear interpolation that maps first to first and last to last."""
+def bilinear_aligned(old: int, new: int) -> np.ndarray:
+  """Return the (new, old) matrix of linear interpolation that maps first to first and last to last."""
   at = np.arange(new) * ((old - 1) / max(new - 1, 1))
   return _hats(at, old)
 
 
-def bilinear_half_pixel(old, new):
-  """(new, old) matrix of linear interpolation between pixel centres, without antialiasing, edges repeated."""
+def bilinear_half_pixel(old: int, new: int) -> np.ndarray:
+  """Return the (new, old) matrix of linear interpolation between pixel centers, without antialiasing, edges repeated."""
   at = (np.arange(new) + 0.5) * (old / new) - 0.5
   return _hats(np.clip(at, 0, old - 1), old)
 
 
-def bicubic_antialias(old, new):
-  """(new, old) matrix of cubic interpolation (a = -1/2), the kernel widened when shrinking.
+def bicubic_antialias(old: int, new: int) -> np.ndarray:
+  """Return the (new, old) matrix of cubic interpolation (a = -1/2), with a wider kernel for shrinking.
 
   This is `torch.nn.functional.interpolate(mode='bicubic', antialias=True, align_corners=False)`, which follows Pillow;
   timm resizes positions with it.
   """
   scale = old / new
   stretch = max(scale, 1.0)
-  centres = (np.arange(new) + 0.5) * scale
-  weights = _cubic((np.arange(old)[None] + 0.5 - centres[:, None]) / stretch)
+  centers = (np.arange(new) + 0.5) * scale
+  weights = _cubic((np.arange(old)[None] + 0.5 - centers[:, None]) / stretch)
   return weights / weights.sum(axis=1, keepdims=True)
 
 
-def _hats(at, old):
+def _hats(at: np.ndarray, old: int) -> np.ndarray:
   return np.maximum(0.0, 1.0 - np.abs(at[:, None] - np.arange(old)[None]))
 
 
-def _cubic(x, a=-0.5):
+def _cubic(x: np.ndarray, a: float = -0.5) -> np.ndarray:
   x = np.abs(x)
   near, far = ((a + 2) * x - (a + 3)) * x * x + 1, ((x - 5) * x + 8) * x * a - 4 * a
   return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
-METHODS = {
+METHODS: dict[str, Callable[[int, int], np.ndarray]] = {
     'bicubic': bicubic_antialias,
     'bilinear': bilinear_aligned,
 }

@@ -1,63 +1,70 @@
-"""Reads the model of a run of ours: the parameters of a checkpoint and what the record beside them says."""
-from etils import epath
+"""Reads the model of a training run: the parameters of a checkpoint and what its run record says."""
+from typing import Any
+
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from vit_jax.base.errors import UserError
+from vit_jax.base.files import PathLike
 from vit_jax.base.preprocessing import Preprocessing
-from vit_jax.pretrained.formats import weights as weights_lib
-from vit_jax.rundir.checkpoint import open_to_read
+from vit_jax.pretrained.formats.weights import Params, Weights, read_config
+from vit_jax.rundir import migration
+from vit_jax.rundir.checkpoint import open_to_read, pick_step
+from vit_jax.rundir.layout import RunDir
+from vit_jax.rundir.record import RunRecord
+from vit_jax.training.state import model_params
 
 
-def is_workdir(path):
-  """Whether a folder, local or gs://, is that of a run."""
-  path = epath.Path(path)
-  return (path / 'config.json').exists() and (path / 'checkpoints').is_dir()
-
-
-def read(path, *, step=None, average=False):
-  """Reads the `Weights` of a run's checkpoint.
+def read(path: PathLike, *, step: int | None = None, ema: bool = False) -> Weights:
+  """Read the weights of a run's checkpoint, of this version or an older one.
 
   Args:
-    path: workdir, local or gs://.
+    path: run directory, local or remote.
     step: of the checkpoint; None is the latest.
-    average: the moving average of the parameters instead of the last ones.
+    ema: whether to read the exponential moving average of the parameters instead of the parameters.
 
   Raises:
-    ValueError: no such checkpoint, or no average in it.
+    UserError: there is no such checkpoint, or no moving average in it.
   """
-  path = epath.Path(path)
-  handlers = dict(state=ocp.PyTreeCheckpointHandler(), run=ocp.JsonCheckpointHandler())
-  with open_to_read(path.absolute() / 'checkpoints', item_handlers=handlers) as manager:
-    steps = sorted(manager.all_steps())
-    if not steps or step not in (None, *steps):
-      raise ValueError(f'{path} has no checkpoint' + (f' of step {step}; there are {steps}' if steps else ' yet'))
-    step = steps[-1] if step is None else step
-    run = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))['run']
-    name = 'ema' if average else 'params'
-    if average and run['config']['train'].get('ema_decay') is None:
-      raise ValueError(f'{path} was trained without train.ema_decay: it has no averaged parameters')
-    params = _restored(manager, step, name)
-  return _weights(run, params, f'{path}, step {step}' + (', averaged parameters' if average else ''))
+  run_dir = RunDir(path)
+  with open_to_read(run_dir.checkpoints_path) as manager:
+    step = pick_step(sorted(manager.all_steps()), step, run_dir)
+    record = RunRecord.from_json(manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))['run'])
+    if ema and record.config['train'].get('ema_decay') is None:
+      raise UserError(f'{run_dir}: trained without train.ema_decay, so it has no moving average of the parameters; '
+                      'leave out ema=True (--ema)')
+    params = _restore_tree(manager, step, 'ema' if ema else 'params')
+  return _to_weights(record, params, f'{run_dir}, step {step}' + (', moving average of the parameters' if ema else ''))
 
 
-def _restored(manager, step, name):
-  """One tree of the state as NumPy arrays; optimizer and the rest are left on the disk."""
+def recorded_loss(source: str) -> str:
+  """Return the loss that the run in a run directory was trained with; 'softmax' if `source` is not a run directory.
+
+  Raises:
+    UserError: the run's config is damaged.
+  """
+  run_dir = RunDir(source)
+  config = run_dir.read_config() if run_dir.has_config() else {}  # that of a Hugging Face model has no objective
+  return config['objective'].get('loss', 'softmax') if 'objective' in config else 'softmax'
+
+
+def _restore_tree(manager: ocp.CheckpointManager, step: int, name: str) -> Params:
+  """Return the model's part of one tree of the state as NumPy arrays; the optimizer's state and the rest are not read."""
   metadata = manager.item_metadata(step)['state'].tree[name]
   item = {name: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata)}
   arguments = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), item)
   state = ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
-  return manager.restore(step, args=ocp.args.Composite(state=state))['state'][name]
+  restored = manager.restore(step, args=ocp.args.Composite(state=state))['state'][name]
+  return model_params(migration.current_form(restored, item))
 
 
-def _weights(run, params, where):
-  config = run['config']
-  head = params.get('head')
-  fields = weights_lib.complete(dict(
-      config['model'], image_size=tuple(run['image_size']), channels=run['channels'],
-      num_classes=None if head is None else head['bias'].shape[0]))
-  listed = lambda value: tuple(value) if isinstance(value, list) else value
+def _to_weights(record: RunRecord, params: Params, note: str) -> Weights:
+  config: dict[str, Any] = record.config
+  model = read_config(dict(config['model'], image_size=record.image_size, channels=record.channels,
+                           num_classes=len(record.class_names) or None))
+  to_tuple = lambda value: tuple(value) if isinstance(value, list) else value
   preprocessing = Preprocessing(config['data']['eval_transform'],
-                                **{name: listed(config['normalization'][name]) for name in ('mean', 'std')})
-  return weights_lib.Weights(fields, params, preprocessing, tuple(run['class_names']) if run['class_names'] else None,
-                             notes=(where,))
+                                **{name: to_tuple(config['normalization'][name]) for name in ('mean', 'std')})
+  return Weights(model, params, preprocessing, record.class_names or None,
+                 loss=config['objective'].get('loss', 'softmax'), notes=(note,))

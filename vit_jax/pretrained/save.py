@@ -1,84 +1,97 @@
-"""Writes weights in another format, aside and then renamed; nothing is overwritten."""
+"""Writes weights in a format, whole or not at all; nothing is overwritten."""
+from collections.abc import Callable
+import contextlib
+import functools
 import json
 import os
 import pathlib
-import shutil
 
+import numpy as np
 from safetensors.numpy import save_file
 
+from vit_jax.base import files
 from vit_jax.base.choices import choose
-from vit_jax.pretrained.formats import registry as formats
+from vit_jax.base.errors import ExistingFileError, UserError
+from vit_jax.models.base import Model
 from vit_jax.pretrained.files import npz
+from vit_jax.pretrained.formats.base import Written
+from vit_jax.pretrained.formats.registry import FORMATS
+from vit_jax.pretrained.formats.weights import Weights
+from vit_jax.pretrained.load import to_weights
 
 
-def save(weights, destination, form=None, approximate=False):
-  """Writes `Weights` to a new file or directory.
+def save(model: Model | Weights, destination: files.PathLike, format: str | None = None,
+         approximate: bool = False) -> tuple[list[pathlib.Path], list[str]]:
+  """Write a model, loaded or trained, or its weights, to a new file or directory.
 
   Args:
-    weights: see `load.read`.
-    destination: an `.npz` file for 'google' and 'big_vision'; a directory for 'huggingface' and 'timm', or a
-      `.safetensors` file whose config.json comes beside it.
-    form: a name of `formats.FORMATS`; None: 'google' for an `.npz`, else 'huggingface'.
-    approximate: accept that the format's own code uses another GELU or LayerNorm epsilon than the model.
+    model: see `load.load` and `load.read`.
+    destination: an `.npz` file for 'google' and 'big_vision'; for 'huggingface' and 'timm' a directory, or a
+      `.safetensors` file that gets its config.json beside it.
+    format: a name of `registry.FORMATS`; None: 'google' for an `.npz` file, else 'huggingface'.
+    approximate: whether to accept that the format's own code uses another GELU or LayerNorm epsilon than the model.
 
   Returns:
-    (paths written, lines that say what was changed to fit or is not stored).
+    (paths written, messages about what was changed to fit the format or is not stored).
 
   Raises:
-    ValueError: names a field that the format cannot hold.
-    FileExistsError: something is there already.
+    UserError: the format cannot hold the model; the message names the config field.
+    ExistingFileError: something is there already.
+    FileError: the files cannot be written.
   """
-  destination = pathlib.Path(destination).expanduser()
-  form = form or ('google' if destination.suffix == '.npz' else 'huggingface')
-  module = choose(formats.FORMATS, form, 'format')
-  if module.SUFFIX == '.npz' and destination.suffix != '.npz':
-    raise ValueError(f'{destination}: the {form} format is a file whose name ends in .npz')
-  if module.SUFFIX != '.npz' and destination.suffix == '.npz':
-    raise ValueError(f'{destination}: the {form} format is a directory or a .safetensors file')
-  as_file = destination.suffix in ('.npz', '.safetensors')
-  arrays, configs, written = module.write(weights, approximate)
-  folder = destination.parent if as_file else destination
-  name = destination.name if as_file else 'model.safetensors'
-  targets = [folder / name, *(folder / config for config in configs)]
-  for path in [destination, *targets]:
-    if path.exists():
-      raise FileExistsError(f'{path} is there already; nothing is overwritten, choose another destination')
-  files = {name: lambda path: _write_arrays(path, arrays)}
-  files.update({config: lambda path, values=values: path.write_text(json.dumps(values, indent=2) + '\n')
-                for config, values in configs.items()})
-  _write_files(folder, files, whole=not as_file)
-  return targets, [*written.notes[len(weights.notes):], *_not_stored(weights, form)]
-
-
-def _write_arrays(path, arrays):
-  if '.npz' in path.suffixes:
-    npz.write(path, arrays)
+  weights = model if isinstance(model, Weights) else to_weights(model)
+  path = files.local(destination)
+  form = choose(FORMATS, format or ('google' if path.suffix == '.npz' else 'huggingface'), 'format')
+  if form.suffix == '.npz' and path.suffix != '.npz':
+    raise UserError(f'{destination}: expected a file name that ends in .npz for the {form.name} format')
+  if form.suffix != '.npz' and path.suffix == '.npz':
+    raise UserError(f'{destination}: expected a directory or a .safetensors file for the {form.name} format')
+  written = form.write(weights, approximate)
+  is_file = path.suffix in ('.npz', '.safetensors')
+  folder, name = (path.parent, path.name) if is_file else (path, 'model.safetensors')
+  targets = [folder / name, *(folder / config for config in written.configs)]
+  for target in [path, *targets]:
+    if target.exists():
+      raise ExistingFileError(f'{target}: exists already; nothing is overwritten, choose another destination')
+  writers = _writers(name, written)
+  if is_file:
+    _write_files(folder, writers)
   else:
-    save_file(arrays, path, metadata={'format': 'pt'})  # the key that transformers insists on
-    # The library makes files that the owner alone may read; the folder, just made, knows the umask.
-    path.chmod(path.parent.stat().st_mode & 0o666)
+    with files.new_folder(folder, 'the model') as aside:
+      for file, write in writers.items():
+        write(aside / file)
+  notes = weights.notes if weights.source == 'model' else ()
+  return targets, [*notes, *written.weights.notes[len(weights.notes):], *_not_stored(weights, form.suffix)]
 
 
-def _write_files(folder, files, whole):
-  """Writes all files in a folder aside, then renames the folder, or each file into a folder that may be there."""
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  aside = folder.parent / f'.{folder.name}.{os.getpid()}.part'
-  aside.mkdir()
-  try:
-    for name, write in files.items():
-      write(aside / name)
-    if whole:
-      aside.rename(folder)
-      return
-    folder.mkdir(exist_ok=True)
-    for name in reversed(files):  # the weights last: a file without its config is never seen
-      (aside / name).rename(folder / name)
-  finally:
-    shutil.rmtree(aside, ignore_errors=True)
+def _writers(name: str, written: Written) -> dict[str, Callable[[pathlib.Path], object]]:
+  """Return a function per file that writes it to a path; the file of weights comes first."""
+  writers: dict[str, Callable[[pathlib.Path], object]] = {name: functools.partial(_write_arrays, arrays=written.arrays)}
+  for config, values in written.configs.items():
+    writers[config] = functools.partial(pathlib.Path.write_text, data=json.dumps(values, indent=2) + '\n')
+  return writers
 
 
-def _not_stored(weights, form):
-  if formats.FORMATS[form].SUFFIX != '.npz':
+def _write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+  if path.suffix == '.npz':
+    npz.write(path, arrays)
+    return
+  path.touch()
+  mode = path.stat().st_mode & 0o777
+  save_file(arrays, path, metadata={'format': 'pt'})  # the key that transformers insists on
+  path.chmod(mode)  # the library makes files that only the owner can read
+
+
+def _write_files(folder: pathlib.Path, writers: dict[str, Callable[[pathlib.Path], object]]) -> None:
+  """Write all files, then rename them; the weights last, as a stack ends in reverse: they are never without their config."""
+  with contextlib.ExitStack() as stack:
+    asides = {name: stack.enter_context(files.replacing(folder / name, 'the model')) for name in writers}
+    for name, write in writers.items():
+      write(pathlib.Path(os.fspath(asides[name])))
+
+
+def _not_stored(weights: Weights, suffix: str) -> list[str]:
+  if suffix != '.npz':
     return []
-  names = [f'{len(weights.class_names)} class names are not stored in .npz files'] if weights.class_names else []
-  return [f'preprocessing is not stored in .npz files: {weights.preprocessing}', *names]
+  names = [f'class names: {len(weights.class_names)}, not stored in .npz files'] if weights.class_names else []
+  return [f'preprocessing: not stored in .npz files: {weights.preprocessing}', *names]

@@ -1,24 +1,26 @@
 """Starting from trained weights: which model they make, and which of their parameters a fine-tune keeps."""
+from collections.abc import Mapping
 import dataclasses
-import json
+from typing import Any
 
-from etils import epath
 import jax
 import numpy as np
 
+from vit_jax.base import sections
 from vit_jax.base.choices import choose
-from vit_jax.models.config import variant_fields
-from vit_jax.pretrained import adapt
-from vit_jax.pretrained import load
+from vit_jax.base.errors import UserError
+from vit_jax.models.base import flatten, path_of
+from vit_jax.models.config import ViTConfig, variant_fields
+from vit_jax.pretrained.adapt import Adaptation, adapt
+from vit_jax.pretrained.formats.weights import Params, Weights, read_config
+from vit_jax.pretrained.load import read
 from vit_jax.pretrained.resize import METHODS
-
-# What follows from the data, whatever the weights were trained on.
-_FROM_DATA = ('image_size', 'channels', 'num_classes')
+from vit_jax.rundir.layout import RunDir
 
 
 @dataclasses.dataclass(frozen=True)
 class TransferConfig:
-  """Section `transfer`: how the weights of `config.init` are fitted to the new task; unused without `config.init`.
+  """Section `transfer`: how the weights of `config.init` are adapted to the new task; unused without `config.init`.
 
   Attributes:
     reset_head: whether to start from a zero head even if the number of classes is the same; if it differs, the head is
@@ -34,91 +36,83 @@ class TransferConfig:
       choose(METHODS, self.resize, 'transfer.resize')
 
 
-Transfer = TransferConfig
+def fill_model(config: dict[str, Any], run_dir: RunDir | None = None) -> tuple[dict[str, Any], Weights | None]:
+  """Complete the sections `model` and `normalization` of a recipe from the weights that `config['init']` names.
 
-
-def fill_model(config, workdir=None):
-  """Completes sections `model` and `normalization` from the weights that `config['init']` names.
-
-  What the config gives itself wins. A run that is taken up again has it all in its own config: the weights need not be
-  there any more.
+  What the recipe itself gives wins. A run that is resumed has everything in its own config, so the weights may be gone.
 
   Args:
-    config: dict, unresolved.
-    workdir: of the run; may not exist yet. None: of no run.
+    config: the recipe, as a dict.
+    run_dir: of the run, which need not exist yet; None if there is no run.
 
   Returns:
-    (config, the weights or None if there are none to read).
+    (config, the weights, or None if none were read).
 
   Raises:
-    ValueError: the weights cannot be read, or are not of the variant that the config names.
+    UserError: the weights cannot be read, or are not of the kind or variant that the recipe names.
   """
-  if config.get('init') is None:
+  init = config.get('init')
+  if init is None:
     return config, None
-  if not config['init']:
-    raise ValueError('this recipe starts from weights; name them: --config.init=PATH_OR_NAME')
-  path = None if workdir is None else epath.Path(workdir) / 'config.json'
-  recorded = json.loads(path.read_text()) if path is not None and path.exists() else {}
+  if not init:
+    raise UserError('init: this recipe starts from weights; name them: --config.init=PATH_OR_NAME')
+  recorded = run_dir.read_config() if run_dir is not None and run_dir.has_config() else {}
   weights = None
-  if recorded.get('init') == config['init']:
+  if recorded.get('init') == init:
     model, normalization = recorded['model'], recorded['normalization']
   else:
-    weights = load.read(config['init'])
-    model = {name: value for name, value in weights.fields.items() if name not in _FROM_DATA}
+    weights = read(init)
+    model = sections.to_dict(weights.config)
     normalization = dict(mean=weights.preprocessing.mean, std=weights.preprocessing.std)
-  asked = config.get('model') or {}
-  _check_variant(asked.get('variant'), model, config['init'])
-  return dict(config, model={**model, **asked},
+  given = config.get('model') or {}
+  _check_same_model(given, read_config(model), init)
+  return dict(config, model={**model, **given},
               normalization={**normalization, **(config.get('normalization') or {})}), weights
 
 
-def fit(weights, fresh, source, image_size, fields, transfer):
-  """The parameters to start from.
+def fit(weights: Weights, params: Params, config: ViTConfig, class_names: tuple[str, ...],
+        transfer: TransferConfig) -> tuple[Params, list[str]]:
+  """Return the parameters that a fine-tune starts from, and messages about what was resized, reset and left out.
 
   Args:
     weights: what was read.
-    fresh: newly initialised parameters of the model to train.
-    source: the training data: channels, classes and their names.
-    image_size: (rows, columns).
-    fields: section `model` of the config.
-    transfer: a `Transfer`.
-
-  Returns:
-    (parameters, lines that say what was resized, reset, left out).
+    params: newly initialized parameters of the model to train; leaves that the weights lack are taken from here.
+    config: of the model to train.
+    class_names: of the training data.
+    transfer: options.
   """
-  weights, lines = adapt.adapt(
-      weights, image_size=image_size, patch_size=fields['patch_size'] or variant_fields(fields['variant'])['patch_size'],
-      channels=source.channels, num_classes=source.num_classes, reset_head=transfer.reset_head,
-      drop_pre_logits=fields['representation_size'] is None, method=transfer.resize or load.resize_method(weights))
-  lines = list(lines)
-  if weights.class_names and not any('head' in line for line in lines) and weights.class_names != source.class_names:
-    lines.append('head: kept, although its classes have other names; --config.transfer.reset_head=True starts it anew')
-  loaded = dict(jax.tree_util.tree_leaves_with_path(weights.params))
-  anew = []
+  weights, lines = adapt(weights, Adaptation(
+      image_size=config.image_size, patch_size=config.patch_size, channels=config.channels,
+      num_classes=config.num_classes, reset_head=transfer.reset_head,
+      drop_pre_logits=config.representation_size is None, method=transfer.resize))
+  # A head that was reset has no class names any more.
+  if weights.class_names and weights.class_names != class_names:
+    lines.append('head: kept, although its classes have other names; --config.transfer.reset_head=True resets it')
+  loaded = flatten(weights.params)
+  initialized = []
 
-  def choose(path, leaf):
+  def pick(key_path: jax.tree_util.KeyPath, leaf: jax.Array) -> Any:
+    path = path_of(key_path)
     value = loaded.pop(path, None)
     if value is None or np.shape(value) != leaf.shape:
-      anew.append(_name(path))
+      initialized.append(path)
       return leaf
     return np.asarray(value, leaf.dtype)
 
-  params = jax.tree_util.tree_map_with_path(choose, fresh)
-  lines += [f'not in the weights, initialised anew: {", ".join(anew)}'] if anew else []
-  lines += [f'not in the model, left out: {", ".join(map(_name, loaded))}'] if loaded else []
+  params = jax.tree_util.tree_map_with_path(pick, params)
+  lines += [f'not in the weights, newly initialized: {", ".join(initialized)}'] if initialized else []
+  lines += [f'not in the model, left out: {", ".join(loaded)}'] if loaded else []
   return params, lines
 
 
-def _check_variant(variant, model, init):
-  if not variant:
-    return
-  pair = lambda value: list(value) if isinstance(value, (list, tuple)) else [value, value]
-  for name, value in variant_fields(variant).items():
-    same = pair(model[name]) == pair(value) if name == 'patch_size' else model[name] == value
-    if not same:
-      raise ValueError(f'model.variant is {variant!r}, {name} {value}, but {init} has {name} {model[name]}; '
-                       "leave the variant out (configs/finetune.py:any,DATA does) or give the right weights")
-
-
-def _name(path):
-  return jax.tree_util.keystr(path, simple=True, separator='/')
+def _check_same_model(given: Mapping[str, Any], config: ViTConfig, init: str) -> None:
+  """Raise UserError if a recipe names another kind or variant than that of the weights."""
+  if given.get('kind') not in (None, config.kind):
+    raise UserError(f"model.kind: the recipe says {given['kind']!r}, but {init} holds {config.kind!r}")
+  variant = given.get('variant')
+  for name, value in variant_fields(variant).items() if variant else ():
+    expected = sections.size(value, name) if name == 'patch_size' else value
+    found = getattr(config, name)
+    if found != expected:
+      raise UserError(f'model.variant: {variant!r} has {name} {expected}, but {init} has {name} {found}; leave the variant '
+                      'out (configs/finetune.py:any,DATA does) or give the right weights')

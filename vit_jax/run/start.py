@@ -82,7 +82,7 @@ def from_weights(parts: Parts, at: LoopState, weights: Weights | None, writer: W
   config = parts.config
   weights = weights or load.read(config.init or '')
   fresh = model_params(at.state.params)
-  params, lines = transfer.fit(weights, fresh, parts.data.source, config.model, config.transfer)
+  params, lines = transfer.fit(weights, fresh, config.model, parts.data.source.class_names, config.transfer)
   writer.say('\n'.join([f'Starting from {config.init}:', *(f'  {line}' for line in lines or ['everything as it is'])]))
   params = join_params(params, own_params(at.state.params))
   ema = None if at.state.ema is None else jax.tree.map(lambda x: x.copy(), params)

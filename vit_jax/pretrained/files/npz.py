@@ -1,91 +1,95 @@
-"""Reads and writes `.npz` files: a zip of `.npy` arrays.  Object arrays, which are pickles, are refused."""
+"""Reads and writes `.npz` files: zip archives of `.npy` arrays. Object arrays, which are pickles, are refused."""
+from collections.abc import Iterator, Mapping
 import contextlib
+import os
+import pathlib
 import struct
 import zipfile
 
 import numpy as np
 
+from vit_jax.base.errors import UserError
 from vit_jax.pretrained.files import tensors as tensors_lib
 
-# Weights hardly compress, so a file that claims to hold far more than its own size is a bomb.
+# Weights hardly compress, so a file that claims to hold far more than its own size is a zip bomb.
 MAX_RATIO, SLACK = 16, 64 << 20
 MAX_DIRECTORY = 16 << 20
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 @contextlib.contextmanager
-def opened(path):
-  """The arrays of a file as `Tensors`; headers are checked now, arrays are read when asked for."""
+def open_tensors(path: pathlib.Path) -> Iterator[tensors_lib.Tensors]:
+  """Open a file as `Tensors`: headers are checked at once, arrays are read on demand."""
   _check_directory(path)
   with zipfile.ZipFile(path) as archive:
     entries = archive.infolist()
     _check_entries(entries, path.stat().st_size)
     members = {entry.filename.removesuffix('.npy'): entry for entry in entries}
     if len(members) < len(entries):
-      raise ValueError('two arrays have the same name')
+      raise UserError('two arrays have the same name')
     shapes = {name: _checked_shape(archive, name, entry) for name, entry in members.items()}
     fetch = lambda name: tensors_lib.guarded(path, name, lambda: _read(archive, members[name]))
     yield tensors_lib.Tensors(path, shapes, fetch)
 
 
-def write(path, arrays):
-  """Writes {name: array}, one at a time, uncompressed as `np.savez` does."""
+def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
+  """Write {name: array}, one array at a time, uncompressed like `np.savez`."""
   with zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED) as archive:
     for name, array in arrays.items():
-      # A fixed date: the same weights give the same bytes.
+      # ZipInfo has a fixed date: the same weights give the same bytes.
       with archive.open(zipfile.ZipInfo(name + '.npy'), 'w', force_zip64=True) as file:
         np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
 
 
-def _read(archive, entry):
+def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
   with archive.open(entry) as file:
     array = np.lib.format.read_array(file, allow_pickle=False)
     file.read(1)  # reaching the end checks the CRC
   return array
 
 
-def _check_directory(path):
-  """Refuses a huge table of contents before `zipfile` makes objects of it."""
+def _check_directory(path: pathlib.Path) -> None:
+  """Refuse a huge table of contents before `zipfile` makes objects of it."""
   with open(path, 'rb') as file:
     file.seek(max(0, path.stat().st_size - (1 << 17)))
     tail = file.read()
   end = tail.rfind(b'PK\5\6')
   if end < 0 or len(tail) < end + 22:
-    raise ValueError('the end of the zip archive is missing; the file is truncated')
+    raise UserError('the end of the zip archive is missing; the file is truncated')
   sizes = [struct.unpack_from('<I', tail, end + 12)[0]]
   if (large := tail.rfind(b'PK\6\6', 0, end)) >= 0 and len(tail) >= large + 48:
     sizes = [struct.unpack_from('<Q', tail, large + 40)[0], *(size for size in sizes if size != 0xFFFFFFFF)]
   if max(sizes) > MAX_DIRECTORY:
-    raise ValueError(f'its table of contents claims {max(sizes):,} bytes; at most {MAX_DIRECTORY:,} are read')
+    raise UserError(f'its table of contents claims {max(sizes):,} bytes; at most {MAX_DIRECTORY:,} are read')
 
 
-def _check_entries(entries, file_size):
+def _check_entries(entries: list[zipfile.ZipInfo], file_size: int) -> None:
   if not entries:
-    raise ValueError('it holds no arrays')
+    raise UserError('it holds no arrays')
   if len(entries) > tensors_lib.MAX_ENTRIES:
-    raise ValueError(f'it holds {len(entries):,} entries; at most {tensors_lib.MAX_ENTRIES:,} are read')
+    raise UserError(f'it holds {len(entries):,} entries; at most {tensors_lib.MAX_ENTRIES:,} are read')
   total = sum(entry.file_size for entry in entries)
   if total > MAX_RATIO * file_size + SLACK:
-    raise ValueError(f'it claims to unpack to {total:,} bytes from a file of {file_size:,}')
+    raise UserError(f'it claims to unpack to {total:,} bytes from a file of {file_size:,}')
   for entry in entries:
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or entry.flag_bits & 1:
-      raise ValueError(f'{entry.filename} is encrypted or compressed in a way NumPy does not write')
+      raise UserError(f'{entry.filename} is encrypted or compressed in a way NumPy does not write')
     if not entry.filename.endswith('.npy'):
-      raise ValueError(f'{entry.filename} is no array; expected names that end in .npy')
+      raise UserError(f'{entry.filename} is not an array; expected names that end in .npy')
 
 
-def _checked_shape(archive, name, entry):
+def _checked_shape(archive: zipfile.ZipFile, name: str, entry: zipfile.ZipInfo) -> tensors_lib.Shape:
   with archive.open(entry) as file:
     version = np.lib.format.read_magic(file)
-    read_header = _HEADERS.get(version)
+    read_header = _READ_HEADER.get(version)
     if read_header is None:
-      raise ValueError(f'{name} is an array of format version {version}; expected 1.0 or 2.0')
+      raise UserError(f'{name} has .npy format version {version}; expected 1.0 or 2.0')
     shape, _, dtype = read_header(file, max_header_size=10_000)
     start = file.tell()
   if dtype.hasobject:
-    raise ValueError(f'{name} holds Python objects, that is a pickle, which can run code and is never loaded')
+    raise UserError(f'{name} holds Python objects, which are a pickle: it can run code and is never loaded')
   if len(shape) > tensors_lib.MAX_RANK or any(not 0 <= n < 1 << 48 for n in shape):
-    raise ValueError(f'{name} has the impossible shape {shape}')
+    raise UserError(f'{name} has the impossible shape {shape}')
   if start + tensors_lib.count(shape) * dtype.itemsize != entry.file_size:
-    raise ValueError(f'{name} declares {dtype} of shape {shape}, which does not fit its {entry.file_size:,} bytes')
+    raise UserError(f'{name} declares {dtype} of shape {shape}, which does not match its {entry.file_size:,} bytes')
   return tuple(shape)

@@ -2,80 +2,85 @@
 
 The header is checked here, as strictly as the format's specification words it, before the library sees the file.
 """
+from collections.abc import Iterator
 import contextlib
 import json
+import pathlib
 import struct
+from typing import Any, NoReturn, TypeGuard
 
+import numpy as np
 import safetensors
 
+from vit_jax.base.errors import UserError
 from vit_jax.pretrained.files import tensors as tensors_lib
 
 MAX_HEADER = 16 << 20
-# Bytes an element; float types are read, the others may lie in a file unused.
+# Bytes per element. Only float arrays are read; arrays of the others may be in a file, unused.
 ITEM_SIZES = dict(F64=8, F32=4, F16=2, BF16=2, I64=8, I32=4, I16=2, I8=1, U64=8, U32=4, U16=2, U8=1, BOOL=1)
 
 
 @contextlib.contextmanager
-def opened(path):
-  """The arrays of a file as `Tensors`; headers are checked now, arrays are copied out when asked for."""
+def open_tensors(path: pathlib.Path) -> Iterator[tensors_lib.Tensors]:
+  """Open a file as `Tensors`: the header is checked at once, arrays are copied out on demand."""
   fetch = lambda name: tensors_lib.guarded(path, name, lambda: _read(path, name))
   yield tensors_lib.Tensors(path, _checked_header(path), fetch)
 
 
-def _read(path, name):
+def _read(path: pathlib.Path, name: str) -> np.ndarray:
   # Opened for each array: the pages of a memory map that stays open count as ours, a second copy of the model.
   with safetensors.safe_open(path, framework='numpy') as file:
     return file.get_tensor(name)
 
 
-def _checked_header(path):
-  """{name: shape} of a file whose header tells the truth about its size."""
+def _checked_header(path: pathlib.Path) -> dict[str, tensors_lib.Shape]:
+  """Return {name: shape} of a file whose header agrees with the file's size."""
   size = path.stat().st_size
   with open(path, 'rb') as file:
     length = struct.unpack('<Q', file.read(8))[0]
     if not 2 <= length <= min(size - 8, MAX_HEADER):
-      raise ValueError(f'its header claims {length:,} bytes in a file of {size:,} (at most {MAX_HEADER:,} are read)')
+      raise UserError(f'its header claims {length:,} bytes in a file of {size:,} (at most {MAX_HEADER:,} are read)')
     text = file.read(length)
-  header = json.loads(text.decode('utf-8'), object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
+  header = json.loads(text.decode('utf-8'), object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
   header.pop('__metadata__', None)
   if not header or len(header) > tensors_lib.MAX_ENTRIES:
-    raise ValueError(f'it holds {len(header):,} arrays; expected 1 to {tensors_lib.MAX_ENTRIES:,}')
-  spans = sorted(_checked_span(name, entry) for name, entry in header.items())
+    raise UserError(f'it holds {len(header):,} arrays; expected 1 to {tensors_lib.MAX_ENTRIES:,}')
   position = 0
-  for begin, end, name in spans:
+  for begin, end, name in sorted(_checked_span(name, entry) for name, entry in header.items()):
     if begin != position:
-      raise ValueError(f'{name} begins at byte {begin} of the data; expected {position} (an overlap or a gap)')
+      raise UserError(f'{name} begins at byte {begin} of the data; expected {position} (an overlap or a gap)')
     position = end
   if position != size - 8 - length:
-    raise ValueError(f'its arrays take {position:,} bytes but the file has {size - 8 - length:,}; is it truncated?')
+    raise UserError(f'its arrays take {position:,} bytes but the file has {size - 8 - length:,}; is it truncated?')
   return {name: tuple(entry['shape']) for name, entry in header.items()}
 
 
-def _checked_span(name, entry):
+def _checked_span(name: str, entry: Any) -> tuple[int, int, str]:
+  """Return (begin, end, name): the bytes of the data that hold an array."""
   if not isinstance(entry, dict) or set(entry) != {'dtype', 'shape', 'data_offsets'}:
-    raise ValueError(f'the header of {name} is not {{dtype, shape, data_offsets}}')
+    raise UserError(f'the header of {name} is not {{dtype, shape, data_offsets}}')
   dtype, shape, offsets = entry['dtype'], entry['shape'], entry['data_offsets']
   if dtype not in tuple(ITEM_SIZES):
-    raise ValueError(f'{name} has the unknown dtype {str(dtype)[:40]!r}; expected one of {sorted(ITEM_SIZES)}')
-  if not _naturals(shape) or len(shape) > tensors_lib.MAX_RANK:
-    raise ValueError(f'{name} has the impossible shape {str(shape)[:80]}')
-  if not _naturals(offsets) or len(offsets) != 2:
-    raise ValueError(f'{name} has the impossible data_offsets {str(offsets)[:80]}')
+    raise UserError(f'{name} has the unknown dtype {str(dtype)[:40]!r}; expected one of {sorted(ITEM_SIZES)}')
+  if not _are_naturals(shape) or len(shape) > tensors_lib.MAX_RANK:
+    raise UserError(f'{name} has the impossible shape {str(shape)[:80]}')
+  if not _are_naturals(offsets) or len(offsets) != 2:
+    raise UserError(f'{name} has the impossible data_offsets {str(offsets)[:80]}')
   if offsets[1] - offsets[0] != tensors_lib.count(shape) * ITEM_SIZES[dtype]:
-    raise ValueError(f'{name}, {dtype} of shape {shape}, does not fit its data_offsets {offsets}')
+    raise UserError(f'{name}, {dtype} of shape {shape}, does not match its data_offsets {offsets}')
   return offsets[0], offsets[1], name
 
 
-def _naturals(values):
+def _are_naturals(values: Any) -> TypeGuard[list[int]]:
   return isinstance(values, list) and all(type(n) is int and 0 <= n < 1 << 48 for n in values)
 
 
-def _without_duplicates(pairs):
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   values = dict(pairs)
   if len(values) < len(pairs):
-    raise ValueError('its header names an array twice')
+    raise UserError('its header names an array twice')
   return values
 
 
-def _no_constant(name):
-  raise ValueError(f'its header holds {name}')
+def _refuse_constant(name: str) -> NoReturn:
+  raise UserError(f'its header holds {name}')

@@ -1,86 +1,106 @@
-"""The arrays of an open file, read one at a time, with a record of which were used."""
+"""The arrays of an open weight file: read one at a time, with a record of which were used."""
+from collections.abc import Callable, Iterable, Mapping
 import math
+import os
 
 import ml_dtypes
 import numpy as np
 
+from vit_jax.base.errors import FileError, UserError
+from vit_jax.base.text import listing
+
 MAX_ENTRIES = 100_000
 MAX_RANK = 8
+
+Shape = tuple[int, ...]
 
 
 class Tensors:
   """The arrays of one file by name.
 
   Args:
-    path: for messages.
-    shapes: {name: shape} as declared and checked.
-    fetch: name → array of any float type, read from the file.
+    path: of the file, for messages.
+    shapes: {name: shape} as declared in the file, already checked.
+    fetch: reads the array of a name from the file, of any float dtype.
+
+  Attributes:
+    problems: messages about arrays that were read but hold values that are not finite.
   """
 
-  def __init__(self, path, shapes, fetch):
+  def __init__(self, path: str | os.PathLike[str], shapes: Mapping[str, Shape], fetch: Callable[[str], np.ndarray]):
     self.path, self.shapes = str(path), dict(shapes)
+    self.problems: list[str] = []
     self._fetch = fetch
-    self._used, self._last = set(), (None, None)
-    self.problems = []
+    self._used: set[str] = set()
+    self._last: tuple[str, np.ndarray] | None = None
 
-  def __contains__(self, name):
+  def __contains__(self, name: object) -> bool:
     return name in self.shapes
 
-  def rename(self, rename):
-    """The same arrays under names that `rename` gives; None hides one."""
-    names = {new: old for old in self.shapes if (new := rename(old)) is not None}
-    if len(names) < sum(rename(old) is not None for old in self.shapes):
-      raise self.error('two arrays stand for the same one')
+  def rename(self, new_name: Callable[[str], str | None]) -> 'Tensors':
+    """Return the same arrays under the names that `new_name` gives them; None hides an array.
+
+    Raises:
+      UserError: two arrays get the same name.
+    """
+    names = {new: old for old in self.shapes if (new := new_name(old)) is not None}
+    if len(names) < sum(new_name(old) is not None for old in self.shapes):
+      raise self.error('two arrays have names that mean the same parameter')
     shapes = {new: self.shapes[old] for new, old in names.items()}
     renamed = Tensors(self.path, shapes, lambda new: self._fetch(names[new]))
     renamed.problems = self.problems
     return renamed
 
-  def shape(self, name, rank=None):
-    """The shape of an array.
+  def shape(self, name: str, rank: int | None = None) -> Shape:
+    """Return the shape of an array.
+
+    Args:
+      name: of the array.
+      rank: number of axes to insist on, none of them empty; None: any.
 
     Raises:
-      ValueError: there is none of that name, or it has another number of axes.
+      UserError: there is no such array, or it has another number of axes.
     """
     if name not in self.shapes:
-      raise self.error(f'there is no {name}; there are {shorten(self.shapes)}')
+      raise self.error(f'there is no array {name}; there are {listing(sorted(self.shapes))}')
     shape = self.shapes[name]
     if rank is not None and (len(shape) != rank or 0 in shape):
-      raise self.error(f'{name} has shape {shape}; expected {rank} axes, none empty')
+      raise self.error(f'{name}: expected {rank} axes, none empty; got shape {shape}')
     return shape
 
-  def read(self, name, shape):
-    """An array as float32 (exact from bfloat16 and float16), marked as used.
+  def read(self, name: str, shape: Iterable[int]) -> np.ndarray:
+    """Return an array as float32 (exact for bfloat16 and float16) and mark it as used.
 
     Raises:
-      ValueError: it is not there, has another shape or no float type, or its bytes are damaged.
+      UserError: it is missing, has another shape or is not of a float dtype, or its bytes are damaged.
     """
-    if self.shape(name) != tuple(shape):
-      raise self.error(f'{name} has shape {self.shapes[name]}; expected {tuple(shape)}')
+    expected = tuple(shape)
+    if self.shape(name) != expected:
+      raise self.error(f'{name}: expected shape {expected}, got {self.shapes[name]}')
     self._used.add(name)
-    if self._last[0] != name:  # parts of one array are asked for in a row
-      self._last = (None, None)  # freed before the next is read
-      self._last = (name, self._converted(name))
+    if self._last is None or self._last[0] != name:  # the parts of a fused array are read one after the other
+      self._last = None  # freed before the next array is read
+      self._last = (name, self._to_float32(name))
     return self._last[1]
 
-  def skip(self, names):
-    """Marks arrays as used without reading them."""
+  def skip(self, names: Iterable[str]) -> None:
+    """Mark arrays as used without reading them."""
     self._used.update(names)
 
-  def unused(self):
-    """Names that nobody read, sorted."""
+  def unused(self) -> list[str]:
+    """Return the names that were not read, sorted."""
     return sorted(set(self.shapes) - self._used)
 
-  def error(self, text):
-    """A ValueError about this file."""
-    return ValueError(f'{self.path}: {text}')
+  def error(self, text: str) -> UserError:
+    """Return an error about this file."""
+    return UserError(f'{self.path}: {text}')
 
-  def _converted(self, name):
+  def _to_float32(self, name: str) -> np.ndarray:
     array = self._fetch(name)
-    if array.dtype == np.dtype('V2'):  # what NumPy makes of bfloat16 in an npz
+    if array.dtype == np.dtype('V2'):  # how NumPy stores bfloat16 in an npz
       array = array.view(ml_dtypes.bfloat16)
     if array.dtype not in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16):
-      raise self.error(f'{name} holds {array.dtype}; expected float32, float64, float16 or bfloat16')
+      raise self.error(f'{name}: expected float32, float64, float16 or bfloat16, got {array.dtype}')
     with np.errstate(over='ignore'):  # a float64 beyond float32 is reported as infinite
       array = np.ascontiguousarray(array, np.float32)
     if not np.isfinite(array).all():
@@ -88,20 +108,14 @@ class Tensors:
     return array
 
 
-def guarded(path, name, fetch):
-  """Calls fetch() and turns what a library raises over damaged bytes into a ValueError that names file and array."""
+def guarded(path: str | os.PathLike[str], name: str, fetch: Callable[[], np.ndarray]) -> np.ndarray:
+  """Return fetch(); whatever a library raises for damaged bytes becomes a FileError that names the file and the array."""
   try:
     return fetch()
-  except Exception as error:  # zipfile, zlib, ast, tokenize, … : over random bytes they raise a dozen types
-    raise ValueError(f'{path}: cannot read {name}, the file is damaged or truncated: {error}') from error
+  except Exception as error:  # zipfile, zlib, ast, tokenize and others raise a dozen types for random bytes
+    raise FileError(f'{path}: cannot read {name}, the file is damaged or truncated: {error}') from error
 
 
-def count(shape):
-  """Number of elements; Python's integers do not overflow."""
+def count(shape: Iterable[int]) -> int:
+  """Return the number of elements; Python's integers do not overflow."""
   return math.prod(shape)
-
-
-def shorten(names, limit=8):
-  """The first few of many names, for a message."""
-  names = sorted(names)
-  return ', '.join(names[:limit]) + (f' and {len(names) - limit} more' if len(names) > limit else '')

@@ -1,20 +1,26 @@
-"""Where each leaf of our parameter tree lies in a file of another format, and how it lies there.
+"""Tables that map every leaf of our parameter tree to an array in a file of another format.
 
-A format is a table {our path: Leaf}.  `fill` reads a model by it, `spread` writes one.  Leaves of encoder blocks are
-stacked along a leading depth axis with us; a name with `{i}` in it is one block's, a name without holds all blocks.
+A format is a table {our path: Leaf}; `read_weights` reads a model with it, `to_arrays` writes one. The leaves of our encoder
+blocks are stacked along a leading depth axis; an array name with `{i}` in it is that of one block, a name without it holds
+all blocks.
 """
+from collections.abc import Callable, Mapping
 import dataclasses
 import math
-from typing import Callable
+from typing import Any
 
 from flax import nnx
 import numpy as np
 
-from vit_jax.models import vit
-from vit_jax.pretrained.files import tensors as tensors_lib
+from vit_jax.base.errors import UserError
+from vit_jax.base.text import listing
+from vit_jax.models.base import flatten
+from vit_jax.models.config import ViTConfig
+from vit_jax.pretrained.files.tensors import Shape, Tensors
 from vit_jax.pretrained.formats import weights as weights_lib
 
 BLOCKS = 'encoder/blocks/'
+POSITIONS = 'position/'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,36 +29,39 @@ class Layout:
 
   Attributes:
     shape: our shape → theirs.
-    read: (their array, our shape) → our array, a view where possible.
+    read: (their array, our shape) → our array, a view if possible.
     write: our array → their array.
   """
-  shape: Callable
-  read: Callable
-  write: Callable
+  shape: Callable[[Shape], Shape]
+  read: Callable[[np.ndarray, Shape], np.ndarray]
+  write: Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-  """One leaf in a file.
+  """Where a leaf is in a file.
 
   Attributes:
-    name: of the array there; `{i}` is the number of the block.
-    layout: how it lies there.
-    part: (k, n) if it is the k-th of n equal parts of the array's first axis, such as q, k and v fused.
+    name: of the array there; `{i}` stands for the number of the block.
+    layout: how it is laid out there.
+    part: (k, n) if it is the k-th of n equal parts of the array's first axis, such as fused query, key and value.
   """
   name: str
   layout: Layout
   part: tuple[int, int] = (0, 1)
 
 
-def leading(n):
-  """Their array has n axes of length 1 before ours: (width,) is (1, 1, width) there."""
+Table = dict[str, Leaf]
+
+
+def leading(n: int) -> Layout:
+  """Return the layout whose arrays have n axes of length 1 before ours: (width,) is (1, 1, width) for n = 2."""
   return Layout(lambda shape: (1,) * n + shape, lambda array, shape: array.reshape(shape),
                 lambda array: array.reshape((1,) * n + array.shape))
 
 
-def torch_linear(inputs=1):
-  """A kernel whose first `inputs` axes are contracted; PyTorch's weight is (outputs, inputs), all axes flattened."""
+def torch_linear(inputs: int = 1) -> Layout:
+  """Return the layout of a PyTorch weight (outputs, inputs), flattened; our kernel contracts its first `inputs` axes."""
   flat = lambda shape: (math.prod(shape[:inputs]), math.prod(shape[inputs:]))
   return Layout(lambda shape: flat(shape)[::-1], lambda array, shape: array.T.reshape(shape),
                 lambda array: array.reshape(flat(array.shape)).T)
@@ -66,119 +75,139 @@ TORCH_CONV = Layout(lambda shape: (shape[3], shape[2], *shape[:2]), lambda array
                     lambda array: array.transpose(3, 2, 0, 1))
 
 
-def fill(fields, table, tensors, positions, between=0):
-  """Reads all that a model of these fields has.
+def torch_linear_leaves(ours: str, theirs: str, inputs: int = 1, part: tuple[int, int] = (0, 1)) -> Table:
+  """Return kernel and bias of a linear layer in a PyTorch state dict."""
+  return {f'{ours}/kernel': Leaf(f'{theirs}.weight', torch_linear(inputs), part),
+          f'{ours}/bias': Leaf(f'{theirs}.bias', TORCH_FLAT, part)}
+
+
+def torch_norm_leaves(ours: str, theirs: str) -> Table:
+  """Return scale and bias of a LayerNorm in a PyTorch state dict."""
+  return {f'{ours}/scale': Leaf(f'{theirs}.weight', SAME), f'{ours}/bias': Leaf(f'{theirs}.bias', SAME)}
+
+
+def prefixed(table: Table, ours: str, theirs: str) -> Table:
+  """Return a table for the same leaves with a prefix before our paths and one before their names."""
+  return {ours + path: dataclasses.replace(leaf, name=theirs + leaf.name) for path, leaf in table.items()}
+
+
+def read_weights(tensors: Tensors, fields: Mapping[str, Any], table: Table, positions: str, between: int = 0,
+                 **metadata: Any) -> weights_lib.Weights:
+  """Read a model whose config is known; what was missing, unused or not finite is in `problems`.
 
   Args:
-    fields: see `weights.complete`.
-    table: {our path: Leaf} without the positions.
     tensors: the open file.
+    fields: of the config, see `weights.read_config`.
+    table: {our path: Leaf} without the positions.
     positions: name of the array of position embeddings, (1, [class token,] between + patches, width).
-    between: rows of it that belong to neither class token nor patches.
-
-  Returns:
-    (params, lines on what was missing and is newly initialised).
+    between: rows of it that belong to neither the class token nor the patches.
+    **metadata: other attributes of `Weights`.
   """
-  leaves, missing = {}, []
-  for path, shape in weights_lib.shapes(fields).items():
-    if path.startswith('position/'):
-      continue
-    if (leaf := table.get(path)) is None:
-      raise tensors.error(f'this format has no place for {path}')
-    stacked = path.startswith(BLOCKS) and '{i}' in leaf.name
-    names = [leaf.name.format(i=i) for i in range(shape[0])] if stacked else [leaf.name]
-    absent = [name for name in names if name not in tensors]
-    if absent:
-      missing.append((path, tensors_lib.shorten(absent)))
-      tensors.skip(names)
-    else:
-      leaves[path] = _read_stacked(leaf, names, shape, tensors) if stacked else _read(leaf, leaf.name, shape, tensors)
-  leaves.update(_read_positions(fields, tensors, positions, between, missing))
-  _initialise(leaves, fields, missing)
-  return weights_lib.unflatten(leaves), [f'missing: {name} ({path})' for path, name in missing]
-
-
-def read(tensors, fields, table, positions, between=0, **known):
-  """The `Weights` of a file whose fields are known: `fill`, and what was missing, unused or not finite."""
-  fields = weights_lib.complete(fields)
-  params, missing = fill(fields, table, tensors, positions, between)
+  config = weights_lib.read_config(fields)
+  params, missing = _read_params(config, table, tensors, positions, between)
   problems = [*missing, *(f'unused: {name}' for name in tensors.unused()), *tensors.problems]
-  return weights_lib.Weights(fields, params, problems=tuple(problems), **known)
+  return weights_lib.Weights(config, params, problems=tuple(problems), **metadata)
 
 
-def spread(weights, table, positions, between=0):
-  """Lays a model's parameters out as another format has them.
+def to_arrays(weights: weights_lib.Weights, table: Table, positions: str, between: int = 0) -> dict[str, np.ndarray]:
+  """Lay out a model's parameters as another format has them.
 
   Args:
-    weights: whose leaves the table has, and whose positions are learned or none.
-    table, positions: as for `fill`.
-    between: rows of zeros between the class token's position and the grid, if it has one.
+    weights: a model whose position embedding is learned or absent.
+    table, positions: as for `read_weights`.
+    between: rows of zeros between the class token's position, if it has one, and the grid.
 
   Returns:
     {name: float32 array}, sorted.
 
   Raises:
-    ValueError: the format has no place for a leaf; the message names it.
+    UserError: the format has no place for a leaf; the message names it.
   """
-  parts, leaves = {}, weights_lib.flatten(weights.params)
-  if absent := sorted(path for path in leaves if path not in table and not path.startswith('position/')):
-    raise ValueError(f'the format has no place for {absent}')
+  parts: dict[str, dict[int, np.ndarray]] = {}
+  leaves = flatten(weights.params)
+  if absent := sorted(path for path in leaves if path not in table and not path.startswith(POSITIONS)):
+    raise UserError(f'the format has no place for the parameters {listing(absent)}')
   for path, array in leaves.items():
-    if path.startswith('position/'):
+    if path.startswith(POSITIONS):
       continue
     leaf = table[path]
-    stacked = path.startswith(BLOCKS) and '{i}' in leaf.name
-    for i, piece in enumerate(array if stacked else [array]):
+    stacked = _is_stacked(path, leaf)
+    for i, value in enumerate(array if stacked else [array]):
       name = leaf.name.format(i=i) if stacked else leaf.name
-      parts.setdefault(name, {})[leaf.part[0]] = leaf.layout.write(np.asarray(piece, np.float32))
-  arrays = {name: np.concatenate([pieces[k] for k in sorted(pieces)]) if len(pieces) > 1 else pieces[0]
-            for name, pieces in parts.items()}
-  if 'position/grid' in leaves:
-    arrays[positions] = _joined_positions(leaves, between)
+      parts.setdefault(name, {})[leaf.part[0]] = leaf.layout.write(np.asarray(value, np.float32))
+  arrays = {name: np.concatenate([found[k] for k in sorted(found)]) if len(found) > 1 else found[0]
+            for name, found in parts.items()}
+  if f'{POSITIONS}grid' in leaves:
+    arrays[positions] = _flat_positions(leaves, between)
   return {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
 
 
-def renamed(table, ours, theirs):
-  """The table for the same leaves under other prefixes, ours and theirs."""
-  return {ours + path: dataclasses.replace(leaf, name=theirs + leaf.name) for path, leaf in table.items()}
+def _read_params(config: ViTConfig, table: Table, tensors: Tensors, positions: str,
+                 between: int) -> tuple[weights_lib.Params, list[str]]:
+  """Return (parameters, messages about those that were missing and are newly initialized)."""
+  leaves: dict[str, np.ndarray] = {}
+  missing: list[tuple[str, str]] = []
+  for path, shape in weights_lib.shapes(config).items():
+    if path.startswith(POSITIONS):
+      continue
+    if (leaf := table.get(path)) is None:
+      raise tensors.error(f'this format has no place for the parameter {path}')
+    stacked = _is_stacked(path, leaf)
+    names = [leaf.name.format(i=i) for i in range(shape[0])] if stacked else [leaf.name]
+    absent = [name for name in names if name not in tensors]
+    if absent:
+      missing.append((path, listing(absent)))
+      tensors.skip(names)
+    else:
+      leaves[path] = _read_stacked(leaf, names, shape, tensors) if stacked else _read(leaf, leaf.name, shape, tensors)
+  leaves.update(_read_positions(config, tensors, positions, between, missing))
+  _initialize(leaves, config, missing)
+  return weights_lib.unflatten(leaves), [f'missing: {name} ({path})' for path, name in missing]
 
 
-def _read(leaf, name, shape, tensors):
+def _is_stacked(path: str, leaf: Leaf) -> bool:
+  """Return whether each block has an array of its own, while our leaf stacks all blocks."""
+  return path.startswith(BLOCKS) and '{i}' in leaf.name
+
+
+def _read(leaf: Leaf, name: str, shape: Shape, tensors: Tensors) -> np.ndarray:
   theirs, (k, n) = leaf.layout.shape(shape), leaf.part
   array = tensors.read(name, (n * theirs[0], *theirs[1:]))
   return np.ascontiguousarray(leaf.layout.read(array[k * theirs[0]:(k + 1) * theirs[0]], shape))
 
 
-def _read_stacked(leaf, names, shape, tensors):
+def _read_stacked(leaf: Leaf, names: list[str], shape: Shape, tensors: Tensors) -> np.ndarray:
   stacked = np.empty(shape, np.float32)
   for i, name in enumerate(names):
     stacked[i] = _read(leaf, name, shape[1:], tensors)
   return stacked
 
 
-def _read_positions(fields, tensors, name, between, missing):
-  wanted = {path: shape for path, shape in weights_lib.shapes(fields).items() if path.startswith('position/')}
-  if not wanted:
+def _read_positions(config: ViTConfig, tensors: Tensors, name: str, between: int,
+                    missing: list[tuple[str, str]]) -> dict[str, np.ndarray]:
+  expected = {path: shape for path, shape in weights_lib.shapes(config).items() if path.startswith(POSITIONS)}
+  if not expected:
     return {}
   if name not in tensors:
-    missing.extend((path, name) for path in wanted)
+    missing.extend((path, name) for path in expected)
     return {}
-  grid = wanted['position/grid']
-  prefix = int('position/token' in wanted)
+  grid = expected[f'{POSITIONS}grid']
+  prefix = int(f'{POSITIONS}token' in expected)
   array = tensors.read(name, (1, prefix + between + math.prod(grid[:2]), grid[2]))[0]
-  leaves = {'position/grid': array[prefix + between:].reshape(grid).copy()}
-  return dict(leaves, **{'position/token': array[0].copy()}) if prefix else leaves
+  leaves = {f'{POSITIONS}grid': array[prefix + between:].reshape(grid).copy()}
+  return {**leaves, f'{POSITIONS}token': array[0].copy()} if prefix else leaves
 
 
-def _joined_positions(leaves, between):
-  grid = leaves['position/grid']
-  token = leaves.get('position/token')
+def _flat_positions(leaves: Mapping[str, np.ndarray], between: int) -> np.ndarray:
+  """Return our position embeddings as one array (1, [class token + between,] patches, width)."""
+  grid = leaves[f'{POSITIONS}grid']
+  token = leaves.get(f'{POSITIONS}token')
   rows = [] if token is None else [token[None], np.zeros((between, token.shape[0]), np.float32)]
   return np.concatenate([*rows, grid.reshape(-1, grid.shape[-1])])[None].astype(np.float32)
 
 
-def _initialise(leaves, fields, missing):
-  """Gives missing leaves the values of a new model; strict reading refuses them, so this seldom runs."""
+def _initialize(leaves: dict[str, np.ndarray], config: ViTConfig, missing: list[tuple[str, str]]) -> None:
+  """Give missing leaves the values of a new model; strict loading refuses them, so this seldom runs."""
   if missing:
-    new = weights_lib.flatten(nnx.to_pure_dict(nnx.state(weights_lib.new_model(fields), nnx.Param)))
+    new = flatten(nnx.to_pure_dict(nnx.state(weights_lib.new_model(config), nnx.Param)))
     leaves.update((path, np.asarray(new[path])) for path, _ in missing)

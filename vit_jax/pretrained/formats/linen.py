@@ -1,12 +1,13 @@
-"""The names of the authors' Flax Linen code, which the official and the big_vision files share."""
+"""Names of the authors' Flax Linen code, which the official and the big_vision files share."""
 import re
+from typing import Any
 
-from vit_jax.pretrained.formats import infer
-from vit_jax.pretrained.formats import leaves
-from vit_jax.pretrained.formats.leaves import Leaf, SAME
+from vit_jax.pretrained.files.tensors import Tensors
+from vit_jax.pretrained.formats import infer, leaves
+from vit_jax.pretrained.formats.leaves import SAME, Leaf, Table
 
 
-def _pair(ours, theirs, names=('kernel', 'bias')):
+def _pair(ours: str, theirs: str, names: tuple[str, str] = ('kernel', 'bias')) -> Table:
   return {f'{ours}/{name}': Leaf(f'{theirs}/{name}', SAME) for name in names}
 
 
@@ -18,6 +19,7 @@ _BLOCK = {
     **_pair('attention_norm', 'LayerNorm_0', _NORM), **_ATTENTION, **_pair('mlp_norm', 'LayerNorm_1', _NORM), **_MLP}
 _MAP = {'probe': Leaf('probe', leaves.leading(2)), **_ATTENTION, **_pair('norm', 'LayerNorm_0', _NORM), **_MLP}
 
+# The prefix of a block's arrays: one array per block, or all blocks stacked in one (big_vision's `scan`).
 LOOP, SCAN = 'Transformer/encoderblock_{i}/', 'Transformer/encoderblock/'
 STEM = {
     **_pair('patch_embed', 'embedding'),
@@ -26,24 +28,24 @@ STEM = {
     **_pair('pre_logits', 'pre_logits'),
     **_pair('head', 'head'),
 }
-BLOCKS = {form: leaves.renamed(_BLOCK, leaves.BLOCKS, form) for form in (LOOP, SCAN)}
-MAP_HEAD = leaves.renamed(_MAP, 'pool/', 'MAPHead_0/')
+BLOCKS = {prefix: leaves.prefixed(_BLOCK, leaves.BLOCKS, prefix) for prefix in (LOOP, SCAN)}
+MAP_HEAD = leaves.prefixed(_MAP, 'pool/', 'MAPHead_0/')
 
-# The code of 2020 numbered the modules of a block together, Linen numbers each class by itself.
+# The code of 2020 numbered the modules of a block together, Linen numbers each class separately.
 _OLD = {'LayerNorm_2': 'LayerNorm_1', 'MultiHeadDotProductAttention_1': 'MultiHeadDotProductAttention_0',
         'MlpBlock_3': 'MlpBlock_0'}
 
 
-def modern(name):
-  """Today's name of an array of a 2020 file."""
+def current_name(name: str) -> str:
+  """Return today's name of an array in a file of 2020."""
   return re.sub(f'/({"|".join(_OLD)})/', lambda match: f'/{_OLD[match[1]]}/', name)
 
 
-def fields_of(tensors, form):
-  """The fields that names and shapes tell, without positions; `form` is LOOP or SCAN."""
+def read_fields(tensors: Tensors, prefix: str) -> dict[str, Any]:
+  """Return the config fields that names and shapes determine, without positions; `prefix` is LOOP or SCAN."""
   *patch_size, channels, width = tensors.shape('embedding/kernel', 4)
-  block = form.format(i=0)
-  stacked = int(form == SCAN)
+  block = prefix.format(i=0)
+  stacked = int(prefix == SCAN)
   query = tensors.shape(f'{block}MultiHeadDotProductAttention_0/query/kernel', 3 + stacked)
   up = tensors.shape(f'{block}MlpBlock_0/Dense_0/kernel', 2 + stacked)
   return dict(

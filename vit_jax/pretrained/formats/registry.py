@@ -1,28 +1,23 @@
-"""The table of formats; a file is of the first that knows its names."""
-from vit_jax.pretrained.formats import big_vision
-from vit_jax.pretrained.formats import google
-from vit_jax.pretrained.formats import huggingface
-from vit_jax.pretrained.files import tensors as tensors_lib
-from vit_jax.pretrained.formats import timm
+"""The table of weight formats; a file is read in the first format that recognizes its names."""
+from vit_jax.base.text import listing
+from vit_jax.pretrained.files.tensors import Tensors
+from vit_jax.pretrained.formats.base import Format
+from vit_jax.pretrained.formats.big_vision import BigVision
+from vit_jax.pretrained.formats.google import Google
+from vit_jax.pretrained.formats.huggingface import HuggingFace
+from vit_jax.pretrained.formats.timm import Timm
 
-# Each module has matches(names), read(tensors, configs, image_size), write(weights, approximate), and METHOD, which
-# resizes its position grids as its own code does.
-FORMATS = {
-    'big_vision': big_vision,
-    'google': google,
-    'huggingface': huggingface,
-    'timm': timm,
-}
+FORMATS: dict[str, Format] = {form.name: form for form in (BigVision(), Google(), HuggingFace(), Timm())}
 
 
-def recognise(tensors):
-  """The name of the format of an open file.
+def recognize(tensors: Tensors) -> Format:
+  """Return the format of an open file.
 
   Raises:
-    ValueError: none knows the names in it.
+    UserError: no format recognizes its names.
   """
-  for name, form in FORMATS.items():
+  for form in FORMATS.values():
     if form.matches(tensors.shapes):
-      return name
-  raise tensors.error(f'these are no weights of a Vision Transformer that vit_jax knows ({", ".join(FORMATS)}); its '
-                      f'arrays are {tensors_lib.shorten(tensors.shapes)}')
+      return form
+  raise tensors.error(f'not weights of a Vision Transformer in a known format ({", ".join(FORMATS)}); its arrays are '
+                      f'{listing(sorted(tensors.shapes))}')

@@ -1,75 +1,80 @@
-"""Brings a model into the form that another format can hold, or says which field it cannot."""
+"""Brings a model into a form that another format can hold, or says which config field it cannot hold."""
+from collections.abc import Collection
 import dataclasses
+from typing import Any
 
 from flax import nnx
 import numpy as np
 
-from vit_jax.models import positions
-from vit_jax.pretrained.formats import weights as weights_lib
+from vit_jax.base.errors import UserError
+from vit_jax.models.positions import POSITIONS
+from vit_jax.pretrained.formats.weights import Weights
 
 
-def require(weights, form, **allowed):
-  """Raises unless every field has a value that the format can hold.
+def require(weights: Weights, form: str, **allowed: Collection[Any]) -> None:
+  """Raise UserError, naming the field, unless every config field has a value that a format can hold.
 
   Args:
-    weights: to be written.
+    weights: what is to be written.
     form: name of the format.
     **allowed: field → values.
-
-  Raises:
-    ValueError: names the field.
   """
   for name, values in allowed.items():
-    if weights.fields[name] not in values:
-      raise ValueError(f'the {form} format cannot hold {name}={weights.fields[name]!r}, '
-                       f'only {" or ".join(map(repr, values))}; choose another format')
+    found = getattr(weights.config, name)
+    if found not in values:
+      raise UserError(f'model.{name}: the {form} format can only hold {" or ".join(map(repr, values))}, got {found!r}; '
+                      'choose another format')
 
 
-def require_numerics(weights, form, approximate, **allowed):
-  """Raises if the format's own code would compute slightly otherwise, unless `approximate` accepts that."""
-  for name, value in allowed.items():
-    if weights.fields[name] != value and not approximate:
-      raise ValueError(f'code that reads the {form} format computes with {name}={value!r}, this model with '
-                       f'{weights.fields[name]!r}: outputs would differ slightly; accept that with approximate=True '
-                       '(--approximate)')
+def require_numerics(weights: Weights, form: str, approximate: bool, **used: Any) -> None:
+  """Raise UserError if the format's own code would compute slightly different outputs, unless `approximate` accepts that.
 
-
-def norm_before_pool(weights):
-  """The same model with its last LayerNorm before the pooling where order makes no difference: at one token."""
-  if weights.fields['pool'] != 'token':
-    return weights
-  return dataclasses.replace(weights, fields=dict(weights.fields, norm_after_pool=False))
-
-
-def learned_positions(weights, fixed=()):
-  """The same model with its positions as a learned table, unless they are among `fixed`.
-
-  Sine-cosine and separable positions are computed, no position is zeros: the outputs stay the same.
+  Args:
+    weights: what is to be written.
+    form: name of the format.
+    approximate: whether small differences are accepted.
+    **used: field → the value that the format's own code uses.
   """
-  fields, params = weights.fields, dict(weights.params)
-  if fields['position'] in ('learned', *fixed):
+  for name, value in used.items():
+    found = getattr(weights.config, name)
+    if found != value and not approximate:
+      raise UserError(f'model.{name}: code that reads the {form} format uses {value!r}, this model {found!r}: outputs would '
+                      'differ slightly; accept that with approximate=True (--approximate)')
+
+
+def norm_before_pool(weights: Weights) -> Weights:
+  """Return the same model with its last LayerNorm before the pooling if the order makes no difference: for one token."""
+  if weights.config.pool != 'token':
     return weights
-  shape = (*weights_lib.grid_of(fields), fields['width'])
-  module = _position_class(fields['position'])(shape[:2], shape[2], class_token=False, rngs=nnx.Rngs(0))
+  return dataclasses.replace(weights, config=dataclasses.replace(weights.config, norm_after_pool=False))
+
+
+def learned_positions(weights: Weights, fixed: Collection[str | None] = ()) -> Weights:
+  """Return the same model with its position embedding as a learned table, unless its kind is one of `fixed`.
+
+  Sine-cosine and separable embeddings are computed, the absence of one is zeros: outputs stay the same.
+  """
+  config, params = weights.config, dict(weights.params)
+  if config.position in ('learned', *fixed):
+    return weights
+  module: Any = POSITIONS[config.position or 'none'](config.grid, config.width, class_token=False, rngs=nnx.Rngs(0))
   old = dict(params.pop('position', {}))
   token = {'token': old.pop('token')} if 'token' in old else {}
   for name, leaf in old.items():
     getattr(module, name)[...] = leaf
-  grid = np.array(np.broadcast_to(np.asarray(module()[0], np.float32), shape))
-  note = f"positions of the kind {fields['position']!r} become the learned table that equals them"
-  return dataclasses.replace(weights, fields=dict(fields, position='learned', token_position=bool(token)),
-                             params=dict(params, position=dict(grid=grid, **token)), notes=(*weights.notes, note))
+  grid = np.array(np.broadcast_to(np.asarray(module()[0], np.float32), (*config.grid, config.width)))
+  note = f'position embedding {config.position!r} is stored as the learned table that equals it'
+  return dataclasses.replace(
+      weights, config=dataclasses.replace(config, position='learned', token_position=bool(token)),
+      params=dict(params, position=dict(grid=grid, **token)), notes=(*weights.notes, note))
 
 
-def _position_class(name):
-  return positions.NoPosition if name is None else positions.POSITIONS[name]
-
-
-def token_position(weights):
-  """The same model with a position for its class token, zero if it had none."""
-  if weights.fields['token_position'] or not weights.fields['class_token']:
+def token_position(weights: Weights) -> Weights:
+  """Return the same model with a position embedding for its class token, zeros if it had none."""
+  config = weights.config
+  if config.token_position or not config.class_token:
     return weights
-  position = dict(weights.params['position'], token=np.zeros(weights.fields['width'], np.float32))
-  return dataclasses.replace(weights, fields=dict(weights.fields, token_position=True),
+  position = dict(weights.params['position'], token=np.zeros(config.width, np.float32))
+  return dataclasses.replace(weights, config=dataclasses.replace(config, token_position=True),
                              params=dict(weights.params, position=position),
-                             notes=(*weights.notes, 'the class token gets a position of its own: zero'))
+                             notes=(*weights.notes, 'class token: gets a position embedding of zeros'))

@@ -1,118 +1,106 @@
 """timm's `VisionTransformer` state dict as safetensors (github.com/huggingface/pytorch-image-models)."""
-from vit_jax.pretrained.formats import infer
-from vit_jax.pretrained.formats import leaves
-from vit_jax.pretrained.formats import representable
-from vit_jax.pretrained.formats import timm_config
-from vit_jax.pretrained.formats.leaves import Leaf, SAME, TORCH_CONV, TORCH_FLAT, leading, torch_linear
+from collections.abc import Collection
+import dataclasses
+from typing import Any
 
-SUFFIX = '.safetensors'
-METHOD = 'bicubic'
+from vit_jax.pretrained.files.tensors import Tensors
+from vit_jax.pretrained.formats import infer, leaves, representable, timm_config
+from vit_jax.pretrained.formats.base import Configs, ImageSize, Written
+from vit_jax.pretrained.formats.leaves import SAME, TORCH_CONV, Leaf, Table, torch_linear_leaves, torch_norm_leaves
+from vit_jax.pretrained.formats.weights import Weights, pixels
+
 POSITIONS = 'pos_embed'
 
-
-def _linear(ours, theirs, inputs=1, part=(0, 1)):
-  return {f'{ours}/kernel': Leaf(f'{theirs}.weight', torch_linear(inputs), part),
-          f'{ours}/bias': Leaf(f'{theirs}.bias', TORCH_FLAT, part)}
-
-
-def _norm(ours, theirs):
-  return {f'{ours}/scale': Leaf(f'{theirs}.weight', SAME), f'{ours}/bias': Leaf(f'{theirs}.bias', SAME)}
-
-
-_MLP = {**_linear('mlp/up', 'mlp.fc1'), **_linear('mlp/down', 'mlp.fc2')}
+_MLP = {**torch_linear_leaves('mlp/up', 'mlp.fc1'), **torch_linear_leaves('mlp/down', 'mlp.fc2')}
 _BLOCK = {
-    **_norm('attention_norm', 'norm1'),
-    **_linear('attention/query', 'attn.qkv', part=(0, 3)),
-    **_linear('attention/key', 'attn.qkv', part=(1, 3)),
-    **_linear('attention/value', 'attn.qkv', part=(2, 3)),
-    **_norm('attention/query_norm', 'attn.q_norm'),
-    **_norm('attention/key_norm', 'attn.k_norm'),
-    **_linear('attention/out', 'attn.proj', inputs=2),
+    **torch_norm_leaves('attention_norm', 'norm1'),
+    **torch_linear_leaves('attention/query', 'attn.qkv', part=(0, 3)),
+    **torch_linear_leaves('attention/key', 'attn.qkv', part=(1, 3)),
+    **torch_linear_leaves('attention/value', 'attn.qkv', part=(2, 3)),
+    **torch_norm_leaves('attention/query_norm', 'attn.q_norm'),
+    **torch_norm_leaves('attention/key_norm', 'attn.k_norm'),
+    **torch_linear_leaves('attention/out', 'attn.proj', inputs=2),
     'attention_scale': Leaf('ls1.gamma', SAME),
-    **_norm('mlp_norm', 'norm2'),
+    **torch_norm_leaves('mlp_norm', 'norm2'),
     **_MLP,
     'mlp_scale': Leaf('ls2.gamma', SAME),
 }
 _MAP = {
-    'probe': Leaf('latent', leading(2)),
-    **_linear('attention/query', 'q'),
-    **_linear('attention/key', 'kv', part=(0, 2)),
-    **_linear('attention/value', 'kv', part=(1, 2)),
-    **_linear('attention/out', 'proj', inputs=2),
-    **_norm('norm', 'norm'),
+    'probe': Leaf('latent', leaves.leading(2)),
+    **torch_linear_leaves('attention/query', 'q'),
+    **torch_linear_leaves('attention/key', 'kv', part=(0, 2)),
+    **torch_linear_leaves('attention/value', 'kv', part=(1, 2)),
+    **torch_linear_leaves('attention/out', 'proj', inputs=2),
+    **torch_norm_leaves('norm', 'norm'),
     **_MLP,
 }
 
 
-def _table(fields):
+def _table(norm_after_pool: bool) -> Table:
   return {
       'patch_embed/kernel': Leaf('patch_embed.proj.weight', TORCH_CONV),
       'patch_embed/bias': Leaf('patch_embed.proj.bias', SAME),
-      'token': Leaf('cls_token', leading(2)),
-      'registers': Leaf('reg_token', leading(1)),
-      **leaves.renamed(_BLOCK, leaves.BLOCKS, 'blocks.{i}.'),
-      **leaves.renamed(_MAP, 'pool/', 'attn_pool.'),
-      **_norm('norm', 'fc_norm' if fields['norm_after_pool'] else 'norm'),
-      **_linear('head', 'head'),
+      'token': Leaf('cls_token', leaves.leading(2)),
+      'registers': Leaf('reg_token', leaves.leading(1)),
+      **leaves.prefixed(_BLOCK, leaves.BLOCKS, 'blocks.{i}.'),
+      **leaves.prefixed(_MAP, 'pool/', 'attn_pool.'),
+      **torch_norm_leaves('norm', 'fc_norm' if norm_after_pool else 'norm'),
+      **torch_linear_leaves('head', 'head'),
   }
 
 
-def matches(names):
-  """Whether a file with these names is a ViT of timm's."""
-  return 'patch_embed.proj.weight' in names
+class Timm:
+  """timm's format, with a config.json that `timm.create_model('local-dir:…')` reads; see `base.Format`."""
 
+  name = 'timm'
+  suffix = '.safetensors'
+  resize_method = 'bicubic'
 
-def read(tensors, configs, image_size=None):
-  """Reads the `Weights` of a file.
+  def matches(self, names: Collection[str]) -> bool:
+    """Return whether a file with these names is a ViT of timm's."""
+    return 'patch_embed.proj.weight' in names
 
-  Args:
-    tensors: the open file.
-    configs: {'config.json': dict} as timm has it on the Hugging Face hub, or constructor arguments; {} if none.
-    image_size: what the model was trained at, where config and positions do not tell.
+  def read(self, tensors: Tensors, configs: Configs, image_size: ImageSize = None) -> Weights:
+    """Read an open file.
 
-  Raises:
-    ValueError: no such file, or a model that computes something else under these names.
-  """
-  config, notes = timm_config.parse(tensors, configs.get('config.json')), []
-  fields = _fields(tensors, config)
-  fields.update(_positions(tensors, fields, config.image_size, image_size, notes))
-  between = fields['registers'] if fields.pop('positions_of_registers') else 0
-  weights = leaves.read(
-      tensors, fields, _table(fields), POSITIONS, between, source='timm', class_names=config.class_names,
-      preprocessing=config.preprocessing(tensors, fields), notes=(*config.notes, *notes))
-  if between:
+    Args:
+      tensors: the open file.
+      configs: {'config.json': dict} as timm has it on the Hugging Face hub, or constructor arguments; {} if none.
+      image_size: what the model was trained at, if neither config nor positions say it.
+
+    Raises:
+      UserError: not a file in this format, or a model that computes something else under these names.
+    """
+    config, notes = timm_config.parse(tensors, configs.get('config.json')), []
+    fields = _read_fields(tensors, config)
+    positions, has_register_positions = _read_positions(tensors, fields, config.image_size, image_size, notes)
+    fields.update(positions)
+    between = fields['registers'] if has_register_positions else 0
+    weights = leaves.read_weights(
+        tensors, fields, _table(fields['norm_after_pool']), POSITIONS, between, source=self.name,
+        class_names=config.class_names, notes=(*config.notes, *notes),
+        preprocessing=config.preprocessing(tensors, fields['image_size'], fields['channels']))
+    if not between:
+      return weights
     # timm adds positions to its registers too; their sum is all that the model ever sees.
     rows = tensors.read(POSITIONS, tensors.shape(POSITIONS))[0, 1:1 + between]
-    weights.params['registers'] = weights.params['registers'] + rows
-  return weights
+    params = dict(weights.params, registers=weights.params['registers'] + rows)
+    return dataclasses.replace(weights, params=params)
+
+  def write(self, weights: Weights, approximate: bool = False) -> Written:
+    """Lay weights out in this format; see `base.Format.write`."""
+    weights = representable.norm_before_pool(weights)
+    representable.require(weights, self.name, representation_size=(None,))
+    if weights.config.norm_after_pool:
+      representable.require(weights, self.name, pool=('gap',))
+    representable.require_numerics(weights, self.name, approximate, norm_epsilon=1e-6)
+    weights = representable.learned_positions(weights, fixed=(None,))
+    # If the class token has a position, timm expects one for every register too: zeros.
+    arrays = leaves.to_arrays(weights, _table(weights.config.norm_after_pool), POSITIONS, between=weights.config.registers)
+    return Written(arrays, {'config.json': timm_config.write(weights)}, weights)
 
 
-def write(weights, approximate=False):
-  """Lays out `weights` as such a file, with a config.json that timm's `create_model('local-dir:…')` reads.
-
-  Args:
-    weights: to be written.
-    approximate: accept that timm's code uses another LayerNorm epsilon than the model.
-
-  Returns:
-    ({name: array}, {'config.json': dict}, weights as they were written).
-
-  Raises:
-    ValueError: names a field that these files cannot hold.
-  """
-  weights = representable.norm_before_pool(weights)
-  fields = weights.fields
-  representable.require(weights, 'timm', representation_size=(None,))
-  if fields['norm_after_pool']:
-    representable.require(weights, 'timm', pool=('gap',))
-  representable.require_numerics(weights, 'timm', approximate, norm_epsilon=1e-6)
-  weights = representable.learned_positions(weights, fixed=(None,))
-  # Where the class token has a position timm wants one for every register too: zero.
-  arrays = leaves.spread(weights, _table(fields), POSITIONS, between=fields['registers'])
-  return arrays, {'config.json': timm_config.write(weights)}, weights
-
-
-def _fields(tensors, config):
+def _read_fields(tensors: Tensors, config: timm_config.Config) -> dict[str, Any]:
   width, channels, *patch_size = tensors.shape('patch_embed.proj.weight', 4)
   depth = infer.depth(tensors, r'blocks\.(\d+)\.')
   mlp_dim = tensors.shape('blocks.0.mlp.fc1.weight', 2)[0]
@@ -123,21 +111,21 @@ def _fields(tensors, config):
     heads = config.heads or infer.heads(tensors, width, depth, mlp_dim)
   class_token = 'cls_token' in tensors
   registers = tensors.shape('reg_token', 3)[1] if 'reg_token' in tensors else 0
-  pool = _pool(tensors, config, class_token)
-  # timm can pool over either; here the mean is over patches, and attention pooling over all tokens as in big_vision.
+  pool = _read_pool(tensors, config, class_token)
+  # timm can pool over either; our mean is over patches, and our attention pooling over all tokens as in big_vision.
   if pool != 'token' and class_token + registers and config.pool_reads_prefix != (pool == 'map'):
-    raise tensors.error(f'its pooling ({pool}) {"reads" if config.pool_reads_prefix else "leaves out"} class token and '
+    raise tensors.error(f'its pooling ({pool}) {"includes" if config.pool_reads_prefix else "leaves out"} class token and '
                         'registers, unlike that of vit_jax: this model cannot be loaded')
   return dict(
       patch_size=tuple(patch_size), channels=channels, width=width, depth=depth, heads=heads, mlp_dim=mlp_dim,
       class_token=class_token, registers=registers, pool=pool, norm_after_pool='fc_norm.weight' in tensors,
       qkv_bias='blocks.0.attn.qkv.bias' in tensors, qk_norm=qk_norm, gelu=config.gelu, norm_epsilon=1e-6,
-      # Any number stands for "there are scales"; their values are in the file.
+      # Any number says that there are scales; their values are in the file.
       layer_scale=config.layer_scale if 'blocks.0.ls1.gamma' in tensors else None,
       num_classes=tensors.shape('head.weight', 2)[0] if 'head.weight' in tensors else None)
 
 
-def _pool(tensors, config, class_token):
+def _read_pool(tensors: Tensors, config: timm_config.Config, class_token: bool) -> str:
   if 'attn_pool.latent' in tensors:
     return 'map'
   if config.pool is None:
@@ -145,30 +133,34 @@ def _pool(tensors, config, class_token):
   return config.pool
 
 
-def _positions(tensors, fields, stored_size, asked_size, notes):
-  """Image size and kind of positions; `stored_size` is the config's, which fixes the grid if there is one."""
+def _read_positions(tensors: Tensors, fields: dict[str, Any], stored_size: tuple[int, int] | None, requested: ImageSize,
+                    notes: list[str]) -> tuple[dict[str, Any], bool]:
+  """Return (fields for image size and positions, whether registers have positions).
+
+  `stored_size` is the image size of the config; if there is one, it determines the grid.
+  """
   patch_size = fields['patch_size']
   if POSITIONS not in tensors:
-    size = stored_size or infer.image_size(tensors, patch_size, asked_size, notes)
-    return dict(image_size=size, position=None, positions_of_registers=False)
+    size = stored_size or infer.image_size(tensors, patch_size, requested, notes)
+    return dict(image_size=size, position=None), False
   rows = tensors.shape(POSITIONS, 3)[1]
   prefix = fields['class_token'] + fields['registers']
-  # Rows for the prefix or none: the stated size decides; without one, which of them leaves a square.
+  # Rows for the prefix or none: the stated size decides; without one, which of the two leaves a square.
   for own in (True, False):
     if infer.fits(stored_size, patch_size, rows - own * prefix):
       size = stored_size
       break
   else:
-    own, size = _guessed_positions(tensors, rows, prefix, patch_size, asked_size)
-  return dict(image_size=size, position='learned', token_position=own and fields['class_token'],
-              positions_of_registers=own)
+    own, size = _guess_positions(tensors, rows, prefix, patch_size, requested)
+  return dict(image_size=size, position='learned', token_position=own and fields['class_token']), own
 
 
-def _guessed_positions(tensors, rows, prefix, patch_size, asked_size):
-  for own in (True, False) if prefix else (False,):
+def _guess_positions(tensors: Tensors, rows: int, prefix: int, patch_size: tuple[int, int],
+                     requested: ImageSize) -> tuple[bool, tuple[int, int]]:
+  """Return (whether the prefix has positions, image size) for the first of both that leaves a grid of patches."""
+  if prefix:
     try:
-      grid = infer.grid(tensors, rows - own * prefix, patch_size, asked_size)
-      return own, tuple(n * p for n, p in zip(grid, patch_size))
+      return True, pixels(infer.grid(tensors, rows - prefix, patch_size, requested), patch_size)
     except ValueError:
-      if not own:
-        raise
+      pass
+  return False, pixels(infer.grid(tensors, rows, patch_size, requested), patch_size)

@@ -1,89 +1,95 @@
-"""What a file of weights holds once read: the fields of a model, its parameters and what makes its numbers right."""
+"""Weights and their metadata, and the parameter shapes that go with a config."""
+from collections.abc import Iterable, Mapping
 import dataclasses
 import functools
 from typing import Any
 
 from flax import nnx
-import jax
+import numpy as np
 
 from vit_jax.base import sections
-from vit_jax.models import vit
-from vit_jax.models.config import ViTConfig
+from vit_jax.base.choices import choose
 from vit_jax.base.preprocessing import Preprocessing
+from vit_jax.models.base import Model, flatten
+from vit_jax.models.config import ViTConfig
+from vit_jax.models.registry import MODELS
 
-_FIELDS = [field.name for field in dataclasses.fields(ViTConfig) if field.name not in ('kind', 'variant')]
+Params = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-  """A trained model before it is one.
+  """Weights and metadata, before a model is built from them.
 
   Attributes:
-    fields: keyword arguments of `VisionTransformer`, all but `variant` and `rngs`; see `complete`.
-    params: nested dict of float32 NumPy arrays, the model's own tree and shapes.
-    preprocessing: what happens to an image first.
-    class_names: one name for each logit, or None where unknown.
-    source: the format it was read from, a name of `formats.FORMATS` or 'workdir'.
-    notes: lines that say what the file left open and was assumed.
-    problems: lines that say what was missing, unused or not finite; strict reading refuses them.
+    config: of the model; change it with `dataclasses.replace`, or `with_fields` for values that a user gave.
+    params: nested dict of float32 NumPy arrays with the structure and shapes of the model's parameters.
+    preprocessing: how images are prepared for the model.
+    class_names: one name per logit, or None if unknown.
+    loss: what the model was trained with, a name of `objectives.losses.LOSSES`: decides how logits become
+      probabilities.
+    source: the format they were read from, a name of `registry.FORMATS`, or 'workdir' for a run directory.
+    notes: messages about what the file did not say and was assumed.
+    problems: messages about arrays that were missing, unused or not finite; strict loading refuses them.
   """
-  fields: dict[str, Any]
-  params: dict[str, Any]
+  config: ViTConfig
+  params: Params
   preprocessing: Preprocessing = Preprocessing()
   class_names: tuple[str, ...] | None = None
+  loss: str = 'softmax'
   source: str = 'workdir'
   notes: tuple[str, ...] = ()
   problems: tuple[str, ...] = ()
 
 
-def complete(fields):
-  """Fields with a variant spelt out and every default filled in, sizes as pairs.
+def read_config(fields: Mapping[str, Any]) -> ViTConfig:
+  """Return the checked config of the given fields, those filled in from data (image_size, …) among them.
+
+  Args:
+    fields: {name: value} as in section `model` of a recipe, plus image_size, channels and num_classes.
 
   Raises:
-    UserError: an unknown field, or an unknown variant.
+    UserError: an unknown field, a missing one, or a bad type or value.
   """
-  config = config_of(fields)
-  return {name: getattr(config, name) for name in _FIELDS}
+  kind = fields.get('kind', 'vit')
+  cls = choose(MODELS, kind, 'model.kind').Config
+  from_data = {field.name for field in dataclasses.fields(cls) if not sections.is_key(field)}
+  config = sections.read(cls, {name: value for name, value in fields.items() if name not in from_data}, 'model')
+  return dataclasses.replace(config, **{name: value for name, value in fields.items() if name in from_data})
 
 
-def config_of(fields):
-  """The `ViTConfig` of fields."""
-  fields = dict(fields)
-  fields.pop('kind', None)
-  known = {name: value for name, value in fields.items() if name in ('image_size', 'channels', 'num_classes')}
-  config = sections.read(ViTConfig, {name: value for name, value in fields.items() if name not in known}, 'model')
-  return dataclasses.replace(config, **known)
+def with_fields(config: ViTConfig, fields: Mapping[str, Any]) -> ViTConfig:
+  """Return a config with some fields changed to values that a user gave; checked like `read_config`."""
+  from_data = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)
+               if not sections.is_key(field)}
+  return read_config({**sections.to_dict(config), **from_data, **fields})
 
 
-def new_model(fields):
-  """A `VisionTransformer` of these fields, newly initialised."""
-  return vit.VisionTransformer(config_of(fields), rngs=nnx.Rngs(0))
-
-
-def abstract_model(fields):
-  """A `VisionTransformer` of these fields whose parameters are shapes: no memory, no time."""
-  return nnx.eval_shape(lambda: new_model(fields))
-
-
-def shapes(fields):
-  """{'encoder/blocks/mlp/up/kernel': (depth, width, mlp_dim), …}: every leaf that a model of these fields has."""
-  return dict(_shapes(tuple(sorted(complete(fields).items()))))
+def new_model(config: ViTConfig) -> Model:
+  """Return a newly initialized model."""
+  return MODELS[config.kind](config, rngs=nnx.Rngs(0))
 
 
 @functools.lru_cache(maxsize=64)
-def _shapes(fields):
-  params = nnx.to_pure_dict(nnx.state(abstract_model(dict(fields)), nnx.Param))
+def abstract_model(config: ViTConfig) -> Model:
+  """Return a model whose parameters are shapes without values; it answers questions about its parameters."""
+  return nnx.eval_shape(lambda: new_model(config))
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes(config: ViTConfig) -> dict[str, tuple[int, ...]]:
+  params = nnx.to_pure_dict(nnx.state(abstract_model(config), nnx.Param))
   return {path: leaf.shape for path, leaf in flatten(params).items()}
 
 
-def flatten(params):
-  """{'a/b': leaf} of a nested dict."""
-  return {'/'.join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+def shapes(config: ViTConfig) -> dict[str, tuple[int, ...]]:
+  """Return the shape of every parameter: {'encoder/blocks/mlp/up/kernel': (depth, width, mlp_dim), …}."""
+  return dict(_shapes(config))
 
 
-def unflatten(leaves):
-  """The nested dict of {'a/b': leaf}."""
-  tree = {}
+def unflatten(leaves: Mapping[str, Any]) -> Params:
+  """Return the nested dict of {'a/b': leaf}; the reverse of `models.base.flatten`."""
+  tree: Params = {}
   for path, leaf in leaves.items():
     *parents, name = path.split('/')
     node = tree
@@ -93,6 +99,13 @@ def unflatten(leaves):
   return tree
 
 
-def grid_of(fields):
-  """Rows and columns of patches."""
-  return tuple(n // p for n, p in zip(fields['image_size'], fields['patch_size']))
+def missing_or_different(config: ViTConfig, params: Params) -> list[str]:
+  """Return the paths, sorted, that a model of this config and a parameter tree do not share with the same shape."""
+  expected, found = shapes(config), {path: np.shape(leaf) for path, leaf in flatten(params).items()}
+  return sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
+
+
+def pixels(grid: Iterable[int], patch_size: tuple[int, int]) -> tuple[int, int]:
+  """Return the image size (rows, columns) of a grid of patches."""
+  rows, columns = (patches * pixels for patches, pixels in zip(grid, patch_size, strict=True))
+  return rows, columns

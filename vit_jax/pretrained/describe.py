@@ -1,0 +1,75 @@
+"""Describes a weight file or a run directory, and what a fine-tune would change about it."""
+import dataclasses
+from typing import Any
+
+from clu import parameter_overview
+
+from vit_jax.base.files import PathLike
+from vit_jax.base.text import listing
+from vit_jax.pretrained.adapt import Adaptation, adapt
+from vit_jax.pretrained.load import read
+
+_NAMES_SHOWN = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+  """What a source of weights holds.
+
+  Attributes:
+    format: a name of `registry.FORMATS`, or 'workdir' for a run directory.
+    fields: of the model's config.
+    parameters: how many numbers.
+    preprocessing: transform, mean and std.
+    class_names: one name per logit, or None.
+    notes: what the file does not say and was assumed.
+    problems: what is missing, unused or not finite.
+    fine_tune: what an adaptation would change.
+    table: of the parameters, as text.
+  """
+  format: str
+  fields: dict[str, Any]
+  parameters: int
+  preprocessing: dict[str, Any]
+  class_names: tuple[str, ...] | None
+  notes: tuple[str, ...]
+  problems: tuple[str, ...]
+  fine_tune: list[str]
+  table: str
+
+  def to_json(self) -> dict[str, Any]:
+    """Return all but the table as plain values."""
+    return {name: value for name, value in dataclasses.asdict(self).items() if name != 'table'}
+
+  def to_text(self) -> str:
+    """Return all of it as several lines for a person."""
+    preprocessing = '  '.join(f'{name}={value!r}' for name, value in self.preprocessing.items())
+    lines = [f'format         {self.format}', f'parameters     {self.parameters:,}', f'preprocessing  {preprocessing}',
+             'class names    ' + (listing(self.class_names, _NAMES_SHOWN) if self.class_names else 'unknown')]
+    details = {'fields': [f'{name}={value!r}' for name, value in self.fields.items()], 'notes': self.notes,
+               'problems': self.problems, 'fine-tune': self.fine_tune}
+    lines += [f'{title:15}' + '\n               '.join(values) for title, values in details.items() if values]
+    return '\n'.join([*lines, self.table])
+
+
+def describe(source: PathLike, *, ema: bool = False, adaptation: Adaptation | None = None) -> Description:
+  """Describe what a source of weights holds.
+
+  Args:
+    source: see `load.read`.
+    ema: for a run directory: whether to take the exponential moving average of the parameters.
+    adaptation: of a fine-tune; None changes nothing.
+
+  Raises:
+    UserError: the source cannot be read, or the adaptation does not fit it.
+  """
+  adaptation = adaptation or Adaptation()
+  weights = read(source, image_size=adaptation.image_size, strict=False, ema=ema)
+  _, lines = adapt(weights, adaptation)
+  fields = {field.name: getattr(weights.config, field.name) for field in dataclasses.fields(weights.config)
+            if field.name not in ('kind', 'variant')}
+  return Description(
+      format=weights.source, fields=fields, parameters=int(parameter_overview.count_parameters(weights.params)),
+      preprocessing=dataclasses.asdict(weights.preprocessing), class_names=weights.class_names, notes=weights.notes,
+      problems=weights.problems, fine_tune=lines,
+      table=str(parameter_overview.get_parameter_overview(weights.params, include_stats=False)))
