@@ -42,7 +42,7 @@ def restored(parts, workdir, step):
 def equal(a, b):
   """Return whether two trees have the same types and bits."""
   a, b = jax.device_get((jax.tree.leaves(a), jax.tree.leaves(b)))
-  return len(a) == len(b) and all(x.dtype == y.dtype and x.tobytes() == y.tobytes() for x, y in zip(a, b))
+  return len(a) == len(b) and all(x.dtype == y.dtype and x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True))
 
 
 def local_bytes(tree):

@@ -18,7 +18,6 @@ from vit_jax import train
 from vit_jax.base.errors import FileError, UserError
 from vit_jax.data.sources import exclude
 from vit_jax.data.sources import registry as sources
-from vit_jax.run import build as build_lib
 from vit_jax.run import evaluation, start
 from vit_jax.run import loop as loop_lib
 from vit_jax.run.build import build
@@ -96,7 +95,7 @@ def test_going_on_after_an_exception_ends_like_the_uninterrupted_run(finished, t
     raise RuntimeError('the power went') if len(calls) == 1 else StopIteration
 
   with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-    patch.setattr(train, 'evaluate', failing)
+    patch.setattr(loop_lib, 'evaluate', failing)
     train.run(config, tmp_path)
   assert [line[0] for line in tiny.metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]  # step 6 failed, step 4 is saved
   train.run(config, tmp_path)
@@ -155,7 +154,7 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference(finished, da
 
 def test_evaluate_reproduces_the_last_evaluation_exactly(finished):
   _, workdir, last = finished
-  step, values, recorded = evaluate.evaluate(workdir, None, None)
+  step, values, recorded = evaluation.evaluate(workdir)
   assert step == 12 and values == last
   assert {name: recorded[name] for name in values} == values
 
@@ -361,7 +360,7 @@ def test_signals_are_given_back():
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(data_dir, tmp_path, monkeypatch):
   config = tiny.config(data_dir)
-  poisoned = parts.make_train_step
+  poisoned = build_lib.make_train_step
 
   def make_train_step(*arguments, **options):
     step = poisoned(*arguments, **options)
@@ -372,7 +371,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(d
       return state.replace(params=jax.tree.map(lambda x: x * factor, state.params)), metrics
     return broken
 
-  monkeypatch.setattr(parts, 'make_train_step', make_train_step)
+  monkeypatch.setattr(build_lib, 'make_train_step', make_train_step)
   with pytest.raises(UserError, match='loss: nan at step 7; step 4 is saved'):
     train.run(config, tmp_path)
   assert saved(tmp_path) == ('4',)
@@ -380,7 +379,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(d
 
 def test_a_run_that_failed_at_its_start_does_not_hold_the_workdir(data_dir, tmp_path, monkeypatch):
   with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-    patch.setattr(train, '_loop', _fail)
+    patch.setattr(train, 'Loop', _fail)
     train.run(tiny.config(data_dir), tmp_path)
   train.run(tiny.config(data_dir, **{'optim.peak_lr': 0.5}), tmp_path)
   assert json.loads((tmp_path / 'config.json').read_text())['optim']['peak_lr'] == 0.5

@@ -3,7 +3,17 @@
 The public names are in PUBLIC. They are imported when first used: `import vit_jax` is quick and starts no jax backend.
 """
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors and type checkers; __getattr__ does it when the program runs
+  from vit_jax import train
+  from vit_jax.distributed import hosts
+  from vit_jax.inference.predict import preprocess
+  from vit_jax.models.config import ViTConfig
+  from vit_jax.models.vit import VisionTransformer
+  from vit_jax.pretrained.load import load
+  from vit_jax.pretrained.save import save
+  from vit_jax.run.recipes import recipe
 
 __version__ = '0.2.0.dev0'
 
@@ -19,7 +29,7 @@ PUBLIC = {
     'train': 'vit_jax.train',  # train.run(config, workdir)
 }
 
-__all__ = sorted(PUBLIC)
+__all__ = ['VisionTransformer', 'ViTConfig', 'hosts', 'load', 'preprocess', 'recipe', 'save', 'train']
 
 
 def __getattr__(name: str) -> Any:

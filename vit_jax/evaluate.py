@@ -5,8 +5,7 @@ Prints one JSON object with the step and every metric, and reports whether the r
 import json
 import sys
 
-from absl import app
-from absl import flags
+from absl import app, flags
 
 from vit_jax.run import cli
 

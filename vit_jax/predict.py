@@ -40,11 +40,11 @@ def run(source: str, arguments: Sequence[str], *, form: str = 'table', top: int 
   if not images:
     raise UserError('arguments: name at least one image or folder: python -m vit_jax.predict --model=MODEL photo.jpg photos/')
   cli.enable_compilation_cache()  # after the cheap checks: jax takes seconds
-  import vit_jax
   from vit_jax.inference import predict, report
+  from vit_jax.pretrained import load
   from vit_jax.pretrained.run import recorded_loss
   loss = loss or recorded_loss(source)
-  model = vit_jax.load(source, ema=ema, step=step)
+  model = load.load(source, ema=ema, step=step)
   names = model.class_names or [str(label) for label in range(model.num_classes or 0)]
   return report.print_predictions(predict.stream(model, images, batch_size, loss), images, names, form, top)
 

@@ -12,7 +12,7 @@ from vit_jax.run import claim, start
 from vit_jax.run import config as config_lib
 from vit_jax.run.build import build
 from vit_jax.run.config import Recipe
-from vit_jax.run.loop import describe, Loop
+from vit_jax.run.loop import Loop, describe
 from vit_jax.run.preemption import StopRequest
 from vit_jax.run.writer import Writer
 from vit_jax.rundir.checkpoint import Checkpoints

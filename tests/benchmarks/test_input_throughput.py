@@ -55,7 +55,7 @@ def test_tensorflow_gets_the_boxes_of_our_crops(photos):
   encoded = (photos / '0.JPEG').read_bytes()
   pixels = decode.decode(encoded, 3)
   for seed in range(5):
-    rng = lambda: np.random.Generator(np.random.Philox(key=seed))
+    rng = lambda seed=seed: np.random.Generator(np.random.Philox(key=seed))
     top, left, rows, columns = tensorflow_input.crop_box(*pixels.shape[:2], rng())
     cropped = parse('inception_crop', (rows, columns))(pixels, rng())  # at its own size a crop is not resized
     np.testing.assert_array_equal(cropped, pixels[top:top + rows, left:left + columns])

@@ -12,6 +12,7 @@ from tests.distributed.test_control_channel import free_address
 from tests.test_end_to_end import DEEP, final_state, saved, wait_for_compilation
 from vit_jax import train
 from vit_jax.distributed import hosts
+from vit_jax.run import loop
 
 DEVICES = 2  # of each process
 STRATEGIES = {
@@ -64,7 +65,7 @@ def test_two_processes_resume_like_an_uninterrupted_run(strategy, data_dir, tmp_
   whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
   last = train.run(config, whole)
   with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-    patch.setattr(train, 'evaluate', lambda parts, state: 1 / 0)  # at step 6, when step 4 is saved
+    patch.setattr(loop, 'evaluate', lambda parts, state: 1 / 0)  # at step 6, when step 4 is saved
     train.run(config, resumed)
   recipe = tiny.write(config, tmp_path)
   results = end(start('main', (f'--config={recipe}', f'--workdir={resumed}', *STRATEGIES[strategy])))

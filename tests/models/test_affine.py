@@ -34,7 +34,7 @@ def test_sums_are_float32_and_rounded_once(batch, tokens, dtype):
   output, pull = jax.jit(lambda *inputs: jax.vjp(PLAIN, *inputs))(*inputs)
   ours = [output, *jax.jit(lambda pull, gradient: pull(gradient))(pull, gradient)]
   assert [a.dtype for a in ours] == [dtype, dtype, 'float32', 'float32']
-  for a, expected in zip(ours, exact(*inputs, gradient)):
+  for a, expected in zip(ours, exact(*inputs, gradient), strict=True):
     # Half a step of the type, and what float32 sums of some dozens of terms err by.
     np.testing.assert_allclose(np.asarray(a, np.float64), expected, rtol=jnp.finfo(a.dtype).eps / 2 + 1e-6, atol=2e-5)
 
@@ -68,7 +68,7 @@ def test_its_gradients_are_those_of_the_einsum(product, shapes, bias):
   plain = lambda x, kernel, bias: (jnp.einsum(product, x, kernel) + bias)
   loss = lambda layer: lambda *inputs: jnp.sin(layer(*inputs)).sum()
   for a, expected in zip(jax.grad(loss(functools.partial(layers.affine, product)), (0, 1, 2))(*inputs),
-                         jax.grad(loss(plain), (0, 1, 2))(*inputs)):
+                         jax.grad(loss(plain), (0, 1, 2))(*inputs), strict=True):
     np.testing.assert_allclose(a, expected, rtol=1e-5, atol=1e-5)
 
 

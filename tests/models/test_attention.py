@@ -42,7 +42,7 @@ def test_scores_in_the_hundreds_overflow_nothing():
 def test_its_gradient_is_the_textbooks(inputs):
   weight = tokens(*inputs[0].shape, seed=3)
   gradients = lambda function: jax.grad(lambda *x: (function(*x) * weight).sum(), argnums=(0, 1, 2))(*inputs)
-  for ours, expected in zip(gradients(attention.attend), gradients(plain)):
+  for ours, expected in zip(gradients(attention.attend), gradients(plain), strict=True):
     np.testing.assert_allclose(ours, expected, atol=3e-6)
 
 
@@ -54,7 +54,7 @@ def test_bfloat16_differs_by_rounding_alone():
   loss = lambda function, *x: (function(*x).astype(jnp.float32) ** 2).sum()
   ours = jax.grad(lambda *x: loss(attention.attend, *x), argnums=(0, 1, 2))(*inputs)
   exact = jax.grad(lambda *x: loss(plain, *x), argnums=(0, 1, 2))(*(x.astype(jnp.float32) for x in inputs))
-  for a, b in zip(ours, exact):
+  for a, b in zip(ours, exact, strict=True):
     assert a.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(a, np.float32), b, atol=0.03 * np.abs(b).max())
 
@@ -74,7 +74,7 @@ def test_the_class_token_alone_is_the_class_token_of_all(fields):
   gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
   (kept_gradient, kept), (gradient_of_all, of_all) = gradient(params, True), gradient(params, False)
   np.testing.assert_allclose(kept, of_all, atol=1e-5)
-  for ours, expected in zip(jax.tree.leaves(kept_gradient), jax.tree.leaves(gradient_of_all)):
+  for ours, expected in zip(jax.tree.leaves(kept_gradient), jax.tree.leaves(gradient_of_all), strict=True):
     np.testing.assert_allclose(ours, expected, atol=1e-4)
 
 

@@ -44,7 +44,7 @@ def assert_uncorrelated(a, b, rate=RATE):
 def test_numbers_are_hashes_of_a_word_for_the_row_and_one_for_the_column(shape):
   rngs, rows = keys(2), int(np.prod(shape[:-1]))
   found = np.asarray(layers.uniform(rngs, shape)).reshape(2, rows, 3)
-  for key, example in zip(rngs, found):
+  for key, example in zip(rngs, found, strict=True):
     words = [int(word) for word in jax.random.bits(key, (rows + 3,), jnp.uint32)]
     np.testing.assert_array_equal(example, [[lowbias32(r ^ c) for c in words[rows:]] for r in words[:rows]])
 

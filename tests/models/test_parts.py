@@ -1,4 +1,6 @@
 """What of a model the golden outputs do not show: features, attention weights, stochastic depth, 2-D positions."""
+import itertools
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -61,7 +63,7 @@ def test_stochastic_depth_rises_linearly_from_zero():
   images = np.repeat(IMAGES[:1], 400, axis=0)
   net = model(stochastic_depth=0.5)
   after = [np.asarray(net.encoder(net.tokens(images), keys, layer)) for layer in range(4)]
-  skipped = [np.mean([np.array_equal(a, b) for a, b in zip(x, y)]) for x, y in zip(after, after[1:])]
+  skipped = [np.mean([np.array_equal(a, b) for a, b in zip(x, y, strict=True)]) for x, y in itertools.pairwise(after)]
   # Both branches of a block are dropped with probability rate²; the rates are 0, 0.25 and 0.5.
   np.testing.assert_allclose(skipped, [0.0, 0.25 ** 2, 0.5 ** 2], atol=0.05)
 

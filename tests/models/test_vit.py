@@ -224,7 +224,7 @@ def test_the_model_equals_plain_numpy():
     x += p['position']['grid'].reshape(16, 24)
     x = np.concatenate([[p['token'] + p['position']['token']], x])
     for i in range(2):
-      x = numpy_block(x, jax.tree.map(lambda a: a[i], p['encoder']['blocks']))
+      x = numpy_block(x, jax.tree.map(lambda a, i=i: a[i], p['encoder']['blocks']))
     x = numpy_layer_norm(x, p['norm'])[0]
     x = np.tanh(x @ p['pre_logits']['kernel'] + p['pre_logits']['bias'])
     expected.append(x @ p['head']['kernel'] + p['head']['bias'])

@@ -8,7 +8,7 @@ import pytest
 from scipy import special, stats
 
 from tests import tiny
-from tests.training.test_step import assert_close, batches, INFO, make_step, prepare, run
+from tests.training.test_step import INFO, assert_close, batches, make_step, prepare, run
 from vit_jax import train
 from vit_jax.base.errors import UserError
 from vit_jax.distributed.batch_split import count_micro_batches

@@ -40,7 +40,7 @@ def test_every_loss_has_a_reference():
 @pytest.mark.parametrize('name', sorted(REFERENCES))
 def test_equals_the_closed_form(name, smoothing):
   x = logits()
-  expected = [REFERENCES[name](row, label, smoothing) for row, label in zip(x, LABELS)]
+  expected = [REFERENCES[name](row, label, smoothing) for row, label in zip(x, LABELS, strict=True)]
   values = losses.LOSSES[name](x, LABELS, smoothing)
   assert values.shape == (len(LABELS),) and values.dtype == np.float32
   np.testing.assert_allclose(values, expected, rtol=1e-5)
@@ -61,7 +61,7 @@ def test_equal_logits_of_zero(name, expected):
 @pytest.mark.parametrize('name', sorted(REFERENCES))
 def test_big_logits_stay_finite_and_right(name, scale, smoothing):
   x = logits(scale)
-  expected = [REFERENCES[name](row, label, smoothing) for row, label in zip(x, LABELS)]
+  expected = [REFERENCES[name](row, label, smoothing) for row, label in zip(x, LABELS, strict=True)]
   values = losses.LOSSES[name](x, LABELS, smoothing)
   gradient = jax.grad(lambda x: losses.LOSSES[name](x, LABELS, smoothing).sum())(x)
   np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)

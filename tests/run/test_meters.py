@@ -6,7 +6,7 @@ import pytest
 
 from vit_jax.base.durations import Pace
 from vit_jax.base.errors import UserError
-from vit_jax.run.meters import check_finite, InputStallMonitor, Meters
+from vit_jax.run.meters import InputStallMonitor, Meters, check_finite
 
 
 def metrics(loss=1.0, count=4):

@@ -43,7 +43,7 @@ def abstract(state):
 
 def assert_bit_equal(a, b):
   assert jax.tree.structure(a) == jax.tree.structure(b)
-  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
     assert (x.dtype, x.shape) == (y.dtype, y.shape)
     assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 

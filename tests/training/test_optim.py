@@ -71,7 +71,7 @@ def steps_of(optimizer, params, gradients):
 
 def assert_close(a, b, **tolerance):
   assert jax.tree.structure(a) == jax.tree.structure(b)
-  for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b)):
+  for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
     np.testing.assert_allclose(x, y, err_msg=path_of(path), **tolerance)
 
 
@@ -108,7 +108,7 @@ def test_the_first_update_is_scaled_by_the_schedule(name):
   assert all(np.all(x == 0) for x in jax.tree.leaves(first))  # the warm-up rises from 0
   assert float(optimizer.schedule(1)) == pytest.approx(0.1 / 4)
   second, _ = update(grads, state, params)
-  descends = sum(float((u * g).sum()) for u, g in zip(jax.tree.leaves(second), jax.tree.leaves(grads)))
+  descends = sum(float((u * g).sum()) for u, g in zip(jax.tree.leaves(second), jax.tree.leaves(grads), strict=True))
   assert descends < 0
 
 
@@ -118,7 +118,7 @@ def test_the_first_update_is_scaled_by_the_schedule(name):
 def numpy_adam(params, gradients, rates, *, b1=0.9, b2=0.999, eps=1e-8, decoupled=0.0, penalty=0.0):
   p = params.astype(np.float64)
   m = v = np.zeros_like(p)
-  for t, (g, rate) in enumerate(zip(gradients, rates), start=1):
+  for t, (g, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
     g = g.astype(np.float64) + penalty * p
     m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
     adam = (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
@@ -232,7 +232,7 @@ def test_decay_mask_selects_by_path(mask, decays):
   optimizer = transform('sgd', weight_decay=0.3, decay_mask=mask)
   updates, _ = optimizer.update(zeros, optimizer.init(params), params)
   names = []
-  for (path, update), param in zip(jax.tree_util.tree_leaves_with_path(updates), jax.tree.leaves(params)):
+  for (path, update), param in zip(jax.tree_util.tree_leaves_with_path(updates), jax.tree.leaves(params), strict=True):
     names.append('/'.join(key.key for key in path))
     expected = -0.1 * 0.3 * param if decays(names[-1]) else np.zeros_like(param)
     np.testing.assert_allclose(update, expected, rtol=1e-6, err_msg=names[-1])

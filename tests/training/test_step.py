@@ -11,11 +11,11 @@ import pytest
 from vit_jax.base.preprocessing import Normalization
 from vit_jax.data.sources.info import DatasetInfo
 from vit_jax.models import layers
-from vit_jax.objectives.base import mean_of, Outcome
+from vit_jax.objectives.base import Outcome, mean_of
 from vit_jax.objectives.classification import Classification, ClassificationConfig
 from vit_jax.training import step as step_lib
 from vit_jax.training.optim import Optimizer
-from vit_jax.training.state import join_params, model_params, own_params, TrainState
+from vit_jax.training.state import TrainState, join_params, model_params, own_params
 
 BATCH = 8
 
@@ -89,7 +89,7 @@ def plain_step():
 
 def assert_close(a, b, **tolerance):
   assert jax.tree.structure(a) == jax.tree.structure(b)
-  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
     np.testing.assert_allclose(x, y, **tolerance)
 
 
@@ -101,7 +101,7 @@ def test_micro_batches_give_the_same_step(plain):
   states, metrics = run(jax.jit(make_step(num_micro_batches=4, ema_decay=0.7)), batches(3))
   assert_close(states[-1].params, plain[0][-1].params, atol=2e-6, rtol=2e-5)
   assert states[-1].seen == plain[0][-1].seen
-  for ours, expected in zip(metrics, plain[1]):
+  for ours, expected in zip(metrics, plain[1], strict=True):
     assert ours == pytest.approx(expected, rel=1e-4)
 
 
@@ -113,7 +113,7 @@ def test_two_devices_give_the_same_step(plain):
   states, metrics = run(jax.jit(first), batches(3))
   assert_close(states[-1].params, plain[0][-1].params, atol=2e-6, rtol=2e-5)
   assert states[-1].seen == plain[0][-1].seen
-  for ours, expected in zip(metrics, plain[1]):
+  for ours, expected in zip(metrics, plain[1], strict=True):
     assert ours == pytest.approx(expected, rel=1e-4)
 
 
@@ -185,7 +185,7 @@ def test_the_hash_is_the_steps_hash(plain):
 def test_the_hash_equals_its_definition():
   seen = 0
   for batch in batches(4):
-    total = sum((int(i) + 1) * (int(r) | 1) for i, r in zip(batch['id'], batch['rng']))
+    total = sum((int(i) + 1) * (int(r) | 1) for i, r in zip(batch['id'], batch['rng'], strict=True))
     seen = ((seen ^ total % 2**32) * 16777619) % 2**32
   assert hashed(batches(4)) == seen
 

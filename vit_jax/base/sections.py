@@ -9,12 +9,12 @@ the dataclass's own `__post_init__`.  Three kinds of field differ from the plain
 
 A field of type `tuple[int, int]` is a size, (rows, columns); a number in a recipe stands for a square.
 """
+from collections.abc import Iterable, Mapping
 import dataclasses
 import difflib
 import functools
 import types
 import typing
-from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np

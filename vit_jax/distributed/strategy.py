@@ -5,7 +5,6 @@ from typing import Any, Protocol, TypeVar
 
 import jax
 from jax.stages import Wrapped
-import numpy as np
 
 from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError

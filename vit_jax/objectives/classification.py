@@ -11,7 +11,7 @@ from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError
 from vit_jax.data.sources.info import DatasetInfo
 from vit_jax.objectives import losses
-from vit_jax.objectives.base import mean_metric, Outcome
+from vit_jax.objectives.base import Outcome, mean_metric
 
 
 @dataclasses.dataclass(frozen=True)

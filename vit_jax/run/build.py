@@ -18,13 +18,13 @@ from vit_jax.evaluators import EVALUATORS
 from vit_jax.evaluators.base import EvalContext, Evaluator
 from vit_jax.models.base import Model
 from vit_jax.models.registry import MODELS
-from vit_jax.objectives import batch_mixing, OBJECTIVES
+from vit_jax.objectives import OBJECTIVES, batch_mixing
 from vit_jax.objectives.base import Objective
 from vit_jax.run import config as config_lib
 from vit_jax.run.config import Recipe, RunConfig
 from vit_jax.training import optim
-from vit_jax.training.state import join_params, TrainState
-from vit_jax.training.step import BatchSplit, make_train_step, Step, StepModel
+from vit_jax.training.state import TrainState, join_params
+from vit_jax.training.step import BatchSplit, Step, StepModel, make_train_step
 
 # Folded into the run's seed for what an objective initializes, so that a model's own numbers do not depend on it.
 _OBJECTIVE_STREAM = 0x6F626A

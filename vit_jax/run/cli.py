@@ -7,9 +7,7 @@ from collections.abc import Callable
 import sys
 from typing import Any, TypeVar
 
-from absl import app
-from absl import flags
-from absl import logging
+from absl import app, flags, logging
 from ml_collections.config_flags import config_flags
 
 from vit_jax.base import exits

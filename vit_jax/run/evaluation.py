@@ -6,9 +6,9 @@ from vit_jax.base.errors import UserError
 from vit_jax.base.files import PathLike
 from vit_jax.distributed import strategy as strategy_lib
 from vit_jax.distributed.strategy import ParallelConfig
-from vit_jax.run import loop, start
 from vit_jax.run import config as config_lib
-from vit_jax.run.build import build, Parts
+from vit_jax.run import loop, start
+from vit_jax.run.build import Parts, build
 from vit_jax.rundir.checkpoint import Checkpoints, pick_step
 from vit_jax.rundir.layout import RunDir
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from vit_jax.run.build import Parts
-from vit_jax.run.meters import check_finite, InputStallMonitor, Meters
+from vit_jax.run.meters import InputStallMonitor, Meters, check_finite
 from vit_jax.run.preemption import StopRequest
 from vit_jax.run.writer import Writer
 from vit_jax.rundir.checkpoint import Checkpoints

@@ -16,6 +16,7 @@ from vit_jax.base.text import listing
 from vit_jax.rundir import migration
 from vit_jax.rundir.record import RunRecord
 
+
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
   """Section `checkpoint` of a recipe.

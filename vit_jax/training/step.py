@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from vit_jax.distributed import batch_split
-from vit_jax.objectives.base import mean_metric, Metric, Objective
+from vit_jax.objectives.base import Metric, Objective, mean_metric
 from vit_jax.training.optim import Optimizer
-from vit_jax.training.state import model_params, own_params, TrainState
+from vit_jax.training.state import TrainState, model_params, own_params
 
 Metrics = dict[str, Metric]
 Step = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Metrics]]
