@@ -18,6 +18,7 @@ from vit_jax import train
 from vit_jax.base.errors import FileError, UserError
 from vit_jax.data.sources import exclude
 from vit_jax.data.sources import registry as sources
+from vit_jax.run import build as build_lib
 from vit_jax.run import evaluation, start
 from vit_jax.run import loop as loop_lib
 from vit_jax.run.build import build
