@@ -10,7 +10,8 @@ Hops of a batch: distinct functions of the package, and the files they are in, t
 Hops of a config value: distinct functions of the package that hold `optim.peak_lr`, set to an unusual number on the
   command line of `vit_jax.main`, during a run of one step. A function holds it where an argument, a local or enclosing
   variable, or the result is the number itself or a dict, ConfigDict, dataclass or functools.partial with a field
-  `peak_lr` that is: the section `optim` in any form. The whole config, in which the section is nested, does not count.
+  `peak_lr` that is: the section `optim` in any form. The whole config, in which the section is nested, does not count,
+  nor does `to_dict`, which writes the config down and does not bring it to its effect.
 Functions, in both: functions, methods, properties, closures and lambdas, each counted once, however often it is called
   or made; no comprehensions, no bodies of classes and modules. Two threads make a batch: their order varies.
 Annotated parameters: of all `def`, `self` and `cls` left out, `*args` and `**kwargs` included, lambdas left out.
@@ -66,6 +67,7 @@ def traced(work, holds=lambda frame, result: True):
     if event not in ('call', 'return') or not code.co_filename.startswith(inside) or code in found:
       return
     is_function = code.co_name[0] != '<' or code.co_name == '<lambda>'
+    is_function = is_function and code.co_name != 'to_dict'
     if is_function and code.co_flags & inspect.CO_OPTIMIZED and holds(frame, arg if event == 'return' else None):
       found[code] = True
 

@@ -5,15 +5,18 @@ import jax
 import numpy as np
 import pytest
 
+from vit_jax.base.durations import Duration, Pace
 from vit_jax.base.errors import UserError
-from vit_jax.training import schedules
+from vit_jax.models.config import ViTConfig
+from vit_jax.models.vit_tree import ViTTree
+from vit_jax.training import optim, schedules
 
 TOTAL, WARMUP, COOLDOWN, PEAK, END, TAU = 100, 10, 20, 3e-3, 1e-5, 16
 
 
 def build(name, **fields):
   defaults = dict(peak_lr=PEAK, end_lr=0.0, warmup=WARMUP, cooldown=0, timescale=TAU)
-  return schedules.build(TOTAL, name=name, **{**defaults, **fields})
+  return schedules.Schedule(name, TOTAL, **{**defaults, **fields})
 
 
 def reference(name, t, warmup=WARMUP, cooldown=0, end=0.0):
@@ -80,8 +83,9 @@ def test_the_result_is_float32_whatever_the_step_is():
 def test_longer_than_the_run_is_refused(warmup, cooldown):
   message = (rf'optim.warmup: the warm-up \({warmup} steps\).*cool-down \({cooldown} steps\).*run \(100 steps\).*'
              'train.duration')
+  config = optim.OptimConfig(warmup=Duration(warmup), cooldown=Duration(cooldown))
   with pytest.raises(UserError, match=message):
-    build('cosine', warmup=warmup, cooldown=cooldown)
+    optim.build(config, TOTAL, Pace(1, 1), ViTTree(ViTConfig(variant='Ti/16')), {'kernel': np.zeros(3)})
 
 
 def test_warmup_and_cooldown_may_fill_the_run():
@@ -92,4 +96,4 @@ def test_warmup_and_cooldown_may_fill_the_run():
 
 def test_an_unknown_name_lists_the_choices():
   with pytest.raises(UserError, match=r"optim.schedule: unknown 'step'; choose from \['constant', 'cosine'"):
-    build('step')
+    optim.OptimConfig(schedule='step')

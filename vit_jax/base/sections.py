@@ -56,9 +56,11 @@ def read(cls: type[S], values: Mapping[str, object] | None, path: str = '') -> S
   Raises:
     UserError: an unknown, missing or mistyped key, or a value that the dataclass refuses.
   """
-  values = _mapping(values, path)
+  values = {} if values is None else values
+  if not isinstance(values, Mapping):
+    raise UserError(f'{path or "config"}: expected a section, {{key: value}}, got {values!r}')
   fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls)) if is_key(field)}
-  reject_unknown(values, fields, path)
+  reject_unknown(list(values), fields, path)
   hints = typing.get_type_hints(cls)
   found = {}
   for name, field in fields.items():
@@ -105,11 +107,11 @@ def is_key(field: dataclasses.Field) -> bool:
   return not field.metadata.get('from_data')
 
 
-def reject_unknown(values: Iterable[str], valid: Iterable[str], path: str) -> None:
-  """Raise UserError, with the nearest valid key, if any of `values` is not among `valid`."""
+def reject_unknown(keys: Iterable[str], valid: Iterable[str], path: str) -> None:
+  """Raise UserError, with the nearest valid key, if any of `keys` is not among `valid`."""
   valid = sorted(valid)
   prefix = f'{path}.' if path else ''
-  for name in sorted(map(str, set(values) - set(valid))):
+  for name in sorted(map(str, set(keys) - set(valid))):
     near = difflib.get_close_matches(name, valid, n=1)
     hint = f' did you mean {prefix}{near[0]}?' if near else ''
     raise UserError(f'{prefix}{name}: unknown config key;{hint} valid keys are {[prefix + key for key in valid]}')
@@ -148,11 +150,3 @@ def _value(value: Any, field: dataclasses.Field, annotation: Any, key: str) -> A
     raise UserError(f'{key}: expected {describe(annotation)}, got {value!r}')
   # 1 and 1.0 are the same run.
   return float(value) if float in kinds and isinstance(value, int) and int not in kinds else value
-
-
-def _mapping(values: Any, path: str) -> Mapping[str, object]:
-  if values is None:
-    return {}
-  if not isinstance(values, Mapping):
-    raise UserError(f'{path or "config"}: expected a section, {{key: value}}, got {values!r}')
-  return values

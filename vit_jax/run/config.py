@@ -146,8 +146,7 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
   """Return a recipe, a ConfigDict or a mapping, as a dict of dicts."""
   if isinstance(recipe, (ml_collections.ConfigDict, ml_collections.FrozenConfigDict)):
     return recipe.to_dict()
-  return {key: as_dict(value) if isinstance(value, (Mapping, ml_collections.ConfigDict)) else value
-          for key, value in recipe.items()}
+  return {key: value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value for key, value in recipe.items()}
 
 
 def difference(theirs: Mapping[str, Any], ours: Mapping[str, Any], may_differ: Iterable[str]) -> str:

@@ -14,10 +14,12 @@ from vit_jax.base.choices import choose
 from vit_jax.base.durations import Duration, Pace
 from vit_jax.base.errors import UserError
 from vit_jax.models.base import ParamTree, flatten, path_of
-from vit_jax.training import schedules
 from vit_jax.training.optimizers import OPTIMIZERS
-from vit_jax.training.schedules import SHAPES
+from vit_jax.training.schedules import SHAPES, Schedule
 from vit_jax.training.state import OBJECTIVE
+
+
+_POSITIVE = ('timescale', 'clip_norm', 'layer_decay')  # these numbers must not be 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,21 +64,15 @@ class OptimConfig:
   def __post_init__(self):
     make = choose(OPTIMIZERS, self.name, 'optim.name')
     choose(SHAPES, self.schedule, 'optim.schedule')
-    for name in ('peak_lr', 'end_lr', 'weight_decay'):
-      _check_number(name, getattr(self, name), positive=False)
-    for name in ('timescale', 'clip_norm', 'layer_decay'):
-      if getattr(self, name) is not None:
-        _check_number(name, getattr(self, name), positive=True)
+    for name in ('peak_lr', 'end_lr', 'weight_decay', *_POSITIVE):
+      number = getattr(self, name)
+      if number is not None and (not math.isfinite(number) or number < 0 or (name in _POSITIVE and number == 0)):
+        raise UserError(f'optim.{name}: must be {"positive" if name in _POSITIVE else "at least 0"}, got {number}')
     valid = [p.name for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY]
     if unknown := sorted(set(self.options) - set(valid)):
       raise UserError(f'optim.options: {self.name} has no {unknown}; valid options are {valid}')
     for name in ('decay_mask', 'freeze'):
       _check_pattern(name, getattr(self, name) or '')
-
-
-def _check_number(name: str, number: float, *, positive: bool) -> None:
-  if not math.isfinite(number) or number < 0 or (positive and number == 0):
-    raise UserError(f'optim.{name}: must be {"positive" if positive else "at least 0"}, got {number}')
 
 
 def _check_pattern(name: str, pattern: str) -> None:
@@ -101,12 +97,12 @@ class Optimizer:
   frozen: Any = None
 
 
-def build(config: OptimConfig, total_steps: int, pace: Pace, model: ParamTree, params: Any) -> Optimizer:
+def build(config: OptimConfig, num_steps: int, pace: Pace, model: ParamTree, params: Any) -> Optimizer:
   """Build the optimizer of a run.
 
   Args:
     config: options.
-    total_steps: length of the run.
+    num_steps: length of the run.
     pace: turns durations into steps.
     model: what is known of the parameters.
     params: all trained parameters, or their shapes.
@@ -114,15 +110,17 @@ def build(config: OptimConfig, total_steps: int, pace: Pace, model: ParamTree, p
   Raises:
     UserError: a warm-up longer than the run; a regular expression that matches no parameter, or freezes all.
   """
-  schedule = schedules.build(total_steps, name=config.schedule, peak_lr=config.peak_lr, end_lr=config.end_lr,
-                             warmup=pace.steps(config.warmup), cooldown=pace.steps(config.cooldown),
-                             timescale=config.timescale)
+  warmup, cooldown, layer_decay = pace.steps(config.warmup), pace.steps(config.cooldown), config.layer_decay
+  if warmup + cooldown > num_steps:
+    raise UserError(f'optim.warmup: the warm-up ({warmup} steps) and the cool-down ({cooldown} steps) are longer than '
+                    f'the run ({num_steps} steps). Shorten them or lengthen train.duration')
+  schedule = Schedule(config.schedule, num_steps, config.peak_lr, config.end_lr, warmup, cooldown, config.timescale)
   frozen = _frozen(params, config.freeze) if config.freeze else None
   decays = _matching(params, config.decay_mask, 'optim.decay_mask')
   clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
   decay = optax.add_decayed_weights(config.weight_decay, decays if frozen is None else _without_frozen(decays, frozen))
   direction = OPTIMIZERS[config.name](decay, model, **config.options)
-  scale = optax.stateless(lambda updates, _: scale_layers(updates, config.layer_decay, model))
+  scale = optax.stateless(lambda updates, _: scale_layers(updates, layer_decay, model))
   transform = optax.chain(clip, direction, optax.scale_by_learning_rate(schedule), scale)
   return Optimizer(transform if frozen is None else skip_frozen(transform, frozen), schedule, frozen)
 
