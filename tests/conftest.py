@@ -8,6 +8,16 @@ os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 # Nothing is left in the user's folder; the tests of the cache turn it on.
 os.environ.setdefault('JAX_ENABLE_COMPILATION_CACHE', 'false')
 
+import pathlib
+
+import jaxtyping
+
+# Tests check shapes and types of these rooms' signatures at every call. Configs are checked by themselves: a width of
+# None is one that is still to be derived from a variant.
+MODELS = [f'vit_jax.models.{path.stem}' for path in (pathlib.Path(__file__).parent.parent / 'vit_jax' / 'models').glob('*.py')
+          if path.stem not in ('__init__', 'config')]
+jaxtyping.install_import_hook([*MODELS, 'vit_jax.objectives', 'vit_jax.evaluators'], 'beartype.beartype')
+
 import numpy as np
 from PIL import Image
 import pytest
