@@ -41,7 +41,7 @@ def flat(tree):
           for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-@pytest.mark.parametrize('old_run, name', zip(NAMES, NAMES, strict=True), indirect=['old_run'])
+@pytest.mark.parametrize('old_run, name', list(zip(NAMES, NAMES, strict=True)), indirect=['old_run'])
 def test_an_old_run_resumes_to_where_the_old_code_ended(old_run, name):
   metrics = train.run(RunDir(old_run).read_config(), old_run)
   for kind, params in (('', load.read(old_run).params), ('_ema', load.read(old_run, ema=True).params)):

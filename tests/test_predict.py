@@ -130,6 +130,15 @@ def test_loss_is_that_of_the_run(load, model, photos, capsys, tmp_path):
     assert best['probability'] == pytest.approx(inference.predict(model, [image], loss=expected).max(), abs=1e-6)
 
 
+def test_a_damaged_config_is_an_error_without_a_traceback(photos, tmp_path):
+  (tmp_path / 'run' / 'checkpoints').mkdir(parents=True)
+  (tmp_path / 'run' / 'config.json').write_text('{"objective": ')
+  process = tiny.command('predict', f'--model={tmp_path}/run', photos)
+  _, err = process.communicate()
+  assert process.returncode == 1 and 'Traceback' not in err
+  assert err.startswith(f'error: {tmp_path}/run/config.json: damaged: ') and 'checkpoints hold a copy' in err
+
+
 def test_command_line_errors(tmp_path):
   for arguments, status, message in (
       (['--model=x'], 1, 'error: arguments: name at least one image'),

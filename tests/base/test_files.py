@@ -5,7 +5,7 @@ import stat
 import pytest
 
 from vit_jax.base import files
-from vit_jax.base.errors import FileError, MissingFileError, UserError
+from vit_jax.base.errors import ExistingFileError, FileError, MissingFileError, UserError
 
 
 @pytest.mark.parametrize('path, expected', [('~/x', '{home}/x'), ('x', '{cwd}/x'), ('a/../x', '{cwd}/x'), ('/x', '/x'),
@@ -44,6 +44,22 @@ def test_the_error_says_what_could_not_be_written_and_where(tmp_path):
     files.write(tmp_path / 'file' / 'a.txt', 'x', 'the list')
 
 
+def test_a_new_folder_comes_whole(tmp_path):
+  with files.new_folder(tmp_path / 'models' / 'a') as aside:
+    (aside / 'b.txt').write_text('x')
+    assert not (tmp_path / 'models' / 'a').exists()
+  assert (tmp_path / 'models' / 'a' / 'b.txt').read_text() == 'x' and len(list((tmp_path / 'models').iterdir())) == 1
+
+
+@pytest.mark.parametrize('error', [RuntimeError, OSError, KeyboardInterrupt, UserError])
+def test_an_error_leaves_no_new_folder(tmp_path, error):
+  with pytest.raises(FileError if error is OSError else error):
+    with files.new_folder(tmp_path / 'a', 'the model') as aside:
+      (aside / 'b.txt').write_text('x')
+      raise error('stop')
+  assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may write anywhere')
 def test_a_read_only_folder_is_an_error(tmp_path):
   tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
@@ -53,5 +69,5 @@ def test_a_read_only_folder_is_an_error(tmp_path):
 
 def test_file_errors_are_user_errors_and_os_errors():
   assert issubclass(FileError, UserError) and issubclass(FileError, OSError) and issubclass(UserError, ValueError)
-  assert issubclass(MissingFileError, FileNotFoundError)
+  assert issubclass(MissingFileError, FileNotFoundError) and issubclass(ExistingFileError, FileExistsError)
   assert str(MissingFileError('no such file: x')) == 'no such file: x'

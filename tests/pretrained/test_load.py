@@ -1,4 +1,5 @@
 """`vit_jax.load`: a model ready to use, and the run directories of our own runs."""
+import json
 import logging
 import shutil
 
@@ -13,6 +14,7 @@ from tests.golden_files import MODELS
 import vit_jax
 from vit_jax.base.errors import FileError, MissingFileError, UserError
 from vit_jax.base.preprocessing import Preprocessing
+from vit_jax.data.sources import registry
 from vit_jax.pretrained import load, resize
 from vit_jax.run import claim, start
 from vit_jax.run.build import build
@@ -117,6 +119,29 @@ def test_run_directory_without_a_checkpoint(run, tmp_path):
     load.read(tmp_path / 'run')
   with pytest.raises(UserError, match='run: has no checkpoint of step 3; there are 0$'):
     load.read(workdir, step=3)
+
+
+@pytest.mark.parametrize('ema', [False, True])
+@pytest.mark.parametrize('name', ['plain', 'mask_none'])
+def test_predictions_of_a_run_of_version_0_1_give_the_metrics_it_recorded(name, ema, data_dir):
+  run_dir = RunDir(golden_files.GOLDEN / 'runs' / name)
+  digits = registry.open_source('digits', 'test[:100]', data_dir)
+  examples = [digits[index] for index in range(len(digits))]
+  labels = np.array([example['label'] for example in examples])
+  probabilities = load.load(run_dir.path, ema=ema).predict([example['image'] for example in examples])
+  recorded, prefix = run_dir.metrics_at(4), 'test_ema' if ema else 'test'
+  assert -np.log(probabilities[np.arange(100), labels]).mean() == pytest.approx(recorded[f'{prefix}/loss'], abs=1e-6)
+  assert (probabilities.argmax(axis=1) == labels).mean() == pytest.approx(recorded[f'{prefix}/accuracy'])
+
+
+def test_a_run_without_ema_says_so(tmp_path):
+  shutil.copytree(golden_files.GOLDEN / 'runs' / 'plain', tmp_path / 'run')
+  path = tmp_path / 'run' / 'checkpoints' / '4' / 'run' / 'metadata'
+  record = json.loads(path.read_text())
+  record['config']['train']['ema_decay'] = None
+  path.write_text(json.dumps(record))
+  with pytest.raises(UserError, match='run: trained without train.ema_decay, so it has no moving average'):
+    load.read(tmp_path / 'run', ema=True)
 
 
 def test_fields_that_the_weights_do_not_fit_are_refused():
