@@ -12,6 +12,7 @@ from tests.distributed.test_control_channel import free_address
 from tests.test_end_to_end import DEEP, final_state, saved, wait_for_compilation
 from vit_jax import train
 from vit_jax.distributed import hosts
+from vit_jax.run import loop
 
 DEVICES = 2  # of each process
 STRATEGIES = {
@@ -54,7 +55,7 @@ def assert_same_training(config, workdir, other, rtol=2e-5):
   np.testing.assert_allclose(tiny.metrics(workdir, names), tiny.metrics(other, names), rtol=rtol)
   step, state, record = final_state(config, workdir)
   other_step, other_state, other_record = final_state(config, other)
-  assert state.seen == other_state.seen and step == other_step and record['position'] == other_record['position']
+  assert state.seen == other_state.seen and step == other_step and record.position == other_record.position
 
 
 @pytest.mark.parametrize('strategy', STRATEGIES)
@@ -64,7 +65,7 @@ def test_two_processes_resume_like_an_uninterrupted_run(strategy, data_dir, tmp_
   whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
   last = train.run(config, whole)
   with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-    patch.setattr(train, 'evaluate', lambda parts, state: 1 / 0)  # at step 6, when step 4 is saved
+    patch.setattr(loop, 'evaluate', lambda parts, state: 1 / 0)  # at step 6, when step 4 is saved
     train.run(config, resumed)
   recipe = tiny.write(config, tmp_path)
   results = end(start('main', (f'--config={recipe}', f'--workdir={resumed}', *STRATEGIES[strategy])))
@@ -199,7 +200,7 @@ def test_a_workdir_that_is_not_shared_is_rejected_with_the_host_that_misses_it(d
   results = end(start('main', lambda index: (f'--config={recipe}', f'--workdir={tmp_path / str(index)}')))
   for status, output, error in results:
     assert status == 1 and 'First step' not in output
-    assert f'process 1 on {socket.gethostname()}: does not see the file that process 0 wrote' in error
+    assert f'process 1 on {socket.gethostname()}: workdir: does not see the file that process 0 wrote' in error
     assert str(tmp_path / '0') in error
   assert [path.name for path in (tmp_path / '0').iterdir()] == ['config.json'] and not (tmp_path / '1').exists()
 
