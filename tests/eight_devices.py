@@ -8,14 +8,18 @@ import pathlib
 import re
 import shutil
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tests import tiny
-from vit_jax import evaluate, train
+from vit_jax import train
 from vit_jax.pretrained import load
+from vit_jax.run import evaluation, start
+from vit_jax.run.build import build
+from vit_jax.run.loop import LoopState
 from vit_jax.rundir.checkpoint import Checkpoints
 
 MESHES = {
@@ -32,9 +36,9 @@ def config(data_dir, **changes):
 
 def restored(parts, workdir, step):
   """Return the state of a step, on the devices."""
-  checkpoints = Checkpoints(workdir / 'checkpoints', read_only=True, **parts.checkpoint)
+  checkpoints = Checkpoints(workdir / 'checkpoints', parts.config.checkpoint, read_only=True)
   try:
-    return train.restore(parts, checkpoints, step)[1]
+    return start.restore(parts, checkpoints, step).state
   finally:
     checkpoints.close()
 
@@ -75,7 +79,7 @@ def collectives(text):
 def compiled_results(data_dir):
   """Return memory and communication of a step whose weights are larger than its activations."""
   wide = {'model.width': 64, 'model.mlp_dim': 256, 'model.depth': 3, 'parallel.strategy': 'mesh', 'parallel.fsdp': 8}
-  state, step = lowered(train.build(config(data_dir, **wide)))
+  state, step = lowered(build(config(data_dir, **wide)))
   compiled = step.compile()
   return dict(whole=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)), local=local_bytes(state),
               arguments=compiled.memory_analysis().argument_size_in_bytes,
@@ -84,7 +88,7 @@ def compiled_results(data_dir):
 
 def checkpoint_results(data_dir, folder):
   """Return {'A to B': whether what A saved restores bit for bit with B} for the strategies of the runs."""
-  built = {name: train.build(config(data_dir, **changes)) for name, changes in {**MESHES, 'one': {}}.items()}
+  built = {name: build(config(data_dir, **changes)) for name, changes in {**MESHES, 'one': {}}.items()}
   states = {(saved, by): restored(parts, folder / saved, 6) for saved in built for by, parts in built.items()}
   return {f'{saved} to {by}': equal(state, states[saved, saved]) for (saved, by), state in states.items()}
 
@@ -93,13 +97,13 @@ def donation_results(data_dir, folder):
   """Return {strategy: whether a state is saved unchanged while the next steps, which donate its buffers, run}."""
   results = {}
   for name in ('fsdp', 'all', 'one'):
-    parts = train.build(config(data_dir, **MESHES.get(name, {})))
+    parts = build(config(data_dir, **MESHES.get(name, {})))
     state = restored(parts, folder / name, 6)
     step = parts.strategy.compile(lambda state, batch: jax.tree.map(lambda x: x * 2, state), donate=True)
     batch = parts.strategy.put(dict(id=np.zeros(parts.config.data.batch_size, np.int32)))
     before = jax.tree.map(lambda x: np.array(x, copy=True), state)
-    checkpoints = Checkpoints(folder / 'donated' / name, every=1)
-    checkpoints.save(6, parts.strategy.fetch(state), {})
+    checkpoints = Checkpoints(folder / 'donated' / name, parts.config.checkpoint, parts.pace)
+    checkpoints.save(6, parts.strategy.fetch(state), start.make_record(parts))
     state = jax.block_until_ready(step(step(state, batch), batch))
     checkpoints.wait()
     saved, _ = checkpoints.restore(6, parts.strategy.abstract(jax.eval_shape(parts.create)))
@@ -110,12 +114,12 @@ def donation_results(data_dir, folder):
 
 def init_results(data_dir, init):
   """Return whether a mesh starts from the values of the weights, with the shardings of a new state."""
-  parts = train.build(config(data_dir, init=str(init), **MESHES['all']))
-  fresh = parts.strategy.create(parts.create)
-  silent = type('Silent', (), {'say': lambda self, text: None})()
-  state = train._from_weights(parts, fresh, load.read(str(init)), silent)
-  same = jax.tree.map(lambda x, y: x.sharding == y.sharding, state, fresh)
-  return dict(equal=equal(state.params, load.read(str(init)).params), same_shardings=all(jax.tree.leaves(same)))
+  parts = build(config(data_dir, init=str(init), **MESHES['all']))
+  fresh, weights = parts.strategy.create(parts.create), load.read(str(init))
+  at = LoopState(0, fresh, None, start.make_record(parts))
+  start.from_weights(parts, at, weights, types.SimpleNamespace(say=lambda text: None))
+  same = jax.tree.map(lambda x, y: x.sharding == y.sharding, at.state, fresh)
+  return dict(equal=equal(at.state.params, weights.params), same_shardings=all(jax.tree.leaves(same)))
 
 
 def main(data_dir, folder, init):
@@ -127,8 +131,8 @@ def main(data_dir, folder, init):
   for name, changes in MESHES.items():
     train.run(config(data_dir, **changes), folder / name)
   results = dict(compiled=compiled_results(data_dir), same_bits=checkpoint_results(data_dir, folder),
-               donated=donation_results(data_dir, folder),
-               init=init_results(data_dir, init), evaluated=evaluate.evaluate(folder / 'fsdp', None, None))
+                 donated=donation_results(data_dir, folder), init=init_results(data_dir, init),
+                 evaluated=evaluation.evaluate(folder / 'fsdp'))
   (folder / 'results.json').write_text(json.dumps(results))
 
 

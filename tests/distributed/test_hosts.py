@@ -55,7 +55,7 @@ def assert_same_training(config, workdir, other, rtol=2e-5):
   np.testing.assert_allclose(tiny.metrics(workdir, names), tiny.metrics(other, names), rtol=rtol)
   step, state, record = final_state(config, workdir)
   other_step, other_state, other_record = final_state(config, other)
-  assert state.seen == other_state.seen and step == other_step and record['position'] == other_record['position']
+  assert state.seen == other_state.seen and step == other_step and record.position == other_record.position
 
 
 @pytest.mark.parametrize('strategy', STRATEGIES)
@@ -200,7 +200,7 @@ def test_a_workdir_that_is_not_shared_is_rejected_with_the_host_that_misses_it(d
   results = end(start('main', lambda index: (f'--config={recipe}', f'--workdir={tmp_path / str(index)}')))
   for status, output, error in results:
     assert status == 1 and 'First step' not in output
-    assert f'process 1 on {socket.gethostname()}: does not see the file that process 0 wrote' in error
+    assert f'process 1 on {socket.gethostname()}: workdir: does not see the file that process 0 wrote' in error
     assert str(tmp_path / '0') in error
   assert [path.name for path in (tmp_path / '0').iterdir()] == ['config.json'] and not (tmp_path / '1').exists()
 
