@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import pytest
 
 from vit_jax.configs import common
-from vit_jax.run import config as config_lib
+from vit_jax.data.sources import registry as sources
+from vit_jax.distributed import batch_split
 from vit_jax.evaluators import EVALUATORS
 from vit_jax.models.registry import MODELS
 from vit_jax.objectives import OBJECTIVES
-from vit_jax.run.build import build
-from vit_jax.data.sources import registry as sources
 from vit_jax.objectives import batch_mixing as mix
-from vit_jax.distributed import batch_split
+from vit_jax.run import config as config_lib
+from vit_jax.run.build import build
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 RECIPES = sorted(path.stem for path in CONFIGS.glob('*.py') if path.stem not in ('__init__', 'common'))
