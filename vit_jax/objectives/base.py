@@ -4,6 +4,8 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+import numpy as np
 
 Metric = tuple[jax.Array, jax.Array]  # (sum, count), both () float32: their ratio is the mean, and both add up
 
@@ -74,8 +76,8 @@ def mean_metric(values: jax.Array, batch: Mapping[str, jax.Array]) -> Metric:
   return jnp.where(mask, values, 0.0).sum(dtype=jnp.float32), mask.sum(dtype=jnp.float32)
 
 
-def mean_of(metric: Metric) -> float:
+def mean_of(metric: tuple[ArrayLike, ArrayLike]) -> float:
   """Return the mean that a fetched metric stands for; NaN if it counts nothing."""
-  total, count = (float(x) for x in metric)
+  total, count = (float(np.asarray(x)) for x in metric)
   return total / count if count else float('nan')
 

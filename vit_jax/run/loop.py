@@ -47,7 +47,7 @@ class Loop:
     self._log_every = parts.pace.steps(parts.config.train.log_every)
     self._eval_every = parts.pace.steps(parts.config.train.eval_every)
     self._step_fn = parts.strategy.compile(parts.step, donate=True)
-    self._meters = Meters(parts.schedule, parts.pace)
+    self._meters = Meters(parts.pace)
     self._stalls = InputStallMonitor(self._eval_every)
     # On a CPU several programs with collectives in flight can deadlock; elsewhere one ahead hides the dispatch.
     self._ahead = 0 if jax.default_backend() == 'cpu' else 1
@@ -101,7 +101,8 @@ class Loop:
 
   def _log(self, at: LoopState, metrics: Metrics) -> None:
     check_finite(metrics, at.step, self._checkpoints.latest())
-    values = self._meters.take(at.step)
+    learning_rate = float(self._parts.schedule(at.step - 1))
+    values = self._meters.take(at.step) | {'train/learning_rate': learning_rate}
     self._writer.write(at.step, values)
     self._writer.progress(at.step, values)
     if warning := self._stalls.warning(at.step, values):

@@ -2,7 +2,7 @@
 from collections.abc import Callable, Mapping
 from concurrent import futures
 import time
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,11 @@ class Meters:
   """Sums training metrics since the last log line, and times training since its last pause.
 
   Args:
-    schedule: step → learning rate.
     pace: examples per step and epoch.
   """
 
-  def __init__(self, schedule: Callable[[Any], jax.Array], pace: Pace):
-    self._schedule, self._pace = schedule, pace
+  def __init__(self, pace: Pace):
+    self._pace = pace
     self._merge = jax.jit(lambda total, metrics: jax.tree.map(jnp.add, total, metrics))
     self._total: Metrics | None = None
     self._watcher = futures.ThreadPoolExecutor(1, 'vit_jax-step')
@@ -63,7 +62,7 @@ class Meters:
     """Return {'train/…': number} since the last call, fetched from the device."""
     total, self._total = jax.device_get(self._total), None
     values = {name: mean_of(metric) for name, metric in (total or {}).items()}
-    values.update(learning_rate=float(self._schedule(step - 1)), epoch=step * self._pace.batch_size / self._pace.examples)
+    values['epoch'] = step * self._pace.batch_size / self._pace.examples
     if self._steps:
       values.update(images_per_second=self._steps * self._pace.batch_size / self.elapsed(),
                     input_wait=self._waited / self.elapsed())
