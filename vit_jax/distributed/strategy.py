@@ -1,7 +1,7 @@
 """How a training step is spread over devices, behind one contract: `Strategy`."""
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 from jax.stages import Wrapped
@@ -15,6 +15,7 @@ from vit_jax.models.base import ParamTree
 T = TypeVar('T')
 
 
+@runtime_checkable
 class Strategy(Protocol):
   """A way to spread a step over devices; `str()` describes it in words.
 

@@ -1,7 +1,7 @@
 """The contract of an evaluator: parameters in, numbers out."""
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -38,6 +38,7 @@ class EvalContext:
     return self.strategy.put({name: batch[name] for name in ('image', 'label', 'mask')})
 
 
+@runtime_checkable
 class Evaluator(Protocol):
   """An evaluator, built as Kind(config, context).
 

@@ -1,7 +1,7 @@
 """A loaded model: any model of `models/`, with what is needed to predict from images as people have them."""
 from collections.abc import Iterable
 import functools
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from vit_jax.inference.predict import ImageLike
 from vit_jax.models.base import Model
 
 
+@runtime_checkable
 class LoadedModel(Model, Protocol):
   """What `vit_jax.load` returns: a model with the conveniences below.
 

@@ -1,5 +1,5 @@
 """The contract of a model: what the rest of the framework may ask of one."""
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jax import Array
@@ -12,6 +12,7 @@ Tokens = Float[Array, 'batch tokens width']
 Rngs = Key[Array, ' batch'] | None
 
 
+@runtime_checkable
 class ParamTree(Protocol):
   """What others need to know of a model's parameter tree; answered from the config alone, so also on abstract models.
 
@@ -79,6 +80,7 @@ class ParamTree(Protocol):
     ...
 
 
+@runtime_checkable
 class Model(ParamTree, Protocol):
   """A model of images, built as `kind(config, rngs=rngs)` for a `kind` of `registry.MODELS`.
 

@@ -5,7 +5,7 @@ Called, it returns (grid, class token): the embedding of each patch and that of 
 none.
 """
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from flax import nnx
 from jax import Array
@@ -18,6 +18,7 @@ Grid = Float[Array, 'rows columns width']
 Token = Float[Array, ' width'] | Float[Array, '']
 
 
+@runtime_checkable
 class Position(Protocol):
   """A position embedding."""
 

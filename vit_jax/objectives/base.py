@@ -1,6 +1,6 @@
 """The contract of an objective: what a training step minimizes, and what an evaluation of it reports."""
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ class Outcome(NamedTuple):
   means: Any = None
 
 
+@runtime_checkable
 class Objective(Protocol):
   """An objective: a pure function of model and batch, which may own parameters and running averages.
 

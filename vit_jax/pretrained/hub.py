@@ -5,7 +5,7 @@ import hashlib
 import http.client
 import pathlib
 import re
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, runtime_checkable
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -28,6 +28,7 @@ _CHUNK = 1 << 20
 _NETWORK_ERRORS = (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException)
 
 
+@runtime_checkable
 class _Readable(Protocol):
   """An open file or an HTTP response."""
 

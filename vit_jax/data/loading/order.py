@@ -7,7 +7,7 @@ from its number alone, so a resumed run replays nothing.
 All of it is 64-bit arithmetic instead of a generator of NumPy, which may change with NumPy's version: a run resumed years
 later continues in the same order.
 """
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,7 @@ SHUFFLE, AUGMENT = 0, 1
 _ROUNDS = 64
 
 
+@runtime_checkable
 class Order(Protocol):
   """The order of batches, from the view of one process."""
 

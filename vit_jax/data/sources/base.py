@@ -5,7 +5,7 @@ A kind of source (TFDS, a folder, arrays) implements `Records` and wraps it in a
 from collections.abc import Iterable, Mapping, Sequence
 import copy
 import hashlib
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
@@ -24,6 +24,7 @@ class Record(TypedDict):
   label: int | list[int]
 
 
+@runtime_checkable
 class Records(Protocol):
   """The stored records of a split. Threads may read them at the same time; a list of dicts will do.
 
@@ -37,6 +38,7 @@ class Records(Protocol):
   def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
 
 
+@runtime_checkable
 class Texts(Protocol):
   """A text per record: a list, or an object that makes them when asked."""
 

@@ -1,7 +1,7 @@
 """The contract of a weight format."""
 from collections.abc import Collection, Mapping
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -27,6 +27,7 @@ class Written:
   weights: Weights
 
 
+@runtime_checkable
 class Format(Protocol):
   """A weight format: how another code base names, shapes and describes the parameters of a Vision Transformer.
 
