@@ -22,7 +22,7 @@ class Pool:
     workers: number of worker processes; if more than 0, they replace the threads.
 
   Attributes:
-    size: tasks that can run at once, besides the calling thread's.
+    size: number of threads or workers that run tasks; 0 if the calling thread does.
     executor: runs tasks, see `task`.
   """
 
