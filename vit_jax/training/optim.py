@@ -18,7 +18,6 @@ from vit_jax.training.optimizers import OPTIMIZERS
 from vit_jax.training.schedules import SHAPES, Schedule
 from vit_jax.training.state import OBJECTIVE
 
-
 _POSITIVE = ('timescale', 'clip_norm', 'layer_decay')  # these numbers must not be 0
 
 
