@@ -83,3 +83,15 @@ def test_one_channel_equals_replicated_colour():
   colour.patch_embed.kernel = nnx.Param(jnp.repeat(grey.patch_embed.kernel[...], 3, axis=2) / 3)
   images = IMAGES[..., :1]
   np.testing.assert_allclose(grey.tokens(images), colour.tokens(np.repeat(images, 3, axis=-1)), atol=1e-5)
+
+
+@pytest.mark.parametrize('fields', [
+    {}, dict(representation_size=5), dict(pool='gap', norm_after_pool=True), dict(pool='map', dtype='bfloat16')], ids=str)
+def test_embed_returns_what_the_head_reads(fields):
+  net = model(**fields)
+  net.head.kernel[...] = jnp.asarray(np.random.default_rng(1).normal(size=net.head.kernel.shape), jnp.float32)
+  embedding = net.embed(IMAGES)
+  assert embedding.shape == (5, fields.get('representation_size', 12)) and embedding.dtype == jnp.float32
+  np.testing.assert_allclose(embedding @ net.head.kernel[...] + net.head.bias[...], net(IMAGES), atol=1e-5)
+  if not fields:  # the class token
+    np.testing.assert_allclose(embedding, net.features(IMAGES)[:, 0], atol=1e-5)

@@ -1,6 +1,7 @@
 """The contract of a model: what the rest of the framework may ask of one."""
 from typing import Any, Protocol, runtime_checkable
 
+from flax import nnx
 import jax
 from jax import Array
 from jaxtyping import Float, Key
@@ -82,7 +83,7 @@ class ParamTree(Protocol):
 
 @runtime_checkable
 class Model(ParamTree, Protocol):
-  """A model of images, built as `kind(config, rngs=rngs)` for a `kind` of `registry.MODELS`.
+  """A model of images.
 
   Attributes:
     Config: frozen dataclass of section `model`.
@@ -90,6 +91,10 @@ class Model(ParamTree, Protocol):
   """
   Config: type
   config: Any
+
+  def __init__(self, config: Any, *, rngs: nnx.Rngs):
+    """Build the model of a config, its parameters drawn from `rngs`."""
+    ...
 
   @property
   def image_size(self) -> tuple[int, int]:

@@ -1,6 +1,7 @@
-"""Models by the name that `model.kind` gives."""
+"""Models by the name that `model.kind` gives; a new model is a file and a row here."""
+from vit_jax.models.base import Model
 from vit_jax.models.vit import VisionTransformer
 
-MODELS = {
+MODELS: dict[str, type[Model]] = {
     'vit': VisionTransformer,
 }
