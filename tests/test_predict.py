@@ -112,7 +112,8 @@ def test_unreadable_images_are_named_and_the_rest_predicted(load, photos, capsys
 def test_bad_arguments_come_before_the_model(tmp_path):
   for arguments, options, message in (
       ([], {}, 'name at least one image or folder'), (['x.png'], {'top': 0}, '--top: must be at least 1, got 0'),
-      (['x.png'], {'batch_size': 0}, '--batch_size: must be at least 1, got 0'), ([tmp_path], {}, 'no images in this folder')):
+      (['x.png'], {'batch_size': 0}, '--batch_size: must be at least 1, got 0'),
+      ([tmp_path], {}, 'no images in this folder')):
     with pytest.raises(UserError, match=message):
       predict.run('model', list(map(str, arguments)), **options)
 
