@@ -16,6 +16,7 @@ from vit_jax.base.errors import UserError
 from vit_jax.data.sources import folder
 from vit_jax.inference import predict as inference
 from vit_jax.inference.images import find_images
+from vit_jax.pretrained import load as load_lib
 from vit_jax.pretrained.run import recorded_loss
 
 NAMES = ('ant', 'bee', 'wild, bee', 'Käfer', 'wasp')
@@ -30,7 +31,7 @@ def model():
 
 @pytest.fixture
 def load(model, monkeypatch):
-  monkeypatch.setattr(vit_jax, 'load', lambda source, **options: model, raising=False)
+  monkeypatch.setattr(load_lib, 'load', lambda source, **options: model)
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_table_is_aligned(load, model, photos, capsys):
 def test_classes_without_names_are_numbers(photos, monkeypatch, capsys):
   model = make_model()
   model.class_names = None
-  monkeypatch.setattr(vit_jax, 'load', lambda source, **options: model, raising=False)
+  monkeypatch.setattr(load_lib, 'load', lambda source, **options: model)
   _, out, _ = run(capsys, photos, form='json', top=1)
   for line in out.splitlines():
     best, = json.loads(line)['predictions']

@@ -30,7 +30,7 @@ def read_all(path):
 
 
 def assert_refused(path, message=''):
-  with pytest.raises(UserError, match=message) as error:
+  with pytest.raises(UserError, match=message or None) as error:
     read_all(path)
   assert str(path) in str(error.value)
 
