@@ -1,7 +1,7 @@
 """Draw a position grid before and after it is resized for fine-tuning: `python -m experiments.position_resize`.
 
-Each tile is the cosine similarity of one position with all others (paper, figure 7, center). After the resize a position
-must still be most similar to its neighbors, on the finer grid.
+Each tile is the cosine similarity of one position with all others (paper, figure 7, center). After the resize a
+position must still be most similar to its neighbors, on the finer grid.
 """
 from collections.abc import Sequence
 

@@ -16,6 +16,7 @@ from vit_jax.base.errors import UserError
 from vit_jax.data.sources import folder
 from vit_jax.inference import predict as inference
 from vit_jax.inference.images import find_images
+from vit_jax.pretrained import load as load_lib
 from vit_jax.pretrained.run import recorded_loss
 
 NAMES = ('ant', 'bee', 'wild, bee', 'Käfer', 'wasp')
@@ -30,7 +31,7 @@ def model():
 
 @pytest.fixture
 def load(model, monkeypatch):
-  monkeypatch.setattr(vit_jax, 'load', lambda source, **options: model, raising=False)
+  monkeypatch.setattr(load_lib, 'load', lambda source, **options: model)
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_table_is_aligned(load, model, photos, capsys):
 def test_classes_without_names_are_numbers(photos, monkeypatch, capsys):
   model = make_model()
   model.class_names = None
-  monkeypatch.setattr(vit_jax, 'load', lambda source, **options: model, raising=False)
+  monkeypatch.setattr(load_lib, 'load', lambda source, **options: model)
   _, out, _ = run(capsys, photos, form='json', top=1)
   for line in out.splitlines():
     best, = json.loads(line)['predictions']
@@ -112,7 +113,8 @@ def test_unreadable_images_are_named_and_the_rest_predicted(load, photos, capsys
 def test_bad_arguments_come_before_the_model(tmp_path):
   for arguments, options, message in (
       ([], {}, 'name at least one image or folder'), (['x.png'], {'top': 0}, '--top: must be at least 1, got 0'),
-      (['x.png'], {'batch_size': 0}, '--batch_size: must be at least 1, got 0'), ([tmp_path], {}, 'no images in this folder')):
+      (['x.png'], {'batch_size': 0}, '--batch_size: must be at least 1, got 0'),
+      ([tmp_path], {}, 'no images in this folder')):
     with pytest.raises(UserError, match=message):
       predict.run('model', list(map(str, arguments)), **options)
 

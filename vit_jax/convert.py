@@ -18,8 +18,8 @@ def define_flags() -> None:
                     'epsilon than the model, so that outputs differ slightly.')
   flags.DEFINE_bool('strict', True, 'Treat missing, unused and non-finite arrays as errors.')
   flags.DEFINE_bool('ema', False, 'For a run directory: take the exponential moving average of the parameters.')
-  flags.DEFINE_multi_integer('image_size', None, 'What the model was trained at, for files that do not say it; twice for '
-                             'rows and columns.')
+  flags.DEFINE_multi_integer('image_size', None, 'What the model was trained at, for files that do not say it; twice '
+                             'for rows and columns.')
 
 
 def main(argv: Sequence[str]) -> None:

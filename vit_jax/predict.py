@@ -38,7 +38,8 @@ def run(source: str, arguments: Sequence[str], *, form: str = 'table', top: int 
       raise UserError(f'--{name}: must be at least 1, got {value}')
   images = [image for argument in arguments for image in images_lib.find_images(argument)]
   if not images:
-    raise UserError('arguments: name at least one image or folder: python -m vit_jax.predict --model=MODEL photo.jpg photos/')
+    raise UserError('arguments: name at least one image or folder: '
+                    'python -m vit_jax.predict --model=MODEL photo.jpg photos/')
   cli.enable_compilation_cache()  # after the cheap checks: jax takes seconds
   from vit_jax.inference import predict, report
   from vit_jax.pretrained import load

@@ -18,7 +18,10 @@ from vit_jax.pretrained import hub, load
 
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
-  """Yield (folder served over HTTP, address, requested paths); a path with 'secret' answers 403, with 'short' too little."""
+  """Yield (folder served over HTTP, address, requested paths).
+
+  A path with 'secret' in it answers 403, one with 'short' sends less than it promises.
+  """
   folder, requested = tmp_path_factory.mktemp('site'), []
 
   class Handler(http.server.SimpleHTTPRequestHandler):
@@ -119,7 +122,8 @@ def test_failed_downloads(name, message, cache):
 
 def test_no_network(monkeypatch):
   monkeypatch.setattr(hub, 'BASES', dict.fromkeys(hub.BASES, 'http://127.0.0.1:1'))
-  with pytest.raises(OSError, match='http://127.0.0.1:1/.*: cannot reach it: .*Connection refused.*Without a network give the path of a file'):
+  message = 'http://127.0.0.1:1/.*: cannot reach it: .*Connection refused.*Without a network give the path of a file'
+  with pytest.raises(FileError, match=message):
     hub.fetch('google/ViT-B_16')
 
 

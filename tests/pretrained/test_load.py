@@ -46,8 +46,9 @@ def test_changes_are_made_and_logged(caplog):
   with caplog.at_level(logging.INFO, logger='absl'):
     model = load.load(MODELS['vit_token_prelogits_old'], image_size=32, patch_size=8, channels=1, num_classes=3,
                       drop_pre_logits=True, dtype='bfloat16', fields=dict(dropout=0.1))
-  assert model.patch_embed.kernel.shape == (8, 8, 1, 24) and model.head.kernel.shape == (24, 3) and model.pre_logits is None
-  assert model.patch_embed.dtype == jnp.bfloat16 and model.config.dropout == 0.1 and model.patch_embed.kernel[...].dtype == jnp.float32
+  assert model.patch_embed.kernel.shape == (8, 8, 1, 24) and model.head.kernel.shape == (24, 3)
+  assert model.pre_logits is None and model.config.dropout == 0.1
+  assert model.patch_embed.dtype == jnp.bfloat16 and model.patch_embed.kernel[...].dtype == jnp.float32
   for line in ('patch kernel: resampled from 4×4 to 8×8 pixels', 'image size: 16×16 to 32×32',
                'head: reset to zeros for 3', 'stem: 3 input channels summed to 1', 'pre_logits: dropped (was 24'):
     assert line in caplog.text
@@ -61,7 +62,8 @@ def test_an_image_size_that_the_file_does_not_say():
 def test_where_nothing_is(tmp_path):
   with pytest.raises(MissingFileError, match='nothing.npz: not found; expected an .npz or .safetensors file'):
     load.load(tmp_path / 'nothing.npz')
-  with pytest.raises(UserError, match='expected model.safetensors, an .npz file, or the config.json .* it holds nothing'):
+  message = 'expected model.safetensors, an .npz file, or the config.json .* it holds nothing'
+  with pytest.raises(UserError, match=message):
     load.load(tmp_path)
   for name in ('a.npz', 'b.npz'):
     shutil.copy(MODELS['vit_token'], tmp_path / name)
@@ -159,7 +161,8 @@ def test_predictions_of_a_loaded_model(run):
   model.head.kernel[...] = jax.random.normal(jax.random.key(0), model.head.kernel.shape)
   inputs = np.concatenate([model.preprocess(image) for image in images])
   np.testing.assert_allclose(model.predict(images), jax.nn.sigmoid(model(inputs)), atol=1e-6)
-  np.testing.assert_allclose(model.predict(images, batch_size=2, loss='softmax'), jax.nn.softmax(model(inputs)), atol=1e-6)
+  softmax = model.predict(images, batch_size=2, loss='softmax')
+  np.testing.assert_allclose(softmax, jax.nn.softmax(model(inputs)), atol=1e-6)
   assert model.embed(inputs).shape == (3, 16) and model.features(inputs).shape == (3, 5, 16)
   assert model.attention_weights(inputs).shape == (2, 3, 2, 5, 5)
   assert nnx.merge(*nnx.split(model)).predict(images).shape == (3, 10)  # still itself after a split, as for `nnx.jit`

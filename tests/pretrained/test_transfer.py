@@ -48,7 +48,8 @@ def test_what_the_weights_lack_is_newly_initialized_and_what_the_model_lacks_lef
   config = weights_lib.with_fields(weights.config, dict(
       image_size=(24, 16), num_classes=3, layer_scale=0.1, qkv_bias=False, token_position=False))
   new = {path: np.full(shape, 7, np.float32) for path, shape in weights_lib.shapes(config).items()}
-  params, lines = transfer.fit(weights, weights_lib.unflatten(new), config, tuple('abc'), TransferConfig(resize='bicubic'))
+  params, lines = transfer.fit(
+      weights, weights_lib.unflatten(new), config, tuple('abc'), TransferConfig(resize='bicubic'))
   assert weights_lib.missing_or_different(config, params) == []
   assert (params['encoder']['blocks']['mlp_scale'] == 7).all() and not params['head']['kernel'].any()
   np.testing.assert_array_equal(params['norm']['scale'], weights.params['norm']['scale'])

@@ -9,7 +9,7 @@ from vit_jax.data.sources.folder import list_folder
 
 
 def find_images(argument: str) -> list[str]:
-  """Return the images in a folder and its subfolders, sorted, without hidden ones; any other path is taken for an image.
+  """Return the images in a folder and its subfolders, sorted, without hidden ones; any other path counts as an image.
 
   Raises:
     UserError: a folder without images.

@@ -26,7 +26,7 @@ class LoadedModel(Model, Protocol):
   loss: str
 
   def preprocess(self, image: ImageLike) -> jax.Array:
-    """Return an image as the model's input, (1, rows, columns, channels) float32; see `inference.predict.preprocess`."""
+    """Return an image as model input, (1, rows, columns, channels) float32; see `inference.predict.preprocess`."""
     ...
 
   def predict(self, images: Iterable[ImageLike], batch_size: int = 32, loss: str | None = None) -> np.ndarray:
@@ -38,7 +38,7 @@ class _FromImages:
   """The methods that a loaded model has in addition to those of its class."""
 
   def preprocess(self, image: ImageLike) -> jax.Array:
-    """Return an image as the model's input, (1, rows, columns, channels) float32; see `inference.predict.preprocess`."""
+    """Return an image as model input, (1, rows, columns, channels) float32; see `inference.predict.preprocess`."""
     return predict_lib.preprocess(self, image)
 
   def predict(self, images: Iterable[ImageLike], batch_size: int = 32, loss: str | None = None) -> np.ndarray:

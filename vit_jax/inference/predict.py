@@ -52,8 +52,8 @@ def predict(model: Any, images: Iterable[ImageLike], batch_size: int = 32, loss:
     model: as for `preprocess`.
     images: what `preprocess` takes.
     batch_size: images that the model sees at once.
-    loss: what the model was trained with: 'softmax' (one class per image) or 'sigmoid' (each class independently); None:
-      what the model says of itself, and 'softmax' if it says nothing.
+    loss: what the model was trained with: 'softmax' (one class per image) or 'sigmoid' (each class independently);
+      None: what the model says of itself, and 'softmax' if it says nothing.
 
   Returns:
     (number of images, classes) float32.
@@ -144,8 +144,8 @@ def _pixels(image: ImageLike, channels: int) -> np.ndarray:
   pixels = np.asarray(image)
   if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (1,), (3,), (4,)):
     got = f'{pixels.dtype} of shape {pixels.shape}' if isinstance(image, np.ndarray) else repr(type(image))
-    raise UserError('image: expected a path, the bytes of an image file, a Pillow image, or a uint8 array of shape (H, W) '
-                    f'or (H, W, 1, 3 or 4), got {got}')
+    raise UserError('image: expected a path, the bytes of an image file, a Pillow image, or a uint8 array of shape '
+                    f'(H, W) or (H, W, 1, 3 or 4), got {got}')
   return decode.to_array(Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels), channels)
 
 

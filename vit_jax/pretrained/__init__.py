@@ -1,1 +1,1 @@
-"""Weights in and out: load, save, adapt to a new task, start a fine-tune; each format is one file of names and shapes."""
+"""Weights in and out: load, save, adapt to a new task, start a fine-tune; each format is one file."""

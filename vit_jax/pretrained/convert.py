@@ -27,4 +27,5 @@ def convert(source: PathLike, destination: PathLike, *, format: str | None = Non
   """
   weights = read(source, image_size=image_size, strict=strict, ema=ema)
   paths, lines = save(weights, destination, format, approximate)
-  return [*(f'read: {line}' for line in (*weights.notes, *weights.problems)), *lines, *(f'wrote {path}' for path in paths)]
+  read_lines = [f'read: {line}' for line in (*weights.notes, *weights.problems)]
+  return [*read_lines, *lines, *(f'wrote {path}' for path in paths)]

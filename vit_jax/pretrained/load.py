@@ -82,15 +82,16 @@ def read(source: files.PathLike, *, image_size: ImageSize = None, strict: bool =
   if RunDir(path).is_run():
     return run.read(path, ema=ema, step=step)
   if ema or step is not None:
-    raise UserError(f'{source}: not a run directory: only those have a moving average of the parameters (ema) and several '
-                    'steps')
+    raise UserError(f'{source}: not a run directory: only those have a moving average of the parameters (ema) and '
+                    'several steps')
   path = _find_weight_file(pathlib.Path(path), source)
   with open_file(path) as tensors:
     weights = _read(tensors, _read_configs(path), image_size)
   if strict and weights.problems:
     shown = '\n  '.join(weights.problems[:_MAX_PROBLEMS_SHOWN])
     rest = more(weights.problems, _MAX_PROBLEMS_SHOWN)
-    raise UserError(f'{path}: {count(len(weights.problems), "problem")}; strict=False loads it anyway:\n  {shown}{rest}')
+    problems = count(len(weights.problems), 'problem')
+    raise UserError(f'{path}: {problems}; strict=False loads it anyway:\n  {shown}{rest}')
   return weights
 
 
@@ -106,8 +107,8 @@ def build(weights: Weights, **fields: Any) -> LoadedModel:
   """
   config = weights_lib.with_fields(weights.config, fields) if fields else weights.config
   if differing := weights_lib.missing_or_different(config, weights.params):
-    raise UserError(f'fields: the weights do not fit a model with {fields}: {listing(differing)} differ in shape or exist '
-                    'on one side only')
+    raise UserError(f'fields: the weights do not fit a model with {fields}: {listing(differing)} differ in shape or '
+                    'exist on one side only')
   cls = loaded_class(MODELS[config.kind])
   graphdef = nnx.graphdef(nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0))))
   model = nnx.merge(graphdef, _move_to_device(weights.params))
@@ -177,11 +178,11 @@ def _find_weight_file(path: pathlib.Path, source: str) -> pathlib.Path:
   if len(found) == 1:
     return found[0]
   if (path / 'model.safetensors.index.json').exists():
-    raise UserError(f'{source}: holds sharded weights, which are not supported; save the model as one model.safetensors')
+    raise UserError(f'{source}: holds sharded weights, which cannot be read; save the model as one model.safetensors')
   if found:
     raise UserError(f'{source}: holds several weight files; name one of {listing(file.name for file in found)}')
-  raise UserError(f'{source}: expected model.safetensors, an .npz file, or the config.json and checkpoints of a run in this '
-                  f'directory; it holds {listing(sorted(file.name for file in path.iterdir())) or "nothing"}')
+  raise UserError(f'{source}: expected model.safetensors, an .npz file, or the config.json and checkpoints of a run in '
+                  f'this directory; it holds {listing(sorted(file.name for file in path.iterdir())) or "nothing"}')
 
 
 def _read_configs(path: pathlib.Path) -> dict[str, dict[str, Any]]:

@@ -26,7 +26,8 @@ def resize_grid(grid: np.ndarray, new: Size, method: str = 'bilinear') -> np.nda
   """
   weights = choose(METHODS, method, 'method')
   if grid.ndim != 3 or min(*grid.shape, *new) < 1:
-    raise UserError(f'grid: expected shape (rows, columns, width) and a positive size, got {grid.shape} and {tuple(new)}')
+    raise UserError('grid: expected shape (rows, columns, width) and a positive size, '
+                    f'got {grid.shape} and {tuple(new)}')
   if grid.shape[:2] == tuple(new):
     return grid
   rows, columns = (weights(old, size) for old, size in zip(grid.shape[:2], new, strict=True))
@@ -55,7 +56,8 @@ def resize_patch_kernel(kernel: np.ndarray, new: Size) -> np.ndarray:
   if kernel.shape[:2] == tuple(new):
     return kernel
   # The pseudo-inverse of a Kronecker product is that of its factors.
-  rows, columns = (np.linalg.pinv(bilinear_half_pixel(old, size).T) for old, size in zip(kernel.shape[:2], new, strict=True))
+  rows, columns = (np.linalg.pinv(bilinear_half_pixel(old, size).T)
+                   for old, size in zip(kernel.shape[:2], new, strict=True))
   return np.einsum('ip,jq,pqcw->ijcw', rows, columns, kernel.astype(np.float64), optimize=True).astype(kernel.dtype)
 
 
@@ -66,7 +68,7 @@ def bilinear_aligned(old: int, new: int) -> np.ndarray:
 
 
 def bilinear_half_pixel(old: int, new: int) -> np.ndarray:
-  """Return the (new, old) matrix of linear interpolation between pixel centers, without antialiasing, edges repeated."""
+  """Return the (new, old) matrix of linear interpolation between pixel centers, not antialiased, edges repeated."""
   at = (np.arange(new) + 0.5) * (old / new) - 0.5
   return _hats(np.clip(at, 0, old - 1), old)
 

@@ -50,7 +50,7 @@ def recorded_loss(source: str) -> str:
 
 
 def _restore_tree(manager: ocp.CheckpointManager, step: int, name: str) -> Params:
-  """Return the model's part of one tree of the state as NumPy arrays; the optimizer's state and the rest are not read."""
+  """Return the model's part of one tree of the state as NumPy arrays; the rest of the state is not read."""
   metadata = manager.item_metadata(step)['state'].tree[name]
   item = {name: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata)}
   arguments = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), item)

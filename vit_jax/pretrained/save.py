@@ -83,7 +83,7 @@ def _write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _write_files(folder: pathlib.Path, writers: dict[str, Callable[[pathlib.Path], object]]) -> None:
-  """Write all files, then rename them; the weights last, as a stack ends in reverse: they are never without their config."""
+  """Write all files, then rename them: the weights last, as a stack ends in reverse, so never without their config."""
   with contextlib.ExitStack() as stack:
     asides = {name: stack.enter_context(files.replacing(folder / name, 'the model')) for name in writers}
     for name, write in writers.items():

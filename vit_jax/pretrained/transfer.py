@@ -31,7 +31,7 @@ class TransferConfig:
   reset_head: bool = False
   resize: str | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.resize is not None:
       choose(METHODS, self.resize, 'transfer.resize')
 
@@ -114,5 +114,5 @@ def _check_same_model(given: Mapping[str, Any], config: ViTConfig, init: str) ->
     expected = sections.size(value, name) if name == 'patch_size' else value
     found = getattr(config, name)
     if found != expected:
-      raise UserError(f'model.variant: {variant!r} has {name} {expected}, but {init} has {name} {found}; leave the variant '
-                      'out (configs/finetune.py:any,DATA does) or give the right weights')
+      raise UserError(f'model.variant: {variant!r} has {name} {expected}, but {init} has {name} {found}; leave the '
+                      'variant out (configs/finetune.py:any,DATA does) or give the right weights')

@@ -1,7 +1,7 @@
 """Opens weight files.
 
-Files are untrusted. What a file declares is checked before it is used: names, dtypes, shapes and sizes against the bytes
-that are there. Nothing in a file is ever executed (no pickle), and every fault is an error that names the file.
+Files are untrusted. What a file declares is checked before it is used: names, dtypes, shapes and sizes against the
+bytes that are there. Nothing in a file is ever executed (no pickle), and every fault is an error that names the file.
 """
 from collections.abc import Iterator
 import contextlib

@@ -109,7 +109,7 @@ class Tensors:
 
 
 def guarded(path: str | os.PathLike[str], name: str, fetch: Callable[[], np.ndarray]) -> np.ndarray:
-  """Return fetch(); whatever a library raises for damaged bytes becomes a FileError that names the file and the array."""
+  """Return fetch(); whatever a library raises for damaged bytes becomes a FileError that names file and array."""
   try:
     return fetch()
   except Exception as error:  # zipfile, zlib, ast, tokenize and others raise a dozen types for random bytes

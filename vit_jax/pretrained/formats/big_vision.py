@@ -71,7 +71,7 @@ class BigVision:
 
 
 def _eval_transform(image_size: tuple[int, int]) -> str:
-  """Return big_vision's evaluation transform: resize the smaller side to 256 for 224 pixels (448 for 384), then crop."""
+  """Return big_vision's evaluation transform: the smaller side to 256 for 224 pixels (448 for 384), then a crop."""
   if image_size[0] != image_size[1]:
     return 'resize'
   smaller = 448 if image_size[0] == 384 else round(image_size[0] * 256 / 224)
@@ -93,7 +93,7 @@ def _current_name(names: Iterable[str]) -> Callable[[str], str | None]:
 
 
 def _position_fields(tensors: Tensors, fields: dict[str, Any], image_size: ImageSize, moved: bool) -> dict[str, Any]:
-  """Return the image size, and whether row 0 is the class token's position or that was added to the token ("folded")."""
+  """Return the image size, and whether the class token has a position (row 0) or it was added to the token ("folded")."""
   rows = tensors.shape(POSITIONS, 3)[1]
   size = lambda patches: pixels(infer.grid(tensors, patches, fields['patch_size'], image_size), fields['patch_size'])
   if not fields['class_token']:

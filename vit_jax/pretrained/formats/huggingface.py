@@ -57,7 +57,7 @@ class HuggingFace:
     del image_size
     config = configs.get('config.json')
     if config is None:
-      raise tensors.error('a Hugging Face model needs its config.json beside it (heads, LayerNorm epsilon, class names)')
+      raise tensors.error('a Hugging Face model needs its config.json beside it (heads, LayerNorm epsilon, classes)')
     notes = []
     tensors = _renamed(tensors, notes)
     fields = _read_fields(tensors, config)
@@ -93,8 +93,8 @@ def _read_fields(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Any]:
     raise tensors.error(f"model_type: expected 'vit' in its config.json, got {config['model_type']!r}")
   gelu = config.get('hidden_act', 'gelu')
   if gelu not in _GELUS or config.get('pooler_act', 'tanh') != 'tanh':
-    raise tensors.error(f'hidden_act: unknown {gelu!r} in its config.json, or pooler_act; choose from {sorted(_GELUS)} and '
-                        'tanh')
+    raise tensors.error(f'hidden_act: unknown {gelu!r} in its config.json, or pooler_act; choose from {sorted(_GELUS)} '
+                        'and tanh')
   width, channels, *patch_size = tensors.shape(_TABLE['patch_embed/kernel'].name, 4)
   fields: dict[str, Any] = dict(
       width=width, channels=channels, patch_size=tuple(patch_size),
@@ -107,7 +107,8 @@ def _read_fields(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Any]:
       norm_epsilon=float(config.get('layer_norm_eps', 1e-12)),
       image_size=sections.size(config.get('image_size', 224), 'image_size'))
   if not 0 <= fields['norm_epsilon'] < 1:
-    raise tensors.error(f"layer_norm_eps: expected 0 or more, below 1, in its config.json, got {config['layer_norm_eps']!r}")
+    raise tensors.error('layer_norm_eps: expected 0 or more, below 1, in its config.json, '
+                        f"got {config['layer_norm_eps']!r}")
   stated = dict(width='hidden_size', channels='num_channels', mlp_dim='intermediate_size', depth='num_hidden_layers')
   for field, key in stated.items():
     if config.get(key, fields[field]) != fields[field]:

@@ -22,7 +22,7 @@ def depth(tensors: Tensors, pattern: str) -> int:
 
 
 def heads(tensors: Tensors, width: int, depth: int, mlp_dim: int) -> int:
-  """Return the attention heads of a file that does not say them: those of the published size, else 64 features per head.
+  """Return the heads of a file that does not say them: those of the published size, else 64 features per head.
 
   Raises:
     UserError: not a published size and not a multiple of 64.
@@ -31,7 +31,8 @@ def heads(tensors: Tensors, width: int, depth: int, mlp_dim: int) -> int:
   if (width, depth, mlp_dim) in published:
     return published[width, depth, mlp_dim]
   if width % 64:
-    raise tensors.error(f'cannot infer the number of heads of width {width}; put a config.json with num_heads beside it')
+    raise tensors.error(f'cannot infer the number of heads of width {width}; put a config.json with num_heads beside '
+                        'it')
   return width // 64
 
 
@@ -55,8 +56,8 @@ def grid(tensors: Tensors, patches: int, patch_size: tuple[int, int],
   if fits(requested, patch_size, patches):
     rows, columns = size(requested, 'image_size')
     return rows // patch_size[0], columns // patch_size[1]
-  raise tensors.error(f'its {patches} positions of {patch_size[0]}×{patch_size[1]} patches are not those of a square image; '
-                      'give the image_size (rows, columns) that it was trained at')
+  raise tensors.error(f'its {patches} positions of {patch_size[0]}×{patch_size[1]} patches are not those of a square '
+                      'image; give the image_size (rows, columns) that it was trained at')
 
 
 def fits(image_size: Any, patch_size: Iterable[int], patches: int) -> bool:
@@ -68,9 +69,9 @@ def fits(image_size: Any, patch_size: Iterable[int], patches: int) -> bool:
 
 def image_size(tensors: Tensors, patch_size: Iterable[int], requested: int | tuple[int, int] | None,
                notes: list[str]) -> tuple[int, int]:
-  """Return the image size of a file without positions: the requested one, else 224 or the next smaller multiple of a patch.
+  """Return the image size of a file without positions.
 
-  An assumption is added to `notes`.
+  That is the requested one, else 224 or the next smaller multiple of a patch: an assumption, which is added to `notes`.
   """
   if requested is not None:
     return size(requested, 'image_size')

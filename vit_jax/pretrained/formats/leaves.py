@@ -1,8 +1,8 @@
 """Tables that map every leaf of our parameter tree to an array in a file of another format.
 
-A format is a table {our path: Leaf}; `read_weights` reads a model with it, `to_arrays` writes one. The leaves of our encoder
-blocks are stacked along a leading depth axis; an array name with `{i}` in it is that of one block, a name without it holds
-all blocks.
+A format is a table {our path: Leaf}; `read_weights` reads a model with it, `to_arrays` writes one. The leaves of our
+encoder blocks are stacked along a leading depth axis; an array whose name has `{i}` in it holds one block, any other
+holds all blocks.
 """
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -61,7 +61,7 @@ def leading(n: int) -> Layout:
 
 
 def torch_linear(inputs: int = 1) -> Layout:
-  """Return the layout of a PyTorch weight (outputs, inputs), flattened; our kernel contracts its first `inputs` axes."""
+  """Return the layout of a PyTorch weight (outputs, inputs), flat; our kernel contracts its first `inputs` axes."""
   flat = lambda shape: (math.prod(shape[:inputs]), math.prod(shape[inputs:]))
   return Layout(lambda shape: flat(shape)[::-1], lambda array, shape: array.T.reshape(shape),
                 lambda array: array.reshape(flat(array.shape)).T)

@@ -27,7 +27,7 @@ def require(weights: Weights, form: str, **allowed: Collection[Any]) -> None:
 
 
 def require_numerics(weights: Weights, form: str, approximate: bool, **used: Any) -> None:
-  """Raise UserError if the format's own code would compute slightly different outputs, unless `approximate` accepts that.
+  """Raise UserError if the format's own code would compute slightly different outputs, unless that is accepted.
 
   Args:
     weights: what is to be written.
@@ -38,12 +38,12 @@ def require_numerics(weights: Weights, form: str, approximate: bool, **used: Any
   for name, value in used.items():
     found = getattr(weights.config, name)
     if found != value and not approximate:
-      raise UserError(f'model.{name}: code that reads the {form} format uses {value!r}, this model {found!r}: outputs would '
-                      'differ slightly; accept that with approximate=True (--approximate)')
+      raise UserError(f'model.{name}: code that reads the {form} format uses {value!r}, this model {found!r}: outputs '
+                      'would differ slightly; accept that with approximate=True (--approximate)')
 
 
 def norm_before_pool(weights: Weights) -> Weights:
-  """Return the same model with its last LayerNorm before the pooling if the order makes no difference: for one token."""
+  """Return the same model with its last LayerNorm before the pooling if order makes no difference: for one token."""
   if weights.config.pool != 'token':
     return weights
   return dataclasses.replace(weights, config=dataclasses.replace(weights.config, norm_after_pool=False))

@@ -96,7 +96,8 @@ class Timm:
     representable.require_numerics(weights, self.name, approximate, norm_epsilon=1e-6)
     weights = representable.learned_positions(weights, fixed=(None,))
     # If the class token has a position, timm expects one for every register too: zeros.
-    arrays = leaves.to_arrays(weights, _table(weights.config.norm_after_pool), POSITIONS, between=weights.config.registers)
+    table = _table(weights.config.norm_after_pool)
+    arrays = leaves.to_arrays(weights, table, POSITIONS, between=weights.config.registers)
     return Written(arrays, {'config.json': timm_config.write(weights)}, weights)
 
 
@@ -114,8 +115,8 @@ def _read_fields(tensors: Tensors, config: timm_config.Config) -> dict[str, Any]
   pool = _read_pool(tensors, config, class_token)
   # timm can pool over either; our mean is over patches, and our attention pooling over all tokens as in big_vision.
   if pool != 'token' and class_token + registers and config.pool_reads_prefix != (pool == 'map'):
-    raise tensors.error(f'its pooling ({pool}) {"includes" if config.pool_reads_prefix else "leaves out"} class token and '
-                        'registers, unlike that of vit_jax: this model cannot be loaded')
+    raise tensors.error(f'its pooling ({pool}) {"includes" if config.pool_reads_prefix else "leaves out"} class token '
+                        'and registers, unlike that of vit_jax: this model cannot be loaded')
   return dict(
       patch_size=tuple(patch_size), channels=channels, width=width, depth=depth, heads=heads, mlp_dim=mlp_dim,
       class_token=class_token, registers=registers, pool=pool, norm_after_pool='fc_norm.weight' in tensors,

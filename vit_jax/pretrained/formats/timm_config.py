@@ -11,8 +11,8 @@ from vit_jax.pretrained.files.tensors import Tensors
 from vit_jax.pretrained.formats import infer
 from vit_jax.pretrained.formats.weights import Weights
 
-# From timm 1.0's model definitions: every architecture whose weights have the names of the plain one and that differs in
-# something that a hub config does not say.
+# From timm 1.0's model definitions: every architecture whose weights have the names of the plain one and that differs
+# in something that a hub config does not say.
 _TANH = re.compile(r'vit_((base_patch32|giantopt_patch16|so400m_patch16)_siglip|large_patch16_siglip_(gap_)?512)')
 _HEADS = {'vit_base_patch16_gap': 16, 'vit_giantopt_patch16': 16, 'test_vit_': 2, 'test_vit2': 2}
 _OTHER_MODELS = re.compile(r'_(rpn|xp|18x2|clip|radio)_')
