@@ -9,4 +9,5 @@ def test_command(data_dir, tmp_path):
   process = tiny.command('show', *arguments, '--draws=2', f'--output={tmp_path / "sheet.png"}')
   output, error = process.communicate()
   assert process.returncode == 0 and f'Wrote {tmp_path / "sheet.png"}' in output, error
-  assert Image.open(tmp_path / 'sheet.png').width > 3 * 96
+  with Image.open(tmp_path / 'sheet.png') as sheet:
+    assert sheet.width > 3 * 96
