@@ -62,11 +62,13 @@ class Contender:
     """End the process."""
     self._commands.close()
     self._process.wait()
+    self._answers.close()
 
   def _answer(self) -> dict[str, Any]:
     line = self._answers.readline()
     if not line:
-      raise ValueError(f'{self.arguments} ended with exit status {self._process.wait()}; its output is above')
+      self.close()
+      raise ValueError(f'{self.arguments} ended with exit status {self._process.returncode}; its output is above')
     return json.loads(line)
 
 
