@@ -1,4 +1,4 @@
-"""The product that every dense layer is made of, beside float64: what is rounded, and how often."""
+"""The product in every dense layer against float64: what is rounded, and how often."""
 import functools
 
 from flax import nnx
@@ -21,7 +21,7 @@ def case(batch, tokens, dtype):
 
 
 def exact(x, kernel, bias, gradient):
-  """The output and the three gradients in float64, of a kernel rounded to x's type."""
+  """Return the output and the three gradients in float64, for a kernel rounded to x's type."""
   kernel = np.asarray(kernel.astype(x.dtype), np.float64)
   x, bias, gradient = (np.asarray(a, np.float64) for a in (x, bias, gradient))
   return (x @ kernel + bias, gradient @ kernel.T, np.einsum('bnd,bnf->df', x, gradient), gradient.sum((0, 1)))
@@ -29,7 +29,7 @@ def exact(x, kernel, bias, gradient):
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
 @pytest.mark.parametrize('batch, tokens', [(1, 1), (1, 9), (3, 1), (3, 9)])
-def test_sums_are_float32_and_rounded_once(batch, tokens, dtype):
+def test_sums_are_in_float32_and_rounded_once(batch, tokens, dtype):
   *inputs, gradient = case(batch, tokens, dtype)
   output, pull = jax.jit(lambda *inputs: jax.vjp(PLAIN, *inputs))(*inputs)
   ours = [output, *jax.jit(lambda pull, gradient: pull(gradient))(pull, gradient)]
@@ -62,7 +62,7 @@ def test_a_frozen_kernel_costs_no_product():
     ('bhnk,hkd->bnd', ((2, 3, 5, 4), (3, 4, 6)), (6,)),
     ('bhqd,dhk->bhqk', ((2, 3, 1, 6), (6, 3, 4)), (3, 1, 4)),
 ])
-def test_its_gradients_are_those_of_the_einsum(product, shapes, bias):
+def test_the_gradients_equal_those_of_einsum(product, shapes, bias):
   rng = np.random.default_rng(0)
   inputs = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in (*shapes, bias)]
   plain = lambda x, kernel, bias: (jnp.einsum(product, x, kernel) + bias)
@@ -74,8 +74,8 @@ def test_its_gradients_are_those_of_the_einsum(product, shapes, bias):
 
 @pytest.mark.parametrize('pool, unroll', [('token', True), ('gap', False), ('map', True)])
 @pytest.mark.parametrize('width, heads', [(64, 1), (48, 2), (160, 2), (128, 2)])
-def test_a_model_of_bfloat16_compiles_for_this_backend(width, heads, pool, unroll):
-  # Some products of bfloat16 that are asked for in float32 have no kernel on XLA's CPU backend (jax 0.10.2).
+def test_a_bfloat16_model_compiles_for_this_backend(width, heads, pool, unroll):
+  # Some products of bfloat16 with a float32 result have no kernel on XLA's CPU backend (jax 0.10.2).
   config = ViTConfig(num_classes=3, width=width, heads=heads, depth=2, mlp_dim=96, patch_size=8, image_size=(16, 24),
                      pool=pool, unroll=unroll, dtype='bfloat16')
   net = VisionTransformer(config, rngs=nnx.Rngs(0))

@@ -1,4 +1,4 @@
-"""Attention whose output is normalised, not its weights, beside the textbook's form; tokens that nobody asks for."""
+"""Attention that normalizes its output against the textbook form that normalizes weights; class token alone."""
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def in_numpy(query, key, value):
   return np.einsum('bhqk,bhkd->bhqd', weights / weights.sum(axis=-1, keepdims=True), np.asarray(value, np.float64))
 
 
-@pytest.fixture(scope='module', params=[7, 1], ids=['all ask', 'one asks'])
+@pytest.fixture(scope='module', params=[7, 1], ids=['all queries', 'one query'])
 def inputs(request):
   return tokens(2, 3, request.param, 4, scale=2), tokens(2, 3, 7, 4, seed=1), tokens(2, 3, 7, 4, seed=2)
 
@@ -34,19 +34,19 @@ def test_attend_is_softmax_times_values(inputs):
   np.testing.assert_allclose(attention.attend(*inputs), in_numpy(*inputs), atol=2e-6)
 
 
-def test_scores_in_the_hundreds_overflow_nothing():
+def test_scores_in_the_hundreds_do_not_overflow():
   query, key, value = tokens(1, 1, 5, 4, scale=300), tokens(1, 1, 5, 4, seed=1), tokens(1, 1, 5, 4, seed=2)
   np.testing.assert_allclose(attention.attend(query, key, value), in_numpy(query, key, value), atol=1e-4)
 
 
-def test_its_gradient_is_the_textbooks(inputs):
+def test_the_gradient_equals_that_of_the_textbook_form(inputs):
   weight = tokens(*inputs[0].shape, seed=3)
   gradients = lambda function: jax.grad(lambda *x: (function(*x) * weight).sum(), argnums=(0, 1, 2))(*inputs)
   for ours, expected in zip(gradients(attention.attend), gradients(plain), strict=True):
     np.testing.assert_allclose(ours, expected, atol=3e-6)
 
 
-def test_bfloat16_differs_by_rounding_alone():
+def test_bfloat16_differs_only_by_rounding():
   inputs = [jnp.asarray(tokens(2, 3, 7, 4, seed=seed), jnp.bfloat16) for seed in range(3)]
   output = attention.attend(*inputs)
   assert output.dtype == jnp.bfloat16
@@ -60,7 +60,7 @@ def test_bfloat16_differs_by_rounding_alone():
 
 
 @pytest.mark.parametrize('fields', [dict(), dict(width=128), dict(qkv_bias=False), dict(qk_norm=True)], ids=str)
-def test_the_class_token_alone_is_the_class_token_of_all(fields):
+def test_the_class_token_alone_equals_the_class_token_of_all(fields):
   shape = dict(image_size=8, patch_size=4, width=12, depth=2, heads=2, mlp_dim=16, num_classes=5)
   graphdef, params = nnx.split(VisionTransformer(ViTConfig(**{**shape, **fields}), rngs=nnx.Rngs(0)), nnx.Param)
   rng = np.random.default_rng(0)
@@ -78,7 +78,7 @@ def test_the_class_token_alone_is_the_class_token_of_all(fields):
     np.testing.assert_allclose(ours, expected, atol=1e-4)
 
 
-def test_tokens_that_nobody_reads_are_not_computed():
+def test_tokens_that_the_pool_does_not_read_are_not_computed():
   def flops(first_only):
     config = ViTConfig(image_size=32, patch_size=4, width=16, depth=2, heads=2, mlp_dim=64, unroll=True)
     encoder = VisionTransformer(config, rngs=nnx.Rngs(0)).encoder

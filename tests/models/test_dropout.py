@@ -1,4 +1,4 @@
-"""What dropout drops: at its rate, and independent of neighbours, examples, layers and steps."""
+"""Dropout masks: they have the rate, and are independent between neighbors, examples, layers and steps."""
 import functools
 
 import jax
@@ -24,24 +24,24 @@ def zeroed(rngs, rate, shape):
 
 
 def dropped(rngs, rate=RATE, shape=SHAPE):
-  """What is zeroed of ones, (B, *shape) bool."""
+  """Return where dropout zeroes an array of ones, (B, *shape) bool."""
   return np.asarray(zeroed(rngs, rate, shape))
 
 
 def lowbias32(x):
-  """The published hash, but for its last line `x ^= x >> 16`, in Python's integers."""
+  """Return the published hash without its last line `x ^= x >> 16`, in Python integers."""
   x = (x ^ x >> 16) * 0x7feb352d % 2 ** 32
   return (x ^ x >> 15) * 0x846ca68b % 2 ** 32
 
 
 def assert_uncorrelated(a, b, rate=RATE):
-  """Their products of deviations are of mean 0 and, where a and b are independent, of variance (rate (1 - rate))²."""
+  """Check the products of deviations: mean 0 and, if a and b are independent, variance (rate (1 - rate))²."""
   products = (a - rate) * (b - rate) / (rate * (1 - rate))
   assert abs(products.sum()) < SIGMAS * np.sqrt(products.size)
 
 
 @pytest.mark.parametrize('shape', [(3,), (2, 2, 3)])
-def test_numbers_are_hashes_of_a_word_for_the_row_and_one_for_the_column(shape):
+def test_numbers_are_hashes_of_a_word_per_row_and_a_word_per_column(shape):
   rngs, rows = keys(2), int(np.prod(shape[:-1]))
   found = np.asarray(layers.uniform(rngs, shape)).reshape(2, rows, 3)
   for key, example in zip(rngs, found, strict=True):
@@ -50,7 +50,7 @@ def test_numbers_are_hashes_of_a_word_for_the_row_and_one_for_the_column(shape):
 
 
 @pytest.mark.parametrize('rate', [0.001, 0.1, 0.5, 0.9])
-def test_rate(rate):
+def test_masks_have_the_rate(rate):
   mask = dropped(keys(64), rate)
   assert abs(mask.sum() - rate * mask.size) < SIGMAS * np.sqrt(mask.size * rate * (1 - rate))
 
@@ -62,14 +62,14 @@ def test_high_bits_are_uniform():
 
 
 @pytest.mark.parametrize('rows, columns', [(0, 1), (1, 0), (1, 1), (0, 8), (8, 0), (0, 128), (3, 64)])
-def test_neighbours_are_independent(rows, columns):
+def test_neighbors_are_independent(rows, columns):
   mask = dropped(keys(64))
   assert_uncorrelated(mask[:, rows:, columns:], mask[:, :SHAPE[0] - rows, :SHAPE[1] - columns])
 
 
 @pytest.mark.parametrize('rows, columns', [(1, 1), (1, 128), (48, 1), (48, 128)])
 def test_corners_of_rectangles_are_independent(rows, columns):
-  """Chi-square of the 16 outcomes of four corners: what a mere XOR of two words would fail by hundreds of sigmas."""
+  """Chi-square of the 16 outcomes of four corners, which an XOR of two words alone fails by hundreds of sigmas."""
   mask = dropped(keys(64))[:, :96]
   row, column = (np.arange(n)[np.arange(n) // step % 2 == 0] for n, step in ((96, rows), (256, columns)))
   corners = [mask[:, row + i][:, :, column + j] for i in (0, rows) for j in (0, columns)]
@@ -79,7 +79,7 @@ def test_corners_of_rectangles_are_independent(rows, columns):
   assert ((counts - expected) ** 2 / expected).sum() < 50  # of 15 degrees of freedom: one in 80 thousand
 
 
-def test_examples_layers_places_steps_and_seeds_are_independent():
+def test_examples_layers_steps_and_seeds_are_independent():
   mask = dropped(keys(64))
   assert_uncorrelated(mask[1:], mask[:-1])
   embed_rngs, encoder_rngs = layers.split(keys(64), 2)
@@ -91,14 +91,14 @@ def test_examples_layers_places_steps_and_seeds_are_independent():
 
 
 @pytest.mark.parametrize('shape', [(5,), (2, 7, 7)])
-def test_the_mask_is_the_examples_own(shape):
+def test_a_mask_depends_only_on_the_key_of_its_example(shape):
   rngs, order = keys(6), np.array([4, 0, 5])
   mask = dropped(rngs, 0.5, shape)
   np.testing.assert_array_equal(dropped(rngs[order], 0.5, shape), mask[order])
   np.testing.assert_array_equal(dropped(rngs[3:4], 0.5, shape), mask[3:4])
 
 
-def test_the_gradient_goes_through_what_is_kept():
+def test_the_gradient_is_scaled_and_masked_like_the_output():
   x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *SHAPE)), jnp.float32)
   y, gradient = jax.vjp(lambda x: layers.dropout(x, RATE, keys(2)), x)
   np.testing.assert_allclose(gradient(jnp.ones_like(x))[0], np.where(dropped(keys(2)), 0, 1 / (1 - RATE)), rtol=1e-6)
@@ -106,6 +106,6 @@ def test_the_gradient_goes_through_what_is_kept():
 
 
 @pytest.mark.parametrize('rate, rngs', [(0.0, keys(2)), (0.5, None)])
-def test_nothing_drops_at_rate_zero_or_without_keys(rate, rngs):
+def test_rate_zero_or_no_keys_return_the_input(rate, rngs):
   x = jnp.ones((2, 3, 4))
   assert layers.dropout(x, rate, rngs) is x

@@ -1,4 +1,4 @@
-"""What of a model the golden outputs do not show: features, attention weights, stochastic depth, 2-D positions."""
+"""What the golden outputs do not cover: features, embed, attention weights, stochastic depth, 2-D positions."""
 import itertools
 
 from flax import nnx
@@ -53,7 +53,7 @@ def test_stochastic_depth_drops_whole_examples_at_its_rate():
   x = jnp.ones((4000, 2, 3))
   keys = jax.random.split(jax.random.key(0), 4000)
   dropped = np.asarray(layers.drop_path(x, 0.25, keys))
-  assert set(np.unique(dropped.reshape(4000, -1).std(axis=1))) == {0.0}  # an example is dropped or kept as a whole
+  assert set(np.unique(dropped.reshape(4000, -1).std(axis=1))) == {0.0}  # whole examples
   assert abs((dropped[:, 0, 0] == 0).mean() - 0.25) < 0.03 and abs(dropped.mean() - 1.0) < 0.03
   np.testing.assert_array_equal(layers.drop_path(x, 0.25, keys)[7], layers.drop_path(x[7:8], 0.25, keys[7:8])[0])
 
@@ -78,15 +78,16 @@ def test_learned_2d_positions_are_a_table_of_columns_and_one_of_rows():
       np.testing.assert_array_equal(grid[row, column], expected)
 
 
-def test_one_channel_equals_replicated_colour():
-  grey, colour = model(channels=1), model()
-  colour.patch_embed.kernel = nnx.Param(jnp.repeat(grey.patch_embed.kernel[...], 3, axis=2) / 3)
+def test_one_channel_equals_replicated_color():
+  gray, color = model(channels=1), model()
+  color.patch_embed.kernel = nnx.Param(jnp.repeat(gray.patch_embed.kernel[...], 3, axis=2) / 3)
   images = IMAGES[..., :1]
-  np.testing.assert_allclose(grey.tokens(images), colour.tokens(np.repeat(images, 3, axis=-1)), atol=1e-5)
+  np.testing.assert_allclose(gray.tokens(images), color.tokens(np.repeat(images, 3, axis=-1)), atol=1e-5)
 
 
 @pytest.mark.parametrize('fields', [
-    {}, dict(representation_size=5), dict(pool='gap', norm_after_pool=True), dict(pool='map', dtype='bfloat16')], ids=str)
+    {}, dict(representation_size=5), dict(pool='gap', norm_after_pool=True), dict(pool='map', dtype='bfloat16')],
+    ids=str)
 def test_embed_returns_what_the_head_reads(fields):
   net = model(**fields)
   net.head.kernel[...] = jnp.asarray(np.random.default_rng(1).normal(size=net.head.kernel.shape), jnp.float32)

@@ -1,4 +1,4 @@
-"""What a model says of its own parameters: it fits the parameters that it has."""
+"""What a model says about its parameters matches the parameters that it has."""
 import dataclasses
 import math
 import re
@@ -47,6 +47,14 @@ def test_the_tree_describes_the_parameters(fields):
   layers = {path.split('/')[0]: model.layer_of(path) for path in params if not path.startswith('encoder/')}
   top = model.num_layers + 1
   assert layers == {name: top if name in ('norm', 'pool', 'pre_logits', 'head') else 0 for name in layers}
+
+
+def test_no_layer_of_a_model_hides_what_its_tree_says():
+  model, params = model_and_params(representation_size=6)
+  tree = ViTTree(model.config)
+  assert all(model.layer_of(path) == tree.layer_of(path) for path in params)
+  for name in ('stacked', 'stem', 'head_paths', 'hidden_head_paths', 'positions', 'num_layers'):
+    assert getattr(model, name) == getattr(tree, name)
 
 
 @pytest.mark.parametrize('fields', MODELS_OF_ALL_KINDS, ids=str)

@@ -10,10 +10,8 @@ import pytest
 
 from vit_jax.base.errors import UserError
 from vit_jax.models import attention, encoder, layers, positions
-from vit_jax.models.base import flatten
 from vit_jax.models.config import ViTConfig
 from vit_jax.models.vit import VisionTransformer
-from vit_jax.models.vit_tree import ViTTree
 
 GOLDEN = pathlib.Path(__file__).parent.parent / 'golden'
 TINY = dict(image_size=16, patch_size=4, width=24, depth=2, heads=3, mlp_dim=48, num_classes=7)
@@ -24,7 +22,7 @@ def create(**fields):
 
 
 def make(**fields):
-  """The model without values for its parameters, which most tests give it: cheap."""
+  """Return an abstract model, which is cheap: most tests bring their own parameters."""
   return nnx.eval_shape(lambda: create(**fields))
 
 
@@ -37,18 +35,8 @@ def with_params(model, params):
   return nnx.merge(graphdef, params)
 
 
-def test_a_model_answers_questions_about_its_parameters_like_its_tree():
-  """No layer of the model hides an attribute of `ViTTree`."""
-  model = make(representation_size=6)
-  tree = ViTTree(model.config)
-  for path in flatten(params_of(model)):
-    assert model.layer_of(path) == tree.layer_of(path)
-  for name in ('stacked', 'stem', 'head_paths', 'hidden_head_paths', 'positions', 'num_layers'):
-    assert getattr(model, name) == getattr(tree, name)
-
-
 def randomized(model, seed=1):
-  """The model with random parameters: none is zero, so that none is hidden (head, biases)."""
+  """Return the model with random parameters, none of them zero, so that each affects the output (head, biases)."""
   rng = np.random.default_rng(seed)
   draw = lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32)
   params = jax.tree_util.tree_map_with_path(
@@ -124,7 +112,7 @@ def test_a_given_field_wins_over_the_variant():
 
 
 def from_official(arrays, grid):
-  """Our tree from official names: i-th block stacked, the class token's position apart from the grid's."""
+  """Return our tree from official names: blocks stacked, the class token's position separate from the grid's."""
   arrays = {name.removeprefix('params/'): array for name, array in arrays.items()}
   names = {'LayerNorm_0': 'attention_norm', 'LayerNorm_1': 'mlp_norm', 'LayerNorm_2': 'mlp_norm',
            'MultiHeadDotProductAttention_0': 'attention', 'MultiHeadDotProductAttention_1': 'attention',
@@ -173,7 +161,7 @@ def test_output_equals_the_reference_implementation(name, grid, fields):
     assert ours == expected
     output = forward(with_params(model, params), io['images'])
     np.testing.assert_allclose(output, io['output'], atol=1e-5, rtol=1e-5)
-    assert np.std(io['output']) > 0.01  # the comparison says something
+    assert np.std(io['output']) > 0.01  # not a comparison of zeros
 
 
 # One block, and the whole model, written plainly in float64.
@@ -190,7 +178,7 @@ def numpy_softmax(x):
 
 
 def numpy_block(x, p):
-  """One example's tokens (N, width), one head at a time."""
+  """Return the block's output for one example's tokens (N, width), one head at a time."""
   y, a = numpy_layer_norm(x, p['attention_norm']), p['attention']
   attended = np.zeros_like(x) + a['out']['bias']
   heads, head_dim = a['query']['bias'].shape
@@ -309,7 +297,7 @@ def test_constant_initial_values(initial, name, value):
   np.testing.assert_array_equal(leaf(initial, name), value)
 
 
-def test_blocks_and_projections_start_different(initial):
+def test_blocks_and_projections_have_different_initial_values(initial):
   blocks = initial['encoder']['blocks']
   for kernel in (blocks['attention']['query']['kernel'], blocks['mlp']['down']['kernel'], blocks['mlp']['up']['bias']):
     assert len(np.unique(kernel.reshape(3, -1), axis=0)) == 3
@@ -366,7 +354,7 @@ def test_without_keys_dropout_is_off():
   assert not np.allclose(forward(model, images, keys()), forward(plain, images), atol=1e-2)
 
 
-def test_an_example_keeps_its_masks_wherever_it_stands():
+def test_masks_do_not_depend_on_the_place_in_the_batch():
   model, images, rngs = randomized(make(**DROPS)), pictures(), keys()
   output = np.asarray(forward(model, images, rngs))
   order = np.array([2, 0, 3, 1])
@@ -387,7 +375,7 @@ def test_every_block_draws_its_own_masks():
   params = jax.tree.map(lambda x: jnp.zeros(x.shape), params_of(model))
   params['encoder']['blocks']['mlp']['down']['bias'] += 1.0  # a block adds its last mask, times 2
   output = with_params(model, params).encoder(jnp.zeros((1, 8, 24)), keys(1))
-  assert set(np.unique(output)) == {0.0, 2.0, 4.0}  # without the 2, the two masks were one
+  assert set(np.unique(output)) == {0.0, 2.0, 4.0}  # without 2.0 the two masks would be the same
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
@@ -422,7 +410,7 @@ def test_gradients_with_dropout_are_finite_and_reach_every_parameter(dtype):
   grads = jax.jit(jax.grad(loss))(params_of(model))
   for path, grad in jax.tree_util.tree_leaves_with_path(grads):
     assert grad.dtype == jnp.float32 and np.isfinite(grad).all(), path
-    assert np.abs(grad).max() > 0 or path[-2].key == 'key', path  # softmax is blind to the key's bias
+    assert np.abs(grad).max() > 0 or path[-2].key == 'key', path  # softmax cancels the key bias
 
 
 # Errors.

@@ -116,9 +116,9 @@ def test_off_traces_nothing():
 
 
 def test_many_labels_become_their_convex_combination():
-  labels = np.array([[1, 0, 1], [0, 0, 1], [0, 0, 0], [1, 1, 0]], np.int32)
+  labels = jnp.array([[1, 0, 1], [0, 0, 1], [0, 0, 0], [1, 1, 0]], jnp.int32)
   keys = step_lib.example_keys(0, 0, jnp.arange(4))
-  batch = dict(image=np.zeros((4, *SIZE, 1), np.float32), label=labels)
+  batch = dict(image=jnp.zeros((4, *SIZE, 1)), label=labels)
   after = np.asarray(batch_mixing.build(MixConfig(mixup=1.0), CLASSES)(batch, keys)['label'])
   part = after[0, 0]
   np.testing.assert_allclose(after[:2], [[part, 0, 1], [1 - part, 0, 1]], atol=1e-6)
@@ -149,10 +149,10 @@ def test_the_loss_of_a_mixture_is_the_mixture_of_the_losses(smoothing):
 
 
 def test_the_label_of_largest_weight_is_correct():
-  labels = np.array([[0.7, 0.3, 0.0], [0.4, 0.6, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 0.0]], np.float32)
+  labels = jnp.array([[0.7, 0.3, 0.0], [0.4, 0.6, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 0.0]], jnp.float32)
   model = lambda images, rngs: jnp.array([[2.0, 1.0, 0.0]] * 4)
   for row, expected in zip(range(4), [1.0, 0.0, 1.0, 0.0], strict=True):
-    batch = dict(image=None, label=labels, mask=jnp.arange(4) == row)
+    batch = dict(image=jnp.zeros((4, *SIZE, 1)), label=labels, mask=jnp.arange(4) == row)
     total, count = Classification(ClassificationConfig(), INFO)(model, {}, {}, batch, None).metrics['accuracy']
     assert (float(total), float(count)) == (expected, 1.0)
 

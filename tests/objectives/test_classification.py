@@ -16,7 +16,7 @@ def test_class_weights_multiply_the_losses():
 
   def losses_of(**fields):
     objective = Classification(ClassificationConfig(**fields), INFO)
-    return objective(lambda images, keys: logits, {}, {}, dict(image=None, label=labels), None).losses
+    return objective(lambda images, keys: logits, {}, {}, dict(image=jnp.zeros((5, 8, 8, 1)), label=labels), None).losses
 
   np.testing.assert_allclose(losses_of(class_weights=(1.0, 0.5, 3.0)), losses_of() * np.array([1.0, 3.0, 0.5, 3.0, 1.0]),
                              rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Optimizers: each converges; each equals a plain NumPy or an unstacked optax run; frozen parameters cost nothing."""
+"""Optimizers: all converge, and equal NumPy or unstacked optax; frozen parameters have no state."""
 import re
 
 from flax import nnx
@@ -39,7 +39,7 @@ def tree_like(shapes, rng, lead=()):
 
 
 def vit_tree(seed, depth=DEPTH):
-  """Random values in the tree of a small ViT (some of its parameters), its blocks stacked."""
+  """Return random values in the tree of a small ViT (some of its parameters), its blocks stacked."""
   rng = np.random.default_rng(seed)
   norm = tree_like({'scale': (WIDTH,)}, rng)
   return dict(tree_like(REST, rng), encoder={'blocks': tree_like(BLOCK, rng, (depth,)), 'norm': norm})
@@ -50,7 +50,7 @@ def block_of(tree, i):
 
 
 def build(name='adamw', total=10, params=None, model=MODEL, **fields):
-  """An optimizer of `params`, by default of the small ViT's; constant rate 0.1, no clipping."""
+  """Return an optimizer of `params`, by default those of `vit_tree`, with constant rate 0.1 and no clipping."""
   config = OptimConfig(**{**dict(name=name, peak_lr=0.1, schedule='constant', clip_norm=None), **fields})
   return optim.build(config, total, PACE, model, vit_tree(0) if params is None else params)
 
@@ -60,7 +60,7 @@ def transform(*args, **fields):
 
 
 def steps_of(optimizer, params, gradients):
-  """The parameters after each step."""
+  """Return the parameters after each step."""
   update, state, history = jax.jit(optimizer.update), optimizer.init(params), []
   for grads in gradients:
     updates, state = update(grads, state, params)
@@ -127,7 +127,7 @@ def numpy_adam(params, gradients, rates, *, b1=0.9, b2=0.999, eps=1e-8, decouple
 
 
 def warm_cosine(t, peak, warmup, total):
-  """The learning rate at step t, written anew."""
+  """Return the learning rate at step t."""
   return peak * min(1, t / warmup) * 0.5 * (1 + np.cos(np.pi * max(t - warmup, 0) / (total - warmup)))
 
 
@@ -148,7 +148,7 @@ def test_adamw_equals_numpy_with_decay_times_the_scheduled_rate(options):
   assert np.abs(numpy_adam(start, gradients, rates, **options) - expected).max() > 0.05  # the decay is seen
 
 
-def test_adam_takes_its_decay_into_the_gradient():
+def test_adam_adds_its_decay_to_the_gradient():
   start, gradients = vector_run()
   optimizer = transform('adam', params={'w': start}, weight_decay=0.3)
   expected = numpy_adam(start, gradients, [0.1] * 8, penalty=0.3)
@@ -156,7 +156,7 @@ def test_adam_takes_its_decay_into_the_gradient():
   np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_adamw_keeps_a_bfloat16_first_moment_where_asked():
+def test_adamw_keeps_its_first_moment_in_bfloat16_on_request():
   start, gradients = vector_run()
   optimizer = transform(params={'w': start}, options=dict(mu_dtype='bfloat16'))
   state = optimizer.init({'w': start})
@@ -245,7 +245,7 @@ FACTOR = dict(min_dim_size_to_factor=6)
 
 
 def muon_axes(params):
-  """The matrix of each kernel of one block, not stacked."""
+  """Return the matrix axes of each kernel of one block, not stacked."""
   axes = dict(query=(0, (1, 2)), out=((0, 1), 2), up=(0, 1), down=(0, 1))
   return jax.tree_util.tree_map_with_path(
       lambda path, _: contrib.MuonDimensionNumbers(*axes[path[-2].key]) if path[-1].key == 'kernel' else None, params)
@@ -273,7 +273,7 @@ def test_a_stack_is_optimized_like_its_layers_one_by_one(name):
 
 
 @pytest.mark.parametrize('name', ['adafactor', 'lamb'])
-def test_what_is_not_stacked_is_optimized_as_ever(name):
+def test_parameters_that_are_not_stacked_are_optimized_like_plain_optax(name):
   params, gradients = vit_tree(0), [vit_tree(seed) for seed in (1, 2, 3)]
   rest = lambda tree: {key: value for key, value in tree.items() if key != 'encoder'}
   ours = steps_of(transform(name, **OURS[name]), params, gradients)[-1]
@@ -281,7 +281,7 @@ def test_what_is_not_stacked_is_optimized_as_ever(name):
   assert_close(rest(ours), plain, rtol=2e-4, atol=2e-5)
 
 
-def test_muon_makes_each_matrix_of_a_stack_nearly_orthogonal_and_leaves_the_rest_to_adam():
+def test_muon_orthogonalizes_each_matrix_of_a_stack_and_uses_adam_for_the_rest():
   params, grads = vit_tree(0), vit_tree(1)
   optimizer = transform('muon', peak_lr=1.0)
   updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
@@ -344,7 +344,7 @@ def test_a_linear_probe_of_ti16_keeps_moments_of_its_head_only():
 @pytest.mark.parametrize('name, freeze', [
     *[(name, HALF) for name in sorted(OPTIMIZERS)], ('adamw', PROBE),
     *[(name, 'encoder/blocks/.*') for name in ('adafactor', 'lamb', 'muon')]])
-def test_what_is_frozen_stays_and_the_rest_moves_as_without_freezing(name, freeze):
+def test_frozen_parameters_stay_and_the_others_move_as_without_freezing(name, freeze):
   """Weight decay and layer-wise rates included; without clipping no parameter's update depends on another's."""
   fields = dict(weight_decay=0.3, layer_decay=0.5, peak_lr=0.05)
   start, gradients = vit_tree(0), [vit_tree(seed) for seed in (1, 2)]
@@ -368,10 +368,10 @@ def test_the_ema_holds_every_parameter():
   assert_close(state.ema, params)
 
 
-def test_the_norm_that_is_clipped_is_that_of_the_trained_parameters():
+def test_clipping_uses_the_norm_over_trained_parameters():
   params, grads = vit_tree(0), vit_tree(1)
   optimizer = transform('sgd', peak_lr=1.0, clip_norm=1.0, freeze=PROBE)
-  updates, _ = optimizer.update(grads, optimizer.init(params), params)  # gradients of what is frozen are not zero here
+  updates, _ = optimizer.update(grads, optimizer.init(params), params)  # those of frozen parameters too
   norm = np.sqrt(sum((g ** 2).sum() for g in grads['head'].values()))
   assert norm > 1
   assert_close(updates['head'], jax.tree.map(lambda g: -g / norm, grads['head']), rtol=1e-5)
@@ -421,6 +421,6 @@ def test_bad_arguments_are_named(fields, message):
 
 
 @pytest.mark.parametrize('mask', ['kernel', 'head', 'head/kern'])  # parts of a path do not match
-def test_a_mask_that_matches_nothing_lists_the_paths(mask):
+def test_a_mask_without_a_match_lists_the_paths(mask):
   with pytest.raises(UserError, match=f"optim.decay_mask: '{mask}' matches no parameter; .*'head/kernel'"):
     build(weight_decay=0.1, decay_mask=mask)
