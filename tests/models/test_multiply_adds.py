@@ -3,6 +3,7 @@ import math
 
 from flax import nnx
 import jax
+from jax.extend import core
 import jax.numpy as jnp
 import pytest
 
@@ -20,7 +21,7 @@ def products(jaxpr):
     elif line.primitive.name == 'conv_general_dilated':
       kernel = line.invars[1].aval
       total += line.outvars[0].aval.size * kernel.size // line.outvars[0].aval.shape[-1]
-    for inner in jax.core.jaxprs_in_params(line.params):
+    for inner in core.jaxprs_in_params(line.params):
       total += line.params.get('length', 1) * products(inner)
   return total
 
