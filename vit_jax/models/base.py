@@ -1,4 +1,5 @@
 """The contract of a model: what the rest of the framework may ask of one."""
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from flax import nnx
@@ -22,11 +23,13 @@ class ParamTree(Protocol):
 
   Attributes:
     stacked: subtrees whose leaves are stacked by layer along axis 0, from layer 1 to num_layers.
+    renamed: {name in version 0.1: name now} of subtrees, for checkpoints and regular expressions of that time.
     stem: kernel that is applied to the pixels, (rows, columns, channels, features).
     head_paths: subtrees that give the logits from the representation that `Model.embed` returns.
     hidden_head_paths: subtrees between the pooled tokens and that representation.
   """
   stacked: tuple[str, ...]
+  renamed: Mapping[str, str]
   stem: str
   head_paths: tuple[str, ...]
   hidden_head_paths: tuple[str, ...]

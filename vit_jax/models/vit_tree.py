@@ -11,12 +11,14 @@ from vit_jax.models.base import path_of
 from vit_jax.models.config import ViTConfig
 
 BLOCKS = 'encoder/blocks'
+RENAMED = {'embed': 'patch_embed'}
 
 
 class ViTTree:
   """The parameter tree of a config; see `base.ParamTree`."""
 
   stacked: tuple[str, ...] = (BLOCKS,)
+  renamed: dict[str, str] = RENAMED
   stem: str = 'patch_embed/kernel'
   head_paths: tuple[str, ...] = ('head',)  # not `head`: that is a layer of the model
   hidden_head_paths: tuple[str, ...] = ('pre_logits',)

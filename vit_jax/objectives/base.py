@@ -44,7 +44,7 @@ class Objective(Protocol):
     """
     ...
 
-  def __call__(self, model: Any, own: Any, averages: Any, batch: Mapping[str, jax.Array],
+  def __call__(self, model: Any, own: Any, averages: Any, batch: Mapping[str, Any],
                keys: jax.Array | None) -> Outcome:
     """Compute the losses of a batch.
 
@@ -69,7 +69,7 @@ class Objective(Protocol):
     ...
 
 
-def mean_metric(values: jax.Array, batch: Mapping[str, jax.Array]) -> Metric:
+def mean_metric(values: jax.Array, batch: Mapping[str, Any]) -> Metric:
   """Return the (sum, count) of (B,) values over the examples of a batch, without its padding."""
   mask = batch.get('mask')
   if mask is None:

@@ -6,6 +6,7 @@ a random one, and it is on the same device: nothing is communicated, and the pai
 from collections.abc import Callable, Mapping
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from vit_jax.base.errors import UserError
 from vit_jax.base.sections import off
 from vit_jax.objectives import losses
 
-Mixing = Callable[[Mapping[str, jax.Array], jax.Array], dict[str, jax.Array]]
+Mixing = Callable[[Mapping[str, Any], jax.Array], dict[str, Any]]
 
 # Not among the numbers, from 0 on, by which a model's layers derive their keys from the examples'.
 _STREAM = 0x6D6978
@@ -65,7 +66,7 @@ def build(config: MixConfig, num_classes: int) -> Mixing | None:
     kinds += [] if config.cutmix is None else [_cutmix_weights(cutmix_key, config.cutmix, size)]
     return kinds[0] if len(kinds) == 1 else jnp.where(jax.random.bernoulli(choice_key), *kinds)
 
-  def mix(batch: Mapping[str, jax.Array], keys: jax.Array) -> dict[str, jax.Array]:
+  def mix(batch: Mapping[str, Any], keys: jax.Array) -> dict[str, Any]:
     _, rows, columns, _ = batch['image'].shape
     own = jax.vmap(lambda key: own_weights(jax.random.fold_in(key, _STREAM), (rows, columns)))(keys[::2])
     label_weight = own.mean(axis=(1, 2))  # of what was really pasted, not of what was drawn

@@ -68,7 +68,7 @@ class Classification:
     del params, key
     return {}, {}
 
-  def __call__(self, model: Any, own: Any, averages: Any, batch: Mapping[str, jax.Array],
+  def __call__(self, model: Any, own: Any, averages: Any, batch: Mapping[str, Any],
                keys: jax.Array | None) -> Outcome:
     """Return losses and accuracy; see `Objective.__call__`.
 

@@ -5,7 +5,7 @@ frozen parameters. `stored_form` says how to read such a checkpoint, `current_fo
 """
 from typing import Any
 
-_RENAMED = {'patch_embed': 'embed'}  # now: then
+from vit_jax.models.vit_tree import RENAMED
 
 
 def stored_form(state: Any, stored: dict[str, Any]) -> Any:
@@ -15,14 +15,14 @@ def stored_form(state: Any, stored: dict[str, Any]) -> Any:
     state: tree of what is to be read, in today's form.
     stored: the tree of the checkpoint, nested dicts.
   """
-  names = {now: then for now, then in _RENAMED.items() if then in stored['params']}
+  names = {now: then for then, now in RENAMED.items() if then in stored['params']}
   return _rename(state, names)
 
 
 def current_form(restored: Any, state: Any) -> Any:
   """Return what was read in the form of `state`."""
   del state
-  return _rename(restored, {then: now for now, then in _RENAMED.items()})
+  return _rename(restored, RENAMED)
 
 
 def _rename(tree: Any, names: dict[str, str]) -> Any:

@@ -114,6 +114,8 @@ def build(config: OptimConfig, num_steps: int, pace: Pace, model: ParamTree, par
     raise UserError(f'optim.warmup: the warm-up ({warmup} steps) and the cool-down ({cooldown} steps) are longer than '
                     f'the run ({num_steps} steps). Shorten them or lengthen train.duration')
   schedule = Schedule(config.schedule, num_steps, config.peak_lr, config.end_lr, warmup, cooldown, config.timescale)
+  for key, pattern in (('optim.decay_mask', config.decay_mask), ('optim.freeze', config.freeze)):
+    _check_names(key, pattern or '', model)
   frozen = _frozen(params, config.freeze) if config.freeze else None
   decays = _matching(params, config.decay_mask, 'optim.decay_mask')
   clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
@@ -177,6 +179,13 @@ def _without_frozen(tree: Any, frozen: Any) -> Any:
     return None if tree is None else jax.tree.map(lambda stop, x: None if stop else x, frozen, tree)
   return {name: _without_frozen(subtree, frozen[name]) for name, subtree in tree.items()
           if not all(jax.tree.leaves(frozen[name]))}
+
+
+def _check_names(key: str, pattern: str, model: ParamTree) -> None:
+  """Raise UserError if a pattern has a name of version 0.1: it would silently match less than it did."""
+  for old, new in model.renamed.items():
+    if re.search(rf'(?<!\w){old}\b', pattern):
+      raise UserError(f'{key}: {pattern!r} names {old}, which is {new} since version 0.2')
 
 
 def _frozen(params: Any, pattern: str) -> Any:
