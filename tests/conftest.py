@@ -12,8 +12,8 @@ import pathlib
 
 import jaxtyping
 
-# Tests check shapes and types of these rooms' signatures at every call, except of ViTConfig, which replaces Nones by derived
-# values.
+# Tests check shapes and types of these rooms' signatures at every call, except of ViTConfig, which replaces Nones by
+# derived values.
 CHECKED = [f'vit_jax.{room}.{path.stem}' for room in ('models', 'objectives', 'evaluators')
            for path in (pathlib.Path(__file__).parent.parent / 'vit_jax' / room).glob('*.py')]
 jaxtyping.install_import_hook([name for name in CHECKED if name != 'vit_jax.models.config'], 'beartype.beartype')
