@@ -29,7 +29,7 @@ PUBLIC = {
     'train': 'vit_jax.train',  # train.run(config, workdir)
 }
 
-__all__ = ['VisionTransformer', 'ViTConfig', 'hosts', 'load', 'preprocess', 'recipe', 'save', 'train']
+__all__ = ['ViTConfig', 'VisionTransformer', 'hosts', 'load', 'preprocess', 'recipe', 'save', 'train']
 
 
 def __getattr__(name: str) -> Any:

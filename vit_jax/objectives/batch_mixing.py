@@ -18,6 +18,7 @@ from vit_jax.base.errors import UserError
 from vit_jax.base.sections import off
 from vit_jax.objectives import losses
 
+ArrayLike = jax.Array | np.ndarray
 Mixing = Callable[[Mapping[str, Any], jax.Array], dict[str, Any]]
 
 # Not among the numbers, from 0 on, by which a model's layers derive their keys from the examples'.
@@ -114,7 +115,7 @@ def _cutmix_weights(key: jax.Array, alpha: float, size: tuple[int, int]) -> Floa
   return 1.0 - (inside[0][:, None] & inside[1]).astype(jnp.float32)
 
 
-def _with_neighbor(x: Float[Array, '...'], own: Float[Array, '...']) -> Float[Array, '...']:
+def _with_neighbor(x: Float[ArrayLike, '...'], own: Float[Array, '...']) -> Float[Array, '...']:
   """Return own · x + (1 - own) · partner's x, for x (2P, …) and own (P, …) of each pair."""
   pairs = x.reshape(-1, 2, *x.shape[1:])
   return (own[:, None] * pairs + (1.0 - own[:, None]) * pairs[:, ::-1]).reshape(x.shape)
