@@ -167,7 +167,7 @@ def test_evaluate_command(finished, tmp_path):
   assert process.returncode == 0 and json.loads(output) == dict(step=12, **last)
   assert 'Equal to what the run recorded' in error
   process = tiny.command('evaluate', f'--workdir={tmp_path}')
-  assert 'is no workdir of a run' in process.communicate()[1] and process.returncode == 1
+  assert 'not the directory of a run' in process.communicate()[1] and process.returncode == 1
 
 
 def test_evaluate_on_devices_that_divide_neither_batch_nor_model(finished, tmp_path):
@@ -221,8 +221,8 @@ def test_taken_up_on_another_number_of_devices(finished, tmp_path):
 
 
 BAD = {
-    'unknown key': ({'optim.peek_lr': 1}, 'unknown config key optim.peek_lr; valid keys are .*optim.peak_lr'),
-    'unknown section': ({'optimizer': {}}, 'unknown config key optimizer; valid keys are .*optim'),
+    'unknown key': ({'optim.peek_lr': 1}, '^optim.peek_lr: unknown config key; did you mean optim.peak_lr'),
+    'unknown section': ({'optimizer': {}}, '^optimizer: unknown config key; did you mean optim'),
     'variant': ({'model.variant': 'Q/16'}, "model.variant: unknown 'Q/16'"),
     'optimizer': ({'optim.name': 'adamz'}, "optim.name: unknown 'adamz'; choose from .*adamw"),
     'optimizer option': ({'optim.options': {'b3': 1}}, r"adamw has no \['b3'\]; valid options are .*'b2'"),
