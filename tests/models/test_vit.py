@@ -228,7 +228,7 @@ def test_without_positions_the_order_of_the_patches_does_not_matter():
 
 
 def test_sincos2d_equals_its_definition():
-  embedding, token = positions.SinCos2D((2, 3), 8, class_token=True, rngs=None)()
+  embedding, token = positions.SinCos2D((2, 3), 8, class_token=True, rngs=nnx.Rngs(0))()
   for y in range(2):
     for x in range(3):
       expected = [f(at * 10_000.0 ** -k) for at in (x, y) for f in (np.sin, np.cos) for k in (0, 1)]
