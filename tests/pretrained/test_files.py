@@ -216,7 +216,7 @@ def test_adversarial_safetensors_header(header, message, tmp_path):
 
 
 @pytest.mark.parametrize('length', [0, 1, 1000, 1 << 31, 1 << 62, (1 << 64) - 1])
-def test_header_length_that_lies(length, tmp_path):
+def test_false_header_length(length, tmp_path):
   header, data = safetensors_of(SAFETENSORS)
   (tmp_path / 'a.safetensors').write_bytes(struct.pack('<Q', length) + json.dumps(header).encode() + data)
   assert_refused(tmp_path / 'a.safetensors')
