@@ -42,6 +42,16 @@ def run(name: str, *, data_dir: str | None = None, train: str | None = None, sim
   return found
 
 
+def define_flags() -> None:
+  """Define the command's flags."""
+  flags.DEFINE_string('data_dir', None, 'Folder of datasets; a relative folder:PATH starts here.')
+  flags.DEFINE_string('train', None, "The split that is trained on; 'train', or the only one, by default.")
+  flags.DEFINE_float('similarity', SIMILARITY, 'Thumbnails at least this similar are near duplicates, 0.5..1.')
+  flags.DEFINE_string('output', None, 'Write an exclusion list here.')
+  flags.DEFINE_string('sheet', None, 'Draw pairs of duplicates here, such as duplicates.png.')
+  flags.DEFINE_bool('json', False, 'Print one JSON object instead of tables.')
+
+
 def main(argv: Sequence[str]) -> None:
   """Audit one dataset."""
   if len(argv) != 2:
@@ -53,11 +63,6 @@ def main(argv: Sequence[str]) -> None:
       sheet=values.sheet, as_json=values.json, command=' '.join(['python -m vit_jax.audit', argv[1], *given])))
 
 
-if __name__ == '__main__':  # flags are global to the process: not on import, as from a test or notebook
-  flags.DEFINE_string('data_dir', None, 'Folder of datasets; a relative folder:PATH starts here.')
-  flags.DEFINE_string('train', None, "The split that is trained on; 'train', or the only one, by default.")
-  flags.DEFINE_float('similarity', SIMILARITY, 'Thumbnails at least this similar are near duplicates, 0.5..1.')
-  flags.DEFINE_string('output', None, 'Write an exclusion list here.')
-  flags.DEFINE_string('sheet', None, 'Draw pairs of duplicates here, such as duplicates.png.')
-  flags.DEFINE_bool('json', False, 'Print one JSON object instead of tables.')
+if __name__ == '__main__':
+  define_flags()
   app.run(main)
