@@ -56,7 +56,7 @@ def test_every_page_is_there():
 
 def test_the_list_of_public_names_is_complete():
   listed = re.findall(r'^\| `vit_jax\.(\w+)` \|', (ROOT / 'docs' / 'python.md').read_text(), re.MULTILINE)
-  assert sorted(listed) == vit_jax.__all__
+  assert sorted(listed) == sorted(vit_jax.__all__)
 
 
 @pytest.mark.parametrize('path', DOCUMENTS, ids=ids)
