@@ -43,11 +43,7 @@ def run(name: str, *, data_dir: str | None = None, train: str | None = None, sim
 
 
 def define_flags() -> None:
-<<<<<<< HEAD
   """Define the flags of this command."""
-=======
-  """Define the command's flags."""
->>>>>>> docs
   flags.DEFINE_string('data_dir', None, 'Folder of datasets; a relative folder:PATH starts here.')
   flags.DEFINE_string('train', None, "The split that is trained on; 'train', or the only one, by default.")
   flags.DEFINE_float('similarity', SIMILARITY, 'Thumbnails at least this similar are near duplicates, 0.5..1.')
