@@ -38,6 +38,9 @@ def end(processes, seconds=100):
   finally:
     for process in processes:
       process.kill()
+      process.wait()
+      for pipe in (process.stdout, process.stderr):
+        pipe.close()
   return results
 
 
@@ -73,7 +76,7 @@ def test_two_processes_resume_like_an_uninterrupted_run(strategy, data_dir, tmp_
   outputs = [output for _, output, _ in results]
   for index, output in enumerate(outputs):
     assert f'process {index} of 2 on {socket.gethostname()}: {DEVICES} × cpu (cpu)' in output
-  for line in (f'strategy    {strategy}', f'devices     {2 * DEVICES} × cpu', 'going on after step 4'):
+  for line in (f'strategy    {strategy}', f'devices     {2 * DEVICES} × cpu', 'resuming after step 4'):
     assert line in outputs[0]
   assert 'step 12/12' not in outputs[1]  # only process 0 logs
   steps = [step for step, _ in tiny.metrics(resumed, ('step',))]
