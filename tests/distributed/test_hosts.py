@@ -38,6 +38,9 @@ def end(processes, seconds=100):
   finally:
     for process in processes:
       process.kill()
+      process.wait()
+      for pipe in (process.stdout, process.stderr):
+        pipe.close()
   return results
 
 
