@@ -1,4 +1,5 @@
 """The parameter tree of the Vision Transformer: everything that depends on the names of its parameters."""
+from collections.abc import Mapping
 import dataclasses
 import re
 from typing import Any
@@ -18,7 +19,7 @@ class ViTTree:
   """The parameter tree of a config; see `base.ParamTree`."""
 
   stacked: tuple[str, ...] = (BLOCKS,)
-  renamed: dict[str, str] = RENAMED
+  renamed: Mapping[str, str] = RENAMED
   stem: str = 'patch_embed/kernel'
   head_paths: tuple[str, ...] = ('head',)  # not `head`: that is a layer of the model
   hidden_head_paths: tuple[str, ...] = ('pre_logits',)
