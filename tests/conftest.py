@@ -1,11 +1,11 @@
-"""What the tests share: data sets on disk and in memory, and a compiler in a hurry."""
+"""Fixtures and settings for all tests: datasets on disk and in memory, fast compilation, checked shapes."""
 
 import io
 import os
 
-# Compiling is most of the suite's time, here and in the processes it starts; the mathematics stays the same.
+# Compiling takes most of the suite's time, here and in the processes it starts; results stay the same.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
-# Nothing is left in the user's folder; the tests of the cache turn it on.
+# Tests leave nothing in the user's cache; those of the cache turn it on.
 os.environ.setdefault('JAX_ENABLE_COMPILATION_CACHE', 'false')
 
 import pathlib
@@ -28,7 +28,7 @@ from vit_jax.data.sources import registry as sources
 
 
 def encode(image, encoding='PNG', **options):
-  """Encodes (H, W) or (H, W, 3) uint8, or a Pillow image, to bytes."""
+  """Encode (H, W) or (H, W, 3) uint8, or a Pillow image, to bytes."""
   image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
   buffer = io.BytesIO()
   image.save(buffer, encoding, **options)
@@ -36,7 +36,7 @@ def encode(image, encoding='PNG', **options):
 
 
 def fake_source(count=10, shape=(6, 5), channels=3, num_classes=4, records=None):
-  """Makes a Source in memory: random PNG images, label = index % num_classes."""
+  """Return a Source in memory: random PNG images, label = index % num_classes."""
   if records is None:
     rng = np.random.default_rng(0)
     shape = (count, *shape, 3) if channels == 3 else (count, *shape)
@@ -48,7 +48,7 @@ def fake_source(count=10, shape=(6, 5), channels=3, num_classes=4, records=None)
 
 
 class TinyShapes(tfds.core.GeneratorBasedBuilder):
-  """A data set like the catalogue's: colour images of varying size, 7 for train, 3 for test."""
+  """A dataset like those of the TFDS catalog: color images of varying size, 7 for train, 3 for test."""
 
   VERSION = tfds.core.Version('1.0.0')
   code_path = None
@@ -69,7 +69,7 @@ class TinyShapes(tfds.core.GeneratorBasedBuilder):
 
 
 class TinyNumbers(tfds.core.GeneratorBasedBuilder):
-  """A data set that is no image classification."""
+  """A dataset that is not image classification."""
 
   VERSION = tfds.core.Version('1.0.0')
   code_path = None
@@ -86,7 +86,7 @@ class TinyNumbers(tfds.core.GeneratorBasedBuilder):
 
 
 class TinyScenes(TinyShapes):
-  """Grey images with any number of classes: class k is there if row k is bright; 32 for train, 16 for test."""
+  """Gray images with any number of classes: class k is present if row k is bright; 32 for train, 16 for test."""
 
   VERSION = tfds.core.Version('1.0.0')
   code_path = None
@@ -108,7 +108,7 @@ class TinyScenes(TinyShapes):
 
 @pytest.fixture(scope='session')
 def data_dir(tmp_path_factory):
-  """A TFDS folder that holds digits, tiny_shapes, tiny_numbers and tiny_scenes."""
+  """Return a TFDS folder with digits, tiny_shapes, tiny_numbers and tiny_scenes."""
   path = tmp_path_factory.mktemp('data')
   digits.prepare(str(path))
   for builder in (TinyShapes, TinyNumbers, TinyScenes):

@@ -30,7 +30,7 @@ def config(data_dir, **changes):
 
 
 def write(config, folder):
-  """Writes `config` as a recipe file, for command lines."""
+  """Write `config` as a recipe file, for command lines."""
   path = pathlib.Path(folder) / 'recipe.py'
   text = json.dumps(config.to_dict())
   path.write_text('import json\nimport ml_collections\n\ndef get_config():\n'
@@ -39,13 +39,13 @@ def write(config, folder):
 
 
 def command(module, *arguments, devices=1):
-  """Starts `python -m vit_jax.MODULE` on `devices` fake CPU devices."""
+  """Start `python -m vit_jax.MODULE` on `devices` fake CPU devices."""
   env = dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS=f'--xla_force_host_platform_device_count={devices}')
   return subprocess.Popen([sys.executable, '-m', f'vit_jax.{module}', *map(str, arguments)], cwd=ROOT, env=env, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def metrics(workdir, names=('train/loss', 'train/accuracy', 'train/grad_norm')):
-  """[(step, value, …)] of `names` in metrics.jsonl, of the lines that hold them."""
+  """Return [(step, value, …)] of `names`, from the lines of metrics.jsonl that have them."""
   lines = map(json.loads, (pathlib.Path(workdir) / 'metrics.jsonl').read_text().splitlines())
   return [(line['step'], *(line[name] for name in names)) for line in lines if names[0] in line]
