@@ -1,4 +1,5 @@
 """The parameter tree of the Vision Transformer: everything that depends on the names of its parameters."""
+from collections.abc import Mapping
 import dataclasses
 import re
 from typing import Any
@@ -18,7 +19,7 @@ class ViTTree:
   """The parameter tree of a config; see `base.ParamTree`."""
 
   stacked: tuple[str, ...] = (BLOCKS,)
-  renamed: dict[str, str] = RENAMED
+  renamed: Mapping[str, str] = RENAMED
   stem: str = 'patch_embed/kernel'
   head_paths: tuple[str, ...] = ('head',)  # not `head`: that is a layer of the model
   hidden_head_paths: tuple[str, ...] = ('pre_logits',)
@@ -42,7 +43,8 @@ class ViTTree:
     """Return 0 for patches, tokens and positions, None for the blocks, depth + 1 for last norm, pool and head."""
     if path.startswith(f'{BLOCKS}/'):
       return None
-    return self.num_layers + 1 if path.split('/')[0] in ('norm', 'pool', *self.hidden_head_paths, *self.head_paths) else 0
+    top = ('norm', 'pool', *self.hidden_head_paths, *self.head_paths)
+    return self.num_layers + 1 if path.split('/')[0] in top else 0
 
   def logical_axes(self, path: str, ndim: int) -> tuple[str | None, ...]:
     """Return 'width', 'heads', 'mlp_dim' or None for each axis of a parameter; see `base.ParamTree.logical_axes`."""
