@@ -1,6 +1,8 @@
 """What a model says about its parameters matches the parameters that it has."""
+import ast
 import dataclasses
 import math
+import pathlib
 import re
 
 from flax import nnx
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import vit_jax
 from vit_jax.base import sections
 from vit_jax.base.errors import UserError
 from vit_jax.models.base import flatten, path_of
@@ -136,3 +139,18 @@ def test_a_representation_size_of_zero_makes_no_hidden_layer():
   zero, none, six = (model_and_params(representation_size=size) for size in (0, None, 6))
   assert zero[1].keys() == none[1].keys() == six[1].keys() - {'pre_logits/kernel', 'pre_logits/bias'}
   assert zero[1]['head/kernel'].shape == (16, 5) and six[1]['head/kernel'].shape == (6, 5)
+
+
+def test_parameter_names_are_in_models_and_weight_formats_only():
+  package = pathlib.Path(vit_jax.__file__).parent
+  names = re.compile(r'\b(encoder/blocks|patch_embed|pre_logits/|position/(grid|rows|columns|token))')
+  found = []
+  for path in package.rglob('*.py'):
+    if str(path.relative_to(package)).startswith(('models/', 'pretrained/formats/')):
+      continue
+    tree = ast.parse(path.read_text())
+    docstrings = {ast.get_docstring(node, clean=False) for node in ast.walk(tree)
+                  if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))}
+    found += [f'{path}:{node.lineno}' for node in ast.walk(tree) if isinstance(node, ast.Constant)
+              and isinstance(node.value, str) and node.value not in docstrings and names.search(node.value)]
+  assert not found

@@ -43,7 +43,8 @@ class ViTTree:
     """Return 0 for patches, tokens and positions, None for the blocks, depth + 1 for last norm, pool and head."""
     if path.startswith(f'{BLOCKS}/'):
       return None
-    return self.num_layers + 1 if path.split('/')[0] in ('norm', 'pool', *self.hidden_head_paths, *self.head_paths) else 0
+    top = ('norm', 'pool', *self.hidden_head_paths, *self.head_paths)
+    return self.num_layers + 1 if path.split('/')[0] in top else 0
 
   def logical_axes(self, path: str, ndim: int) -> tuple[str | None, ...]:
     """Return 'width', 'heads', 'mlp_dim' or None for each axis of a parameter; see `base.ParamTree.logical_axes`."""
