@@ -6,6 +6,7 @@ import pathlib
 import re
 
 import setuptools
+from setuptools.command.build_py import build_py
 
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r"^__version__ = '(.+)'$", (HERE / 'vit_jax' / '__init__.py').read_text(), re.MULTILINE)[1]
@@ -19,6 +20,23 @@ TEST = [
     *PLOT,
 ]
 
+
+
+class BuildWithRecipes(build_py):
+  """Copy the recipes of `configs/` into the package as `vit_jax.configs`; nothing is installed as a top-level `configs`.
+
+  A mapping in `package_dir` would do that too, but with it an editable install is found only after the folders of the
+  working directory: where a clone named vit_jax is, `import vit_jax` would find that folder instead of the package.
+  """
+
+  def run(self) -> None:
+    """Build, then copy."""
+    super().run()
+    if not self.editable_mode:
+      for path in sorted((HERE / 'configs').glob('*.py')):
+        self.copy_file(str(path), str(pathlib.Path(self.build_lib) / 'vit_jax' / 'configs' / path.name))
+
+
 setuptools.setup(
     name='vit_jax',
     version=VERSION,
@@ -28,7 +46,8 @@ setuptools.setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=setuptools.find_packages(include=['vit_jax', 'vit_jax.*']),
-    package_dir={'vit_jax.configs': 'configs'},  # the recipes; nothing is installed as a top-level `configs`
+    package_dir={'': '.'},
+    cmdclass={'build_py': BuildWithRecipes},
     entry_points={'console_scripts': ['vit-jax = vit_jax.__main__:main']},
     install_requires=[
         'absl-py>=2.1,<3',

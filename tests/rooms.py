@@ -37,7 +37,7 @@ ROOMS = (
     Room('evaluators', 4, 'what is measured on a split'),
     Room('pretrained/formats', 3, 'weight formats: tables of names that both read and write'),
     Room('pretrained/files', 3, 'strict readers of untrusted weight files'),
-    Room('inference', 3, 'predictions for images as people have them'),
+    Room('inference', 3, 'predictions for ordinary images'),
     Room('distributed', 3, 'strategies that spread a step over devices; the processes of one run'),
     Room('objectives', 3, 'what a step minimizes'),
     Room('rundir', 3, 'run directories: file names, checkpoints, run records'),

@@ -53,7 +53,9 @@ def run(name: str, arguments: list[str]) -> None:
     name: one of COMMANDS.
     arguments: what follows it on the command line.
   """
-  from absl import app, flags  # only now: the list of commands needs no flags
+  from absl import flags  # only now: the list of commands needs no flags
+
+  from vit_jax.run import cli
 
   module = importlib.import_module(f'vit_jax.{COMMANDS[name]}')
   sys.argv = [f'vit-jax {name}', *arguments]  # absl's usage message and list of flags go by it
@@ -62,7 +64,7 @@ def run(name: str, arguments: list[str]) -> None:
   module.define_flags()
   for flag in sorted(set(flags.FLAGS) - before):  # else --help lists only what this module defines: nothing
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag])
-  app.run(module.main, argv=sys.argv)
+  cli.start(module.main, sys.argv)
 
 
 if __name__ == '__main__':

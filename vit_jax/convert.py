@@ -17,7 +17,7 @@ def define_flags() -> None:
   flags.DEFINE_bool('approximate', False, "Accept that the format's own code uses another GELU form or LayerNorm "
                     'epsilon than the model, so that outputs differ slightly.')
   flags.DEFINE_bool('strict', True, 'Treat missing, unused and non-finite arrays as errors.')
-  flags.DEFINE_bool('ema', False, 'For a run directory: take the exponential moving average of the parameters.')
+  flags.DEFINE_bool('ema', False, 'For a run directory: take the EMA of the parameters.')
   flags.DEFINE_multi_integer('image_size', None, 'What the model was trained at, for files that do not say it; twice '
                              'for rows and columns.')
 
@@ -36,4 +36,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  cli.start(main)

@@ -16,7 +16,7 @@ def define_flags() -> None:
   flags.DEFINE_multi_integer('patch_size', None, 'Pixels; twice for rows and columns.')
   flags.DEFINE_integer('channels', None, 'Channels of the images to fine-tune on.')
   flags.DEFINE_integer('num_classes', None, 'Classes of the data to fine-tune on.')
-  flags.DEFINE_bool('ema', False, 'For a run directory: take the exponential moving average of the parameters.')
+  flags.DEFINE_bool('ema', False, 'For a run directory: take the EMA of the parameters.')
   flags.DEFINE_bool('json', False, 'Print one JSON object.')
 
 
@@ -36,4 +36,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  cli.start(main)

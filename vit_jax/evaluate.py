@@ -5,14 +5,14 @@ Prints one JSON object with the step and every metric, and reports whether the r
 import json
 import sys
 
-from absl import app, flags
+from absl import flags
 
 from vit_jax.run import cli
 
 
 def define_flags() -> None:
   """Define the command's flags."""
-  flags.DEFINE_string('workdir', None, 'Workdir of a run of vit_jax.main.', required=True)
+  flags.DEFINE_string('workdir', None, 'Run directory to evaluate.', required=True)
   flags.DEFINE_integer('step', None, 'Which checkpoint; the latest by default.')
   flags.DEFINE_string('data_dir', None, "Directory of the datasets, if it is not where the run's config says.")
   cli.define_host_flags()
@@ -37,4 +37,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  cli.start(main)

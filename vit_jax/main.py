@@ -3,7 +3,7 @@
 Run the same command again to resume. Any key of the config can be set on the command line: `--config.optim.peak_lr=3e-4`.
 If the run has several processes, each runs this same command.
 """
-from absl import app, flags
+from absl import flags
 
 from vit_jax.run import cli
 
@@ -26,4 +26,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  cli.start(main)

@@ -7,7 +7,7 @@ estimate of its cycles and where they go, and its collectives. Exit status 1: it
 import json
 import sys
 
-from absl import app, flags
+from absl import flags
 
 from vit_jax.run import cli
 
@@ -37,4 +37,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  cli.start(main)

@@ -23,7 +23,7 @@ def run(source: str, arguments: Sequence[str], *, form: str = 'table', top: int 
     top: how many classes per image to print.
     batch_size: images that the model sees at once.
     loss: 'softmax' or 'sigmoid'; None is what a run was trained with, and softmax for other models.
-    ema: for a run directory: whether to use the exponential moving average of the parameters.
+    ema: for a run directory: whether to use the EMA of the parameters.
     step: for a run directory: which checkpoint; None is the latest.
 
   Returns:
@@ -56,7 +56,7 @@ def define_flags() -> None:
   flags.DEFINE_integer('top', 5, 'How many classes per image to print.')
   flags.DEFINE_integer('batch_size', 32, 'Images that the model sees at once.')
   flags.DEFINE_enum('loss', None, ['softmax', 'sigmoid'], 'What the model was trained with; known for a run directory.')
-  flags.DEFINE_bool('ema', False, 'For a run directory: use the exponential moving average of the parameters.')
+  flags.DEFINE_bool('ema', False, 'For a run directory: use the EMA of the parameters.')
   flags.DEFINE_integer('step', None, 'For a run directory: which checkpoint; the latest by default.')
   flags.DEFINE_bool('json', False, 'Print one JSON object per line.')
   flags.DEFINE_bool('csv', False, 'Print comma-separated values.')
@@ -76,4 +76,4 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  cli.start(main)

@@ -44,4 +44,4 @@ def _write_sheet(paths: list[str]) -> None:
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  cli.start(main)

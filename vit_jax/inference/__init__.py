@@ -1,1 +1,1 @@
-"""Predictions for images as people have them: paths, bytes, pictures."""
+"""Predictions for ordinary images: paths, bytes, pictures."""

@@ -1,4 +1,4 @@
-"""A loaded model: any model of `models/`, with what is needed to predict from images as people have them."""
+"""A loaded model: any model of `models/`, with what is needed to predict from ordinary images."""
 from collections.abc import Iterable
 import functools
 from typing import Any, Protocol, runtime_checkable

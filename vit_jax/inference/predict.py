@@ -1,18 +1,18 @@
-"""From images as people have them to a model's input, and to probabilities."""
+"""From ordinary images (paths, bytes, Pillow images, arrays) to a model's input, and to probabilities."""
 import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 import os
 from typing import Any, TypeVar
 
-from etils import epath
 from flax import nnx
 import jax
 import numpy as np
 from PIL import Image
 
+from vit_jax.base import files
 from vit_jax.base.choices import choose
-from vit_jax.base.errors import UserError
+from vit_jax.base.errors import MissingFileError, UserError
 from vit_jax.base.preprocessing import Normalization, Preprocessing
 from vit_jax.data.images import decode
 from vit_jax.data.transforms import spec
@@ -136,7 +136,11 @@ def _one_ahead(pool: futures.Executor, function: Callable[[T], R], items: Sequen
 def _pixels(image: ImageLike, channels: int) -> np.ndarray:
   """Return an image, as `preprocess` takes it, as (H, W, channels) uint8, upright."""
   if isinstance(image, (str, os.PathLike)):
-    image = epath.Path(image).expanduser().read_bytes()
+    path = files.expand(image)
+    try:
+      image = path.read_bytes()
+    except FileNotFoundError as error:
+      raise MissingFileError(f'{os.fspath(path)}: no such image') from error
   if isinstance(image, bytes):
     return decode.decode(image, channels, upright=True)
   if isinstance(image, Image.Image):

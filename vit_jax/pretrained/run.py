@@ -22,20 +22,20 @@ def read(path: PathLike, *, step: int | None = None, ema: bool = False) -> Weigh
   Args:
     path: run directory, local or remote.
     step: of the checkpoint; None is the latest.
-    ema: whether to read the exponential moving average of the parameters instead of the parameters.
+    ema: whether to read the EMA of the parameters instead of the parameters.
 
   Raises:
-    UserError: there is no such checkpoint, or no moving average in it.
+    UserError: there is no such checkpoint, or no EMA in it.
   """
   run_dir = RunDir(path)
   with open_to_read(run_dir.checkpoints_path) as manager:
     step = pick_step(sorted(manager.all_steps()), step, run_dir)
     record = RunRecord.from_json(manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))['run'])
     if ema and record.config['train'].get('ema_decay') is None:
-      raise UserError(f'{run_dir}: trained without train.ema_decay, so it has no moving average of the parameters; '
+      raise UserError(f'{run_dir}: trained without train.ema_decay, so it has no EMA of the parameters; '
                       'leave out ema=True (--ema)')
     params = _restore_tree(manager, step, 'ema' if ema else 'params')
-  return _to_weights(record, params, f'{run_dir}, step {step}' + (', moving average of the parameters' if ema else ''))
+  return _to_weights(record, params, f'{run_dir}, step {step}' + (', EMA of the parameters' if ema else ''))
 
 
 def recorded_loss(source: str) -> str:

@@ -4,6 +4,7 @@ A user's mistake is a message and exit status 1; a defect is a traceback. Import
 only after the flags are parsed, so that --help does not wait for it.
 """
 from collections.abc import Callable
+import re
 import sys
 from typing import Any, TypeVar
 
@@ -42,6 +43,22 @@ def call(function: Callable[..., T], *args: Any) -> T:
   except Exception:
     exits.run_before_traceback()
     raise
+
+
+def start(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
+  """Parse the flags of a command and run its `main`, as absl.app.run does, but with errors in our form."""
+  app.run(main, argv=argv, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    found = re.fullmatch(r'flag --(?:config\.)?([\w.]+)=.*?: (.*)', str(error), flags=re.DOTALL)
+    missing = re.search(r'Flag (--\w+) must have a value', str(error))
+    message = f'{missing[1]}: missing; --help lists the flags' if missing else ': '.join(found.groups()) if found else error
+    print(f'error: {message}', file=sys.stderr)
+    sys.exit(EXIT_ERROR)
 
 
 def no_arguments(argv: list[str], example: str = '--workdir=runs/digits') -> None:

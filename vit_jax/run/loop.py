@@ -1,4 +1,4 @@
-"""The training loop: all I/O of a run, in the order of its lines."""
+"""The training loop: the side effects of a run happen in the order of its lines."""
 import collections
 from collections.abc import Mapping
 import dataclasses
@@ -18,7 +18,7 @@ from vit_jax.training.step import Metrics
 
 @dataclasses.dataclass
 class LoopState:
-  """Where a run is: enough to go on from, and what a checkpoint holds.
+  """Where a run is: enough to resume from, and what a checkpoint holds.
 
   Attributes:
     step: optimizer steps taken.

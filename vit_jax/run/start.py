@@ -18,7 +18,7 @@ from vit_jax.training.state import join_params, model_params, own_params
 
 
 def restore(parts: Parts, checkpoints: Checkpoints, step: int | None = None) -> LoopState:
-  """Return the state to go on from.
+  """Return the state to resume from.
 
   Args:
     parts: of the run.

@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on, saved by Orbax in the background, whole or not at all."""
+"""Checkpoints: everything a run needs to resume, saved by Orbax in the background, whole or not at all."""
 import dataclasses
 import time
 from typing import Any
@@ -47,7 +47,7 @@ class Checkpoints:
     directory: one subdirectory per step.
     config: when to save, what to keep.
     pace: to count epochs in steps; needed for saving.
-    read_only: look, and change nothing: the run may be alive.
+    read_only: do not modify the directory; the run may still be going.
   """
 
   def __init__(self, directory: epath.Path, config: CheckpointConfig, pace: Pace | None = None, *,
@@ -139,7 +139,7 @@ class Checkpoints:
 
 
 def open_to_read(directory: epath.Path) -> ocp.CheckpointManager:
-  """Return Orbax's manager of a directory of checkpoints that it leaves as it is."""
+  """Return a read-only Orbax manager of a directory of checkpoints."""
   before = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)  # Orbax warns of every option that follows from read_only
   try:

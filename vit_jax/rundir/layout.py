@@ -7,7 +7,7 @@ from typing import Any
 from etils import epath
 
 from vit_jax.base import files
-from vit_jax.base.errors import MissingFileError, UserError
+from vit_jax.base.errors import FileError, MissingFileError, UserError
 
 
 class RunDir:
@@ -68,7 +68,8 @@ class RunDir:
     try:
       config = json.loads(self.config_path.read_text())
     except FileNotFoundError as error:
-      raise MissingFileError(f'{self}: not the directory of a run: there is no {self.config_path}') from error
+      raise MissingFileError(f'workdir: {self} is not the directory of a run: there is no {self.config_path.name}. Give the '
+                             '--workdir of a training run') from error
     except ValueError as error:
       raise self._damaged(str(error)) from error
     if not isinstance(config, dict):
@@ -81,10 +82,15 @@ class RunDir:
     Raises:
       FileError: it cannot be written.
     """
-    files.write(self.config_path, json.dumps(config, indent=2, sort_keys=True) + '\n', 'the config; choose another --workdir')
+    text = json.dumps(config, indent=2, sort_keys=True) + '\n'
+    try:
+      files.write(self.config_path, text, 'the config')
+    except FileError as error:
+      raise FileError(f'workdir: cannot write {self.config_path}: {error.__cause__ or error}. Choose another --workdir, or '
+                      'make room') from error
 
   def read_metrics(self) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (line, what it says) of the metrics file, without a last line that is only half there."""
+    """Yield (line, what it says) of the metrics file, skipping an incomplete last line."""
     text = self.metrics_path.read_text() if self.metrics_path.exists() else ''
     for line in text.splitlines(keepends=True):
       if line.endswith('\n'):
@@ -95,4 +101,5 @@ class RunDir:
     return {name: value for _, values in self.read_metrics() if values['step'] == step for name, value in values.items()}
 
   def _damaged(self, why: str) -> UserError:
-    return UserError(f'{self.config_path}: damaged: {why}; checkpoints hold a copy, in CHECKPOINT/run/metadata: put it back')
+    return UserError(f'{self.config_path}: damaged: {why}. Every checkpoint holds a copy: write the value of "config" in '
+                     f'{self.checkpoints_path.name}/STEP/run/metadata to this file')

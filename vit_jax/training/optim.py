@@ -112,7 +112,8 @@ def build(config: OptimConfig, num_steps: int, pace: Pace, model: ParamTree, par
   warmup, cooldown, layer_decay = pace.steps(config.warmup), pace.steps(config.cooldown), config.layer_decay
   if warmup + cooldown > num_steps:
     raise UserError(f'optim.warmup: the warm-up ({warmup} steps) and the cool-down ({cooldown} steps) are longer than '
-                    f'the run ({num_steps} steps). Shorten them or lengthen train.duration')
+                    f"the run ({num_steps} steps). Shorten them, for example optim.warmup='0 steps', or lengthen "
+                    'train.duration')
   schedule = Schedule(config.schedule, num_steps, config.peak_lr, config.end_lr, warmup, cooldown, config.timescale)
   for key, pattern in (('optim.decay_mask', config.decay_mask), ('optim.freeze', config.freeze)):
     _check_names(key, pattern or '', model)
