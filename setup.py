@@ -4,6 +4,7 @@ Each range is of versions that the tests ran with; `constraints.txt` pins the ex
 """
 import pathlib
 import re
+import shutil
 
 import setuptools
 from setuptools.command.build_py import build_py
@@ -34,7 +35,7 @@ class BuildWithRecipes(build_py):
     super().run()
     if not self.editable_mode:
       for path in sorted((HERE / 'configs').glob('*.py')):
-        self.copy_file(str(path), str(pathlib.Path(self.build_lib) / 'vit_jax' / 'configs' / path.name))
+        shutil.copy(path, pathlib.Path(self.build_lib) / 'vit_jax' / 'configs' / path.name)
 
 
 setuptools.setup(

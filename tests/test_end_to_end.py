@@ -271,7 +271,7 @@ def test_bad_input_is_an_error_before_anything_compiles(changes, message, data_d
 
 def test_an_unwritable_workdir(data_dir, tmp_path):
   (tmp_path / 'file').write_text('')
-  with pytest.raises(FileError, match='cannot write the config'):
+  with pytest.raises(FileError, match='^workdir: cannot write .*Choose another --workdir'):
     train.run(tiny.config(data_dir), tmp_path / 'file' / 'run')
 
 

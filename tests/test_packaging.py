@@ -174,3 +174,19 @@ def top_level_imports(path):
   nodes = list(ast.walk(ast.parse(path.read_text())))
   return {alias.name.partition('.')[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names} | {
       node.module.partition('.')[0] for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+
+
+def test_an_editable_install_is_found_from_the_folder_that_holds_the_clone(tmp_path):
+  """A clone is often named vit_jax itself, and a folder of that name in the working directory must not hide it."""
+  clone, site = tmp_path / 'vit_jax', tmp_path / 'site'
+  for name in SOURCES:
+    shutil.copytree(tiny.ROOT / name, clone / name, ignore=shutil.ignore_patterns('golden', '__pycache__'))
+  for name in ('setup.py', 'pyproject.toml', 'README.md', 'LICENSE', 'MANIFEST.in'):
+    shutil.copy(tiny.ROOT / name, clone)
+  install = run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index', '--no-build-isolation',
+                 f'--target={site}', '--editable', clone], clone)
+  assert install.returncode == 0, install.stderr
+  script = ('import site, sys; sys.path[:] = [path for path in sys.path if path]; site.addsitedir(sys.argv[1]); '
+            'sys.path.insert(0, ""); import vit_jax; print(vit_jax.__file__)')
+  found = run([sys.executable, '-c', script, site], tmp_path)
+  assert found.stdout.strip() == str(clone / 'vit_jax' / '__init__.py'), found.stderr

@@ -125,7 +125,7 @@ def test_unreadable_images_keep_their_place(model, tmp_path):
   outcomes = list(inference.stream(model, images, batch_size=2))
   assert [outcome[0] is image for outcome, image in zip(outcomes, images, strict=True)] == [True] * 6
   assert [type(outcome).__name__ for _, outcome in outcomes] == [
-      'ndarray', 'DecodeError', 'FileNotFoundError', 'ndarray', 'DecodeError', 'DecodeError']
+      'ndarray', 'DecodeError', 'MissingFileError', 'ndarray', 'DecodeError', 'DecodeError']
   expected = inference.predict(model, [images[0], images[3]])
   np.testing.assert_allclose([outcomes[0][1], outcomes[3][1]], expected, atol=1e-6)
   with pytest.raises(UserError, match=r'image 1 \(.*broken.png\): expected an encoded image'):
