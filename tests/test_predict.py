@@ -145,7 +145,7 @@ def test_command_line_errors(tmp_path):
   for arguments, status, message in (
       (['--model=x'], 1, 'error: arguments: name at least one image'),
       (['--model=x', 'a.png', '--json', '--csv'], 1, 'choose one of --json and --csv'),
-      (['a.png'], 1, 'Flag --model must have a value')):
+      (['a.png'], 1, 'error: --model: missing')):
     process = tiny.command('predict', *arguments)
     _, err = process.communicate()
     assert process.returncode == status and message in err and 'Traceback' not in err
