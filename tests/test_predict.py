@@ -138,7 +138,7 @@ def test_a_damaged_config_is_an_error_without_a_traceback(photos, tmp_path):
   process = tiny.command('predict', f'--model={tmp_path}/run', photos)
   _, err = process.communicate()
   assert process.returncode == 1 and 'Traceback' not in err
-  assert err.startswith(f'error: {tmp_path}/run/config.json: damaged: ') and 'checkpoints hold a copy' in err
+  assert err.startswith(f'error: {tmp_path}/run/config.json: damaged: ') and 'checkpoint holds a copy' in err
 
 
 def test_command_line_errors(tmp_path):
