@@ -39,7 +39,7 @@ def test_without_weights_nothing_changes():
 
 def test_a_damaged_config_of_the_run_is_an_error(tmp_path):
   (tmp_path / 'config.json').write_text('{"init": ')
-  with pytest.raises(UserError, match='config.json: damaged: .* checkpoints hold a copy'):
+  with pytest.raises(UserError, match='config.json: damaged: .* checkpoint holds a copy'):
     transfer.fill_model(dict(init='google/ViT-B_16'), RunDir(tmp_path))
 
 
