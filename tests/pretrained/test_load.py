@@ -142,7 +142,7 @@ def test_a_run_without_ema_says_so(tmp_path):
   record = json.loads(path.read_text())
   record['config']['train']['ema_decay'] = None
   path.write_text(json.dumps(record))
-  with pytest.raises(UserError, match='run: trained without train.ema_decay, so it has no moving average'):
+  with pytest.raises(UserError, match='run: trained without train.ema_decay, so it has no EMA'):
     load.read(tmp_path / 'run', ema=True)
 
 
