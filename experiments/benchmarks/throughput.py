@@ -8,14 +8,17 @@ is left out. --batch, --mode and --dtype choose what is run; --json prints one o
 """
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import contextlib
+import dataclasses
 import datetime
 import importlib.util
 import json
 import os
 import pathlib
+import select
 import statistics
 import subprocess
 import sys
+import time
 from typing import Any
 
 from absl import app, flags
@@ -35,18 +38,40 @@ Setting = Mapping[str, Any]
 Row = dict[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """What takes part in a comparison.
+
+  Attributes:
+    library: name in `contender.CONTENDERS`.
+    python: a Python that has what the library needs.
+    changes: to our recipe, {'SECTION.KEY': value}.
+    environment: further environment variables.
+  """
+  library: str
+  python: str = sys.executable
+  changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
 class Contender:
   """A process that runs `experiments.benchmarks.contender`.
 
   Args:
-    python: of the process.
-    arguments: of `contender.serve`.
+    entry: the library and how to run it.
+    setting: dict of model, mode, batch, dtype and image_size.
+    deadline: `time.monotonic()` by which it must answer; None: no limit.
+
+  Raises:
+    ValueError: the process fails or misses the deadline; it is ended.
   """
 
-  def __init__(self, python: str, **arguments: Any):
-    self.arguments = arguments
-    command = [python, '-m', 'experiments.benchmarks.contender', json.dumps(arguments)]
-    self._process = subprocess.Popen(command, cwd=ROOT, env={**SHARED_GPU, **os.environ}, text=True,
+  def __init__(self, entry: Entry, setting: Setting, deadline: float | None = None):
+    self._arguments = dict(library=entry.library, changes=entry.changes, **setting)
+    self._deadline = deadline
+    command = [entry.python, '-m', 'experiments.benchmarks.contender', json.dumps(self._arguments)]
+    environment = {**SHARED_GPU, **os.environ, **entry.environment}
+    self._process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True,
                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert self._process.stdin and self._process.stdout
     self._commands, self._answers = self._process.stdin, self._process.stdout
@@ -65,36 +90,49 @@ class Contender:
     self._answers.close()
 
   def _answer(self) -> dict[str, Any]:
+    limit = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+    if not select.select([self._answers], [], [], limit)[0]:
+      self._process.kill()
+      self.close()
+      raise ValueError(f'{self._arguments} missed the deadline')
     line = self._answers.readline()
     if not line:
       self.close()
-      raise ValueError(f'{self.arguments} ended with exit status {self._process.returncode}; its output is above')
+      raise ValueError(f'{self._arguments} ended with exit status {self._process.returncode}; its output is above')
     return json.loads(line)
 
 
-def measure(setting: Setting, peers: Mapping[str, str], rounds: int, seconds: float, changes: Mapping[str, Any],
-            log: Callable[[str], None] = lambda text: None) -> list[Row]:
-  """Measure vit_jax and its peers in one setting.
+def measure(setting: Setting, entries: Mapping[str, Entry], rounds: int, seconds: float,
+            log: Callable[[str], None] = lambda text: None, deadline: float | None = None) -> list[Row]:
+  """Measure vit_jax and others in one setting.
 
   Args:
     setting: dict of model, mode, batch, dtype and image_size.
-    peers: {name in contender.CONTENDERS: path of the Python that has what it needs}.
-    rounds: turns of each library.
+    entries: {name in the table: what to run}; the first is vit_jax, to which the others are compared. Any other whose
+      process fails is left out, with a line in the log.
+    rounds: turns of each.
     seconds: approximate length of a turn.
-    changes: to our recipe, {'SECTION.KEY': value}.
     log: called with lines of progress.
+    deadline: `time.monotonic()` by which all must be done; None: no limit.
 
   Returns:
     Rows, see `summary`: vit_jax first, the others with `speedup` and `speedup_per_cpu_second`, the ratio of vit_jax's
     rate to theirs.
 
   Raises:
-    ValueError: a library's process fails.
+    ValueError: the process of the first entry fails, or a process fails after its first step.
   """
+  first = next(iter(entries))
   with contextlib.ExitStack() as stack:
     contenders, turns = {}, {}
-    for name, python in {'vit_jax': sys.executable, **peers}.items():
-      contenders[name] = Contender(python, library=name, changes=changes, **setting)
+    for name, entry in entries.items():
+      try:
+        contenders[name] = Contender(entry, setting, deadline)
+      except ValueError as error:
+        if name == first:
+          raise
+        log(f'{name} is left out: {error}')
+        continue
       stack.callback(contenders[name].close)
       log(f'{name}: first step {contenders[name].about["first_step_seconds"]:.1f} s')
     steps = {name: _steps_in(seconds, one) for name, one in contenders.items()}
@@ -102,7 +140,7 @@ def measure(setting: Setting, peers: Mapping[str, str], rounds: int, seconds: fl
       for name, one in contenders.items():
         turns.setdefault(name, []).append(dict(one.run(steps[name]), steps=steps[name]))
       log(f'round {number + 1} of {rounds}')
-  work = OPERATIONS[setting['mode']] * contenders['vit_jax'].about['multiply_adds']
+  work = OPERATIONS[setting['mode']] * contenders[first].about['multiply_adds']
   ours, *others = [summary(name, setting, one.about, turns[name], work) for name, one in contenders.items()]
   for row in others:
     row['speedup'] = round(ours['images_per_second'] / row['images_per_second'], 3)
@@ -115,7 +153,7 @@ def summary(library: str, setting: Setting, about: Mapping[str, Any], turns: Seq
   """Summarize the turns of a library.
 
   Args:
-    library: its name.
+    library: its name in the table.
     setting: see `measure`.
     about: the first answer of `contender.serve`.
     turns: its further answers, each with its `steps`.
@@ -154,14 +192,19 @@ def table(rows: Sequence[Row], command: str) -> list[str]:
   return lines + ['| ' + ' | '.join(column(row) for column in COLUMNS.values()) + ' |' for row in rows]
 
 
-def find_peers(names: Iterable[str], python: str | None) -> dict[str, str]:
-  """Return {peer: Python to run it}, without those whose packages are missing, which are listed on stderr."""
+def find_peers(names: Iterable[str], python: str | None = None) -> dict[str, Entry]:
+  """Return {name: entry} of the peers, without those whose packages are missing, which are listed on stderr.
+
+  Args:
+    names: in `contender.CONTENDERS`.
+    python: a Python that has their packages; None: this one.
+  """
   peers = {name: kind for name, kind in contender.CONTENDERS.items() if name != 'vit_jax'}
   found = {}
   for name in names:
     needs = choose(peers, name, '--peers').NEEDS
     if python or all(map(importlib.util.find_spec, needs)):
-      found[name] = python or sys.executable
+      found[name] = Entry(name, python or sys.executable)
     else:
       print(f'{name} is left out; it needs: pip install {" ".join(needs)}', file=sys.stderr)
   return found
@@ -169,7 +212,8 @@ def find_peers(names: Iterable[str], python: str | None) -> dict[str, str]:
 
 def run(values: Any) -> None:
   """Measure every setting that the flags name; print and write the results."""
-  peers, rows = find_peers(values.peers, values.peer_python), []
+  ours = Entry('vit_jax', changes=json.loads(values.changes))
+  entries, rows = {'vit_jax': ours, **find_peers(values.peers, values.peer_python)}, []
   log = lambda text: print(text, file=sys.stderr, flush=True)
   for model in values.models:
     for mode in values.mode:
@@ -177,7 +221,7 @@ def run(values: Any) -> None:
         size = values.batch or BATCHES.get(model.partition('/')[0], 16)
         setting = dict(model=model, mode=mode, batch=size, dtype=dtype, image_size=values.image_size)
         log(f'{model} {mode}, batch {size}, {dtype}')
-        found = measure(setting, peers, values.rounds, values.seconds, json.loads(values.changes), log)
+        found = measure(setting, entries, values.rounds, values.seconds, log)
         rows += found
         if values.json:
           print('\n'.join(map(json.dumps, found)), flush=True)

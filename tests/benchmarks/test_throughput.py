@@ -3,6 +3,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -33,10 +34,12 @@ def test_libraries_take_turns(monkeypatch):
   class Fake:
     """Take a step time that depends on the name."""
 
-    def __init__(self, python, *, library, **arguments):
-      self.library, self.seconds = library, dict(vit_jax=0.1, slow=0.2)[library]
+    def __init__(self, entry, setting, deadline):
+      if entry.library == 'broken':
+        raise ValueError('no such model')
+      self.library, self.seconds = entry.library, dict(vit_jax=0.1, slow=0.2)[entry.library]
       self.about = dict(device='NVIDIA A100-SXM4-40GB', multiply_adds=10e9, first_step_seconds=1.0,
-                        versions={library: '1'})
+                        versions={entry.library: '1'})
 
     def run(self, steps):
       order.append(self.library)
@@ -47,7 +50,9 @@ def test_libraries_take_turns(monkeypatch):
 
   monkeypatch.setattr(throughput, 'Contender', Fake)
   setting = dict(SETTING, batch=8, dtype='bfloat16')
-  ours, theirs = throughput.measure(setting, {'slow': 'python'}, rounds=3, seconds=1.0, changes={})
+  entries, log = {name: throughput.Entry(name) for name in ('vit_jax', 'broken', 'slow')}, []
+  ours, theirs = throughput.measure(setting, entries, rounds=3, seconds=1.0, log=log.append)
+  assert 'broken is left out: no such model' in log
   assert order[-8:] == ['vit_jax', 'slow'] * 3 + ['slow ended', 'vit_jax ended']
   assert (ours['images_per_second'], ours['spread']) == (80.0, [80.0, 80.0])
   assert (theirs['images_per_second'], theirs['speedup'], theirs['speedup_per_cpu_second']) == (40.0, 2.0, 2.0)
@@ -72,13 +77,18 @@ def test_the_command_prints_json_and_writes_a_table(tmp_path):
 
 def test_an_error_in_a_contender_has_its_arguments():
   with pytest.raises(ValueError, match="'variant': 'no'|'model': 'no'"):
-    throughput.Contender(sys.executable, library='vit_jax', changes={}, **dict(SETTING, model='no'))
+    throughput.Contender(throughput.Entry('vit_jax'), dict(SETTING, model='no'))
+
+
+def test_a_contender_that_misses_its_deadline_is_ended():
+  with pytest.raises(ValueError, match="'model': 'Ti/16'.* missed the deadline"):
+    throughput.Contender(throughput.Entry('vit_jax'), SETTING, deadline=time.monotonic() + 0.2)
 
 
 def test_peers_that_are_not_installed_are_left_out(capsys, monkeypatch):
   monkeypatch.setattr(contender.Timm, 'NEEDS', ('no_such_package',))
   assert throughput.find_peers(['timm'], None) == {}
   assert 'pip install no_such_package' in capsys.readouterr().err
-  assert throughput.find_peers(['timm'], '/a/python') == {'timm': '/a/python'}
+  assert throughput.find_peers(['timm'], '/a/python') == {'timm': throughput.Entry('timm', '/a/python')}
   with pytest.raises(UserError, match="--peers: unknown 'caffe'; choose from \\['timm'\\]"):
     throughput.find_peers(['caffe'], None)
