@@ -6,6 +6,7 @@ The rows of `ROWS` are measured in their order, each within its own time; the ta
 an interruption loses one row. First, losses of a few float32 training steps are compared with those of the CPU.
 """
 from collections.abc import Mapping, Sequence
+import contextlib
 import dataclasses
 import json
 import sys
@@ -44,28 +45,33 @@ ROWS = (
     Measurement('H/14', 'train', 24, 250.0),
     Measurement('B/16', 'train', 256, 150.0),
 )
-VARIANTS: Mapping[str, Mapping[str, Any]] = {'vit_jax': {}, 'vit_jax, cudnn': {'model.attention': 'cudnn'}}
+VARIANTS: Mapping[str, Mapping[str, Any]] = {'vit_jax, cudnn': {'model.attention': 'cudnn'}, 'vit_jax, xla': {}}
 LOSSES = dict(model='Ti/16', mode='train', batch=8, dtype='float32', image_size=224)
+LOSS_CHANGES = {'optim.warmup': '1 steps', 'optim.peak_lr': 1e-3}  # so that they move
 LOSS_STEPS = 4
 # Where float32 products are full float32 on both, only the order of sums differs.
 LOSS_TOLERANCE = 1e-4
 
 
-def compare_losses(deadline: float) -> str:
+def compare_losses(seconds: float) -> str:
   """Return a line that compares the losses of training steps in float32 here and on the CPU.
 
   Args:
-    deadline: `time.monotonic()` by which it must be done.
+    seconds: time limit.
 
   Raises:
     ValueError: they differ by more than LOSS_TOLERANCE, or a process fails.
   """
-  losses = {}
-  for name, platforms in (('here', ''), ('CPU', 'cpu')):
-    environment = dict(JAX_PLATFORMS=platforms, JAX_DEFAULT_MATMUL_PRECISION='highest')
-    one = throughput.Contender(throughput.Entry('vit_jax', environment=environment), LOSSES, deadline)
-    losses[name] = [one.about['value'], *(one.run(1)['value'] for _ in range(LOSS_STEPS - 1))]
-    one.close()
+  with contextlib.ExitStack() as stack:
+    contenders = {}
+    for name, platforms in (('here', ''), ('CPU', 'cpu')):
+      environment = dict(JAX_PLATFORMS=platforms, JAX_DEFAULT_MATMUL_PRECISION='highest')
+      contenders[name] = throughput.Contender(
+          throughput.Entry('vit_jax', changes=LOSS_CHANGES, environment=environment), LOSSES)
+      contenders[name].deadline = time.monotonic() + seconds
+      stack.callback(contenders[name].close)
+    losses = {name: [one.about['value'], *(one.run(1)['value'] for _ in range(LOSS_STEPS - 1))]
+              for name, one in contenders.items()}
   difference = max(abs(here / there - 1) for here, there in zip(losses['here'], losses['CPU'], strict=True))
   text = (f'Losses of {LOSS_STEPS} training steps of {LOSSES["model"]} in float32: here {_numbers(losses["here"])}; '
           f'on the CPU {_numbers(losses["CPU"])}; largest relative difference {difference:.1e}.')
@@ -82,7 +88,8 @@ def run(values: Any) -> None:
   """Compare the losses, then measure row after row; write the table after each."""
   started = time.monotonic()
   end = started + 60 * values.minutes
-  variants = {name: throughput.Entry('vit_jax', changes={**changes, **json.loads(values.changes)})
+  flags_of_ours = dict(XLA_FLAGS=values.xla_flags) if values.xla_flags else {}
+  variants = {name: throughput.Entry('vit_jax', sys.executable, {**changes, **json.loads(values.changes)}, flags_of_ours)
               for name, changes in VARIANTS.items() if name in values.variants}
   entries = {**variants, **throughput.find_peers(['timm'], values.peer_python)}
   log = lambda text: print(f'{time.monotonic() - started:4.0f} s  {text}', file=sys.stderr, flush=True)
@@ -94,14 +101,14 @@ def run(values: Any) -> None:
       notes.append(f'{name}: left out, as only {end - now:.0f} s were left.')
     else:
       try:
-        measure(min(end, now + seconds))
+        measure(min(end - now, seconds))
       except ValueError as error:
         notes.append(f'{name}: {error}')
     log(f'{name}: done')
     _write(values.output, rows, notes)
 
   if 'losses' in values.rows:
-    attempt('losses', 100.0, lambda deadline: notes.append(compare_losses(deadline)))
+    attempt('losses', 60.0, lambda limit: notes.append(compare_losses(limit)))
   for row in ROWS:
     name = f'{row.model} {row.mode} {row.batch}'
     if name not in values.rows:
@@ -109,8 +116,8 @@ def run(values: Any) -> None:
     setting = dict(model=row.model, mode=row.mode, batch=values.batch or row.batch, dtype='bfloat16',
                    image_size=values.image_size)
     log(f'{name}, at most {row.seconds:.0f} s')
-    attempt(name, row.seconds, lambda deadline, setting=setting: rows.extend(
-        throughput.measure(setting, entries, values.rounds, values.seconds, log, deadline)))
+    attempt(name, row.seconds, lambda limit, setting=setting: rows.extend(throughput.measure(
+        setting, entries, values.rounds, values.seconds, log, together=True, limits=(0.7 * limit, limit))))
 
 
 def _write(path: str, rows: Sequence[throughput.Row], notes: Sequence[str]) -> None:
@@ -129,6 +136,7 @@ if __name__ == '__main__':
   flags.DEFINE_float('minutes', 9.0, 'Time limit.')
   flags.DEFINE_list('rows', ['losses', *(f'{row.model} {row.mode} {row.batch}' for row in ROWS)], 'What to measure.')
   flags.DEFINE_multi_string('variants', list(VARIANTS), 'Forms of vit_jax to measure.')
+  flags.DEFINE_string('xla_flags', '', 'XLA_FLAGS of vit_jax.')
   flags.DEFINE_string('peer_python', None, 'A Python that has timm, if not this one.')
   flags.DEFINE_integer('batch', None, 'Images per step, for a rehearsal on a CPU.')
   flags.DEFINE_integer('image_size', 224, 'Pixels of a side, for a rehearsal on a CPU.')

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import contextlib
 import dataclasses
 import datetime
+import functools
 import importlib.util
 import json
 import os
@@ -60,25 +61,32 @@ class Contender:
   Args:
     entry: the library and how to run it.
     setting: dict of model, mode, batch, dtype and image_size.
-    deadline: `time.monotonic()` by which it must answer; None: no limit.
 
-  Raises:
-    ValueError: the process fails or misses the deadline; it is ended.
+  Attributes:
+    deadline: `time.monotonic()` by which it must answer; None: no limit.
   """
 
-  def __init__(self, entry: Entry, setting: Setting, deadline: float | None = None):
+  def __init__(self, entry: Entry, setting: Setting):
     self._arguments = dict(library=entry.library, changes=entry.changes, **setting)
-    self._deadline = deadline
+    self.deadline: float | None = None
     command = [entry.python, '-m', 'experiments.benchmarks.contender', json.dumps(self._arguments)]
     environment = {**SHARED_GPU, **os.environ, **entry.environment}
     self._process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True,
                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert self._process.stdin and self._process.stdout
     self._commands, self._answers = self._process.stdin, self._process.stdout
-    self.about = self._answer()
+
+  @functools.cached_property
+  def about(self) -> dict[str, Any]:
+    """Wait for the first step; return what `contender.serve` answers first.
+
+    Raises:
+      ValueError: the process fails or misses the deadline; it is ended.
+    """
+    return self._answer()
 
   def run(self, steps: int) -> dict[str, Any]:
-    """Run steps; return the dict that `contender.serve` describes."""
+    """Run steps; return the dict that `contender.serve` describes; raise as `about` does."""
     self._commands.write(f'{steps}\n')
     self._commands.flush()
     return self._answer()
@@ -90,7 +98,7 @@ class Contender:
     self._answers.close()
 
   def _answer(self) -> dict[str, Any]:
-    limit = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+    limit = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
     if not select.select([self._answers], [], [], limit)[0]:
       self._process.kill()
       self.close()
@@ -103,38 +111,49 @@ class Contender:
 
 
 def measure(setting: Setting, entries: Mapping[str, Entry], rounds: int, seconds: float,
-            log: Callable[[str], None] = lambda text: None, deadline: float | None = None) -> list[Row]:
+            log: Callable[[str], None] = lambda text: None, together: bool = False,
+            limits: tuple[float, float] | None = None) -> list[Row]:
   """Measure vit_jax and others in one setting.
 
   Args:
     setting: dict of model, mode, batch, dtype and image_size.
     entries: {name in the table: what to run}; the first is vit_jax, to which the others are compared. Any other whose
-      process fails is left out, with a line in the log.
+      process fails before its first step is done is left out, with a line in the log.
     rounds: turns of each.
     seconds: approximate length of a turn.
     log: called with lines of progress.
-    deadline: `time.monotonic()` by which all must be done; None: no limit.
+    together: compile all at the same time, which takes less time in all but more for each.
+    limits: seconds from now until the first steps, and until everything must be done.
 
   Returns:
     Rows, see `summary`: vit_jax first, the others with `speedup` and `speedup_per_cpu_second`, the ratio of vit_jax's
     rate to theirs.
 
   Raises:
-    ValueError: the process of the first entry fails, or a process fails after its first step.
+    ValueError: the process of the first entry fails, or any fails after its first step.
   """
-  first = next(iter(entries))
+  now, first = time.monotonic(), next(iter(entries))
   with contextlib.ExitStack() as stack:
     contenders, turns = {}, {}
-    for name, entry in entries.items():
+
+    def start(name: str) -> Contender:
+      contender = Contender(entries[name], setting)
+      contender.deadline = limits and now + limits[0]
+      stack.callback(contender.close)
+      return contender
+
+    started = {name: start(name) for name in entries} if together else {}
+    for name in entries:
+      contender = started.get(name) or start(name)
       try:
-        contenders[name] = Contender(entry, setting, deadline)
+        log(f'{name}: first step {contender.about["first_step_seconds"]:.1f} s')
       except ValueError as error:
         if name == first:
           raise
         log(f'{name} is left out: {error}')
-        continue
-      stack.callback(contenders[name].close)
-      log(f'{name}: first step {contenders[name].about["first_step_seconds"]:.1f} s')
+      else:
+        contenders[name] = contender
+        contender.deadline = limits and now + limits[1]
     steps = {name: _steps_in(seconds, one) for name, one in contenders.items()}
     for number in range(rounds):
       for name, one in contenders.items():

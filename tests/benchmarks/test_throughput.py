@@ -28,18 +28,24 @@ def test_a_contender_describes_itself_then_times_steps(mode):
   assert (turns[1]['value'] < about['value']) == (mode == 'train')  # the loss on the one batch falls; logits stay the same
 
 
-def test_libraries_take_turns(monkeypatch):
+@pytest.mark.parametrize('together', [False, True])
+def test_libraries_take_turns(together, monkeypatch):
   order = []
 
   class Fake:
     """Take a step time that depends on the name."""
 
-    def __init__(self, entry, setting, deadline):
-      if entry.library == 'broken':
+    def __init__(self, entry, setting):
+      self.library, self.seconds = entry.library, dict(vit_jax=0.1, broken=0.1, slow=0.2)[entry.library]
+      order.append(f'{self.library} started')
+
+    @property
+    def about(self):
+      if self.library == 'broken':
         raise ValueError('no such model')
-      self.library, self.seconds = entry.library, dict(vit_jax=0.1, slow=0.2)[entry.library]
-      self.about = dict(device='NVIDIA A100-SXM4-40GB', multiply_adds=10e9, first_step_seconds=1.0,
-                        versions={entry.library: '1'})
+      order.append(f'{self.library} ready')
+      return dict(device='NVIDIA A100-SXM4-40GB', multiply_adds=10e9, first_step_seconds=1.0,
+                  versions={self.library: '1'})
 
     def run(self, steps):
       order.append(self.library)
@@ -51,9 +57,13 @@ def test_libraries_take_turns(monkeypatch):
   monkeypatch.setattr(throughput, 'Contender', Fake)
   setting = dict(SETTING, batch=8, dtype='bfloat16')
   entries, log = {name: throughput.Entry(name) for name in ('vit_jax', 'broken', 'slow')}, []
-  ours, theirs = throughput.measure(setting, entries, rounds=3, seconds=1.0, log=log.append)
+  ours, theirs = throughput.measure(setting, entries, rounds=3, seconds=1.0, log=log.append,
+                                    together=together)
   assert 'broken is left out: no such model' in log
-  assert order[-8:] == ['vit_jax', 'slow'] * 3 + ['slow ended', 'vit_jax ended']
+  starts = ['vit_jax started', 'broken started', 'slow started', 'vit_jax ready', 'slow ready']
+  assert order[:5] == (starts if together else [starts[0], starts[3], starts[1], starts[2], starts[4]])
+  turns = [name for name in order if ' ready' not in name]
+  assert turns[-9:] == ['vit_jax', 'slow'] * 3 + ['slow ended', 'broken ended', 'vit_jax ended']
   assert (ours['images_per_second'], ours['spread']) == (80.0, [80.0, 80.0])
   assert (theirs['images_per_second'], theirs['speedup'], theirs['speedup_per_cpu_second']) == (40.0, 2.0, 2.0)
   assert ours['images_per_cpu_second'] == 40.0 and ours['peak_memory_gb'] == 3.0
@@ -77,12 +87,14 @@ def test_the_command_prints_json_and_writes_a_table(tmp_path):
 
 def test_an_error_in_a_contender_has_its_arguments():
   with pytest.raises(ValueError, match="'variant': 'no'|'model': 'no'"):
-    throughput.Contender(throughput.Entry('vit_jax'), dict(SETTING, model='no'))
+    throughput.Contender(throughput.Entry('vit_jax'), dict(SETTING, model='no')).run(1)
 
 
 def test_a_contender_that_misses_its_deadline_is_ended():
+  late = throughput.Contender(throughput.Entry('vit_jax'), SETTING)
+  late.deadline = time.monotonic() + 0.2
   with pytest.raises(ValueError, match="'model': 'Ti/16'.* missed the deadline"):
-    throughput.Contender(throughput.Entry('vit_jax'), SETTING, deadline=time.monotonic() + 0.2)
+    late.run(1)
 
 
 def test_peers_that_are_not_installed_are_left_out(capsys, monkeypatch):

@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform as python_platform
+import vit_jax
 from typing import Any
 
 from absl import logging
@@ -52,7 +53,8 @@ def _require(name: str) -> None:
 
 def versions() -> dict[str, str]:
   """Return {package: version} of the packages that a run's numbers depend on."""
-  return {name: importlib.metadata.version(name) for name in ('vit_jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')}
+  installed = {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax', 'numpy')}
+  return dict(vit_jax=vit_jax.__version__, **installed)
 
 
 def keep_freed_memory() -> bool:

@@ -51,9 +51,15 @@ def cudnn_attend(query: Queries, key: Keys, value: Keys) -> Output:
 
   For GPUs, in bfloat16 or float16.
   """
-  query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-  output = jax.nn.dot_product_attention(query, key, value, scale=1.0, implementation='cudnn')
-  return jnp.swapaxes(output, 1, 2)
+  lengths = query.shape[2], key.shape[2]
+  # jax differentiates the kernel for even lengths only.
+  query, key, value = (jnp.swapaxes(jnp.pad(x, [(0, 0), (0, 0), (0, x.shape[2] % 2), (0, 0)]), 1, 2)
+                       for x in (query, key, value))
+  valid = [jnp.full(len(query), length, jnp.int32) if odd else None for length in lengths] if (odd := any(
+      length % 2 for length in lengths)) else [None, None]
+  output = jax.nn.dot_product_attention(query, key, value, scale=1.0, implementation='cudnn',
+                                        query_seq_lengths=valid[0], key_value_seq_lengths=valid[1])
+  return jnp.swapaxes(output, 1, 2)[:, :, :lengths[0]]
 
 
 def check(name: str, dtype: str, dropout: float) -> None:

@@ -75,6 +75,17 @@ def einsum(product: str, a: Float[ArrayLike, '...'], b: Float[ArrayLike, '...'])
   return jnp.einsum(product, a, b, preferred_element_type=jnp.float32)
 
 
+def rounded_einsum(product: str, a: Float[ArrayLike, '...'], b: Float[ArrayLike, '...']) -> Float[Array, '...']:
+  """Return `einsum` rounded to the type of `a`.
+
+  On a GPU the product itself gives that type: cuBLAS sums in float32 and rounds once, but XLA would write a float32
+  result to memory and read it again. TPUs fuse the rounding, and on CPUs only float32 products are fast.
+  """
+  if jax.default_backend() == 'gpu':
+    return jnp.einsum(product, a, b, preferred_element_type=a.dtype)
+  return einsum(product, a, b).astype(a.dtype)
+
+
 def affine(product: str, x: Float[ArrayLike, '...'], kernel: Float[Array, '...'],
            bias: Float[Array, '...'] | None) -> Float[Array, '...']:
   """Return an einsum of x and a kernel, plus a bias: products of x's type, sums in float32, rounded once to x's type.
@@ -93,8 +104,11 @@ def affine(product: str, x: Float[ArrayLike, '...'], kernel: Float[Array, '...']
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _affine(product: str, x: ArrayLike, kernel: Array, bias: Array | None) -> Array:
-  y = einsum(product, x, kernel.astype(x.dtype))
-  return (y if bias is None else y + bias).astype(x.dtype)
+  if bias is None:
+    return rounded_einsum(product, x, kernel.astype(x.dtype))
+  if jax.default_backend() == 'gpu':
+    return rounded_einsum(product, x, kernel.astype(x.dtype)) + bias.astype(x.dtype)
+  return (einsum(product, x, kernel.astype(x.dtype)) + bias).astype(x.dtype)
 
 
 _Saved = tuple[ArrayLike, Array, Array | None]
@@ -108,8 +122,10 @@ def _affine_gradient(product: str, saved: _Saved, gradient: Array) -> _Saved:
   x, kernel, bias = saved
   axes = re.fullmatch('(.+),(.+)->(.+)', product)
   assert axes, product
+  if jax.default_backend() == 'gpu':
+    gradient = jax.lax.optimization_barrier(gradient)
   of_x, of_kernel, of_y = axes.groups()
-  by_x = einsum(f'{of_y},{of_kernel}->{of_x}', gradient, kernel.astype(x.dtype)).astype(x.dtype)
+  by_x = rounded_einsum(f'{of_y},{of_kernel}->{of_x}', gradient, kernel.astype(x.dtype))
   by_kernel = einsum(f'{of_x},{of_y}->{of_kernel}', x, gradient)
   return by_x, by_kernel, None if bias is None else _sum_to(gradient.astype(jnp.float32), bias.shape)
 
@@ -190,9 +206,9 @@ def gelu_exact(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
 
 
 # Keeps only x for its gradient, nothing in float32; without the barriers of `prevent_cse`, which cost TPUs 6 %.
-@functools.partial(jax.checkpoint, static_argnums=1, prevent_cse=False)
 def _gelu(x: Array, approximate: bool) -> Array:
-  return jax.nn.gelu(x.astype(jnp.float32), approximate=approximate).astype(x.dtype)
+  apply = lambda x: jax.nn.gelu(x.astype(jnp.float32), approximate=approximate).astype(x.dtype)
+  return jax.checkpoint(apply, prevent_cse=jax.default_backend() == 'gpu')(x)
 
 
 # The checkpoint name of what `affine` returns, for rematerialization policies.
