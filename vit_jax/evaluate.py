@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
   """Reject stray arguments, then evaluate and print."""
   cli.no_arguments(argv)
   from vit_jax.run import evaluation  # after the flags: --help need not wait for jax
-  cli.enable_compilation_cache()
+  cli.set_up_compiler()
   cli.call(cli.start_hosts)
   step, values, recorded = cli.call(evaluation.evaluate, flags.FLAGS.workdir, flags.FLAGS.step, flags.FLAGS.data_dir)
   import jax

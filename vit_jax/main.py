@@ -19,7 +19,7 @@ def main(argv: list[str]) -> None:
   """Reject stray arguments, then train."""
   cli.no_arguments(argv)
   from vit_jax import train  # after the flags: --help need not wait for jax
-  cli.enable_compilation_cache()
+  cli.set_up_compiler()
   cli.call(cli.start_hosts)
   cli.call(train.run, flags.FLAGS.config, flags.FLAGS.workdir)
 

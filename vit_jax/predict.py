@@ -40,7 +40,7 @@ def run(source: str, arguments: Sequence[str], *, form: str = 'table', top: int 
   if not images:
     raise UserError('arguments: name at least one image or folder: '
                     'python -m vit_jax.predict --model=MODEL photo.jpg photos/')
-  cli.enable_compilation_cache()  # after the cheap checks: jax takes seconds
+  cli.set_up_compiler()  # after the cheap checks: jax takes seconds
   from vit_jax.inference import predict, report
   from vit_jax.pretrained import load
   from vit_jax.pretrained.run import recorded_loss

@@ -56,6 +56,7 @@ class VitJax:
 
     from vit_jax.base import platform
     platform.keep_freed_memory()  # faster on a CPU; programs are not cached, since compile time is measured
+    platform.prefer_cublas()
     self._jax, device = jax, jax.devices()[0]
     program = _program(recipe(model, batch, dtype, image_size, changes), [device])
     if mode == 'train':

@@ -1,4 +1,5 @@
 """What commands set before jax starts: malloc, and the cache of compiled programs."""
+import importlib.util
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import pytest
 
 from tests import tiny
+import vit_jax
 from vit_jax.base import platform
 
 COUNT = '''
@@ -69,6 +71,29 @@ def test_settings_of_the_user_win(option, value, tmp_path, monkeypatch):
   finally:
     for name, old in before.items():
       jax.config.update(name, old)
+
+
+@pytest.mark.parametrize('installed, given, after', [
+    (True, None, '--xla_gpu_enable_triton_gemm=false'),
+    (True, '--xla_dump_to=here', '--xla_dump_to=here --xla_gpu_enable_triton_gemm=false'),
+    (True, '--xla_gpu_enable_triton_gemm=true', '--xla_gpu_enable_triton_gemm=true'),
+    (False, None, None)])
+def test_products_on_gpus_come_from_cublas_unless_the_user_decides(installed, given, after, monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: installed and name == 'jax_cuda13_plugin' or None)
+  monkeypatch.delenv('XLA_FLAGS', raising=False)
+  if given is not None:
+    monkeypatch.setenv('XLA_FLAGS', given)
+  assert platform.prefer_cublas() == (after != given)
+  assert os.environ.get('XLA_FLAGS') == after
+
+
+def test_versions_need_no_installation():
+  """A clone runs uninstalled: from its root, or on a machine whose packages cannot be changed."""
+  code = 'import importlib.metadata as m\nreal = m.version\n' \
+         'def fake(name):\n  assert name != "vit_jax"\n  return real(name)\n' \
+         'm.version = fake\nfrom vit_jax.base import platform\nprint(platform.versions()["vit_jax"])'
+  found = subprocess.run([sys.executable, '-c', code], cwd=tiny.ROOT, check=True, capture_output=True, text=True)
+  assert found.stdout.strip() == vit_jax.__version__
 
 
 @pytest.mark.parametrize('backend, cached', [('cpu', False), ('tpu', True)])

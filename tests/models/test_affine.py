@@ -1,5 +1,6 @@
 """The product in every dense layer against float64: what is rounded, and how often."""
 import functools
+import re
 
 from flax import nnx
 import jax
@@ -37,6 +38,18 @@ def test_sums_are_in_float32_and_rounded_once(batch, tokens, dtype):
   for a, expected in zip(ours, exact(*inputs, gradient), strict=True):
     # Half a step of the type, and what float32 sums of some dozens of terms err by.
     np.testing.assert_allclose(np.asarray(a, np.float64), expected, rtol=jnp.finfo(a.dtype).eps / 2 + 1e-6, atol=2e-5)
+
+
+def test_on_gpus_the_rounding_is_left_to_the_product(monkeypatch):
+  monkeypatch.setattr(layers, 'on_gpu', lambda: True)
+  *inputs, gradient = case(3, 9, 'bfloat16')
+  output, pull = jax.vjp(PLAIN, *inputs)
+  for a, expected in zip([output, *pull(gradient)], exact(*inputs, gradient), strict=True):
+    # The output is the sum of two rounded numbers, itself rounded.
+    np.testing.assert_allclose(np.asarray(a, np.float64), expected, rtol=2 * jnp.finfo(a.dtype).eps + 1e-6, atol=0.02)
+  text = jax.jit(lambda *inputs: jax.vjp(PLAIN, *inputs)[1](gradient)).lower(*inputs).as_text()
+  products = re.findall(r'stablehlo.dot_general.* -> tensor<[\dx]+x(\w+)>', text)
+  assert sorted(products) == ['bf16', 'f32']  # of the activations, of the kernel
 
 
 def test_no_bias_has_no_gradient():

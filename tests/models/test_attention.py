@@ -59,6 +59,29 @@ def test_bfloat16_differs_only_by_rounding():
     np.testing.assert_allclose(np.asarray(a, np.float32), b, atol=0.03 * np.abs(b).max())
 
 
+@pytest.mark.parametrize('queries, keys', [(7, 7), (8, 8), (1, 7), (8, 7)])
+def test_what_cudnn_is_asked_for_equals_attend(queries, keys, monkeypatch):
+  """Its kernel needs a GPU; XLA's of the same signature stands in for it."""
+  called, original = [], jax.nn.dot_product_attention
+
+  def stand_in(query, key, value, *, implementation, **options):
+    called.append((implementation, query.shape[1], key.shape[1]))
+    return original(query, key, value, implementation='xla', **options)
+
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', stand_in)
+  inputs = [tokens(2, 3, length, 4, seed=seed) for seed, length in enumerate((queries, keys, keys))]
+  weight = tokens(2, 3, queries, 4, seed=3)
+
+  def output_and_gradients(function):
+    loss = lambda *x: (function(*x) * weight).sum()
+    return [function(*inputs), *jax.grad(loss, argnums=(0, 1, 2))(*inputs)]
+
+  results = map(output_and_gradients, (attention.cudnn_attend, attention.attend))
+  for ours, expected in zip(*results, strict=True):
+    np.testing.assert_allclose(ours, expected, atol=3e-6)
+  assert {(kind, a % 2, b % 2) for kind, a, b in called} == {('cudnn', 0, 0)}
+
+
 @pytest.mark.parametrize('fields', [dict(), dict(width=128), dict(qkv_bias=False), dict(qk_norm=True)], ids=str)
 def test_the_class_token_alone_equals_the_class_token_of_all(fields):
   shape = dict(image_size=8, patch_size=4, width=12, depth=2, heads=2, mlp_dim=16, num_classes=5)

@@ -2,10 +2,11 @@
 import ctypes
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
 import platform as python_platform
-import vit_jax
+import sys
 from typing import Any
 
 from absl import logging
@@ -54,7 +55,25 @@ def _require(name: str) -> None:
 def versions() -> dict[str, str]:
   """Return {package: version} of the packages that a run's numbers depend on."""
   installed = {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax', 'numpy')}
-  return dict(vit_jax=vit_jax.__version__, **installed)
+  # The package itself is loaded, but not installed where a clone is used as it is.
+  return dict(vit_jax=sys.modules['vit_jax'].__version__, **installed)
+
+
+def prefer_cublas() -> bool:
+  """Make XLA take products on NVIDIA GPUs from cuBLAS alone, unless XLA_FLAGS speaks of Triton's; before jax starts.
+
+  By default XLA also compiles and times many forms of every product by Triton. On an H200 with 16 cores, B/16's first
+  training step took more than 90 s with them and 33 s without (jax 0.11.2, experiments/benchmarks/gpu.md).
+
+  Returns:
+    Whether it was done: whether jax for CUDA is installed and the user has not decided.
+  """
+  given = os.environ.get('XLA_FLAGS', '')
+  has_cuda = any(importlib.util.find_spec(f'jax_cuda{version}_plugin') for version in (12, 13))
+  if not has_cuda or 'triton_gemm' in given:
+    return False
+  os.environ['XLA_FLAGS'] = f'{given} --xla_gpu_enable_triton_gemm=false'.lstrip()
+  return True
 
 
 def keep_freed_memory() -> bool:

@@ -52,20 +52,24 @@ def cudnn_attend(query: Queries, key: Keys, value: Keys) -> Output:
   For GPUs, in bfloat16 or float16.
   """
   lengths = query.shape[2], key.shape[2]
-  # jax differentiates the kernel for even lengths only.
-  query, key, value = (jnp.swapaxes(jnp.pad(x, [(0, 0), (0, 0), (0, x.shape[2] % 2), (0, 0)]), 1, 2)
-                       for x in (query, key, value))
-  valid = [jnp.full(len(query), length, jnp.int32) if odd else None for length in lengths] if (odd := any(
-      length % 2 for length in lengths)) else [None, None]
+  lengths = [query.shape[2], key.shape[2]]
+  # The kernel takes (batch, tokens, heads, head_dim); jax has its gradient for even numbers of tokens only.
+  query, key, value = (jnp.swapaxes(_pad_to_even(x), 1, 2) for x in (query, key, value))
+  padded = any(length % 2 for length in lengths)
+  of_queries, of_keys = (jnp.full(len(query), length, jnp.int32) if padded else None for length in lengths)
   output = jax.nn.dot_product_attention(query, key, value, scale=1.0, implementation='cudnn',
-                                        query_seq_lengths=valid[0], key_value_seq_lengths=valid[1])
-  return jnp.swapaxes(output, 1, 2)[:, :, :lengths[0]]
+                                        query_seq_lengths=of_queries, key_value_seq_lengths=of_keys)
+  return jnp.swapaxes(output[:, :lengths[0]], 1, 2)
+
+
+def _pad_to_even(x: Keys) -> Array:
+  return jnp.pad(x, [(0, 0), (0, 0), (0, x.shape[2] % 2), (0, 0)])
 
 
 def check(name: str, dtype: str, dropout: float) -> None:
   """Raise UserError unless attention `name` of `ATTENTIONS` can run here, with this dtype and this dropout rate."""
   choose(ATTENTIONS, name, 'model.attention')
-  if name == 'cudnn' and (dropout or dtype == 'float32' or jax.default_backend() != 'gpu'):
+  if name == 'cudnn' and (dropout or dtype == 'float32' or not layers.on_gpu()):
     raise UserError("model.attention: 'cudnn' needs a GPU, dtype='bfloat16' or 'float16' and attention_dropout=0.0; "
                     f"got {jax.default_backend()}, dtype={dtype!r}, attention_dropout={dropout}. Use 'xla'")
 

@@ -78,12 +78,17 @@ def einsum(product: str, a: Float[ArrayLike, '...'], b: Float[ArrayLike, '...'])
 def rounded_einsum(product: str, a: Float[ArrayLike, '...'], b: Float[ArrayLike, '...']) -> Float[Array, '...']:
   """Return `einsum` rounded to the type of `a`.
 
-  On a GPU the product itself gives that type: cuBLAS sums in float32 and rounds once, but XLA would write a float32
+  On a GPU the product itself gives that type: cuBLAS sums in float32 and rounds once, where XLA would write a float32
   result to memory and read it again. TPUs fuse the rounding, and on CPUs only float32 products are fast.
   """
-  if jax.default_backend() == 'gpu':
+  if on_gpu():
     return jnp.einsum(product, a, b, preferred_element_type=a.dtype)
   return einsum(product, a, b).astype(a.dtype)
+
+
+def on_gpu() -> bool:
+  """Return whether programs are compiled for GPUs."""
+  return jax.default_backend() == 'gpu'
 
 
 def affine(product: str, x: Float[ArrayLike, '...'], kernel: Float[Array, '...'],
@@ -91,7 +96,8 @@ def affine(product: str, x: Float[ArrayLike, '...'], kernel: Float[Array, '...']
   """Return an einsum of x and a kernel, plus a bias: products of x's type, sums in float32, rounded once to x's type.
 
   So are the gradients: that of x has x's type, those of kernel and bias are float32 sums, never rounded. A product with
-  a float32 result is also one that XLA has a fast kernel for on CPUs (experiments/benchmarks/cpu.md).
+  a float32 result is also one that XLA has a fast kernel for on CPUs (experiments/benchmarks/cpu.md). On GPUs the bias
+  too is rounded to x's type, so that cuBLAS can add it (as PyTorch's autocast does).
 
   Args:
     product: an einsum such as 'bnd,df->bnf', without an axis that only one of the two has and the output lacks.
@@ -104,11 +110,12 @@ def affine(product: str, x: Float[ArrayLike, '...'], kernel: Float[Array, '...']
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _affine(product: str, x: ArrayLike, kernel: Array, bias: Array | None) -> Array:
+  kernel = kernel.astype(x.dtype)
   if bias is None:
-    return rounded_einsum(product, x, kernel.astype(x.dtype))
-  if jax.default_backend() == 'gpu':
-    return rounded_einsum(product, x, kernel.astype(x.dtype)) + bias.astype(x.dtype)
-  return (einsum(product, x, kernel.astype(x.dtype)) + bias).astype(x.dtype)
+    return rounded_einsum(product, x, kernel)
+  if on_gpu():
+    return rounded_einsum(product, x, kernel) + bias.astype(x.dtype)
+  return (einsum(product, x, kernel) + bias).astype(x.dtype)
 
 
 _Saved = tuple[ArrayLike, Array, Array | None]
@@ -122,7 +129,8 @@ def _affine_gradient(product: str, saved: _Saved, gradient: Array) -> _Saved:
   x, kernel, bias = saved
   axes = re.fullmatch('(.+),(.+)->(.+)', product)
   assert axes, product
-  if jax.default_backend() == 'gpu':
+  if on_gpu():
+    # Otherwise XLA writes a float32 copy of it, for the sum of the bias.
     gradient = jax.lax.optimization_barrier(gradient)
   of_x, of_kernel, of_y = axes.groups()
   by_x = rounded_einsum(f'{of_y},{of_kernel}->{of_x}', gradient, kernel.astype(x.dtype))
@@ -205,10 +213,11 @@ def gelu_exact(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
   return _gelu(x, False)
 
 
-# Keeps only x for its gradient, nothing in float32; without the barriers of `prevent_cse`, which cost TPUs 6 %.
 def _gelu(x: Array, approximate: bool) -> Array:
   apply = lambda x: jax.nn.gelu(x.astype(jnp.float32), approximate=approximate).astype(x.dtype)
-  return jax.checkpoint(apply, prevent_cse=jax.default_backend() == 'gpu')(x)
+  # Keep only x for the gradient, nothing in float32. The barriers of `prevent_cse` cost TPUs 6 %; without them XLA keeps
+  # a float32 tanh on GPUs.
+  return jax.checkpoint(apply, prevent_cse=on_gpu())(x)
 
 
 # The checkpoint name of what `affine` returns, for rematerialization policies.
