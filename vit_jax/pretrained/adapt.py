@@ -9,7 +9,6 @@ import numpy as np
 from vit_jax.base.sections import size
 from vit_jax.models.base import flatten
 from vit_jax.pretrained import resize
-from vit_jax.pretrained.formats.registry import FORMATS
 from vit_jax.pretrained.formats.weights import Weights, abstract_model, shapes, unflatten
 
 
@@ -49,7 +48,7 @@ def adapt(weights: Weights, adaptation: Adaptation) -> tuple[Weights, list[str]]
   if adaptation.patch_size is not None or adaptation.image_size is not None:
     weights = _resize(weights, size(adaptation.image_size or weights.config.image_size, 'image_size'),
                       size(adaptation.patch_size or weights.config.patch_size, 'patch_size'),
-                      adaptation.method or resize_method(weights), lines)
+                      adaptation.method or weights.resize_method, lines)
   if adaptation.channels not in (None, weights.config.channels):
     weights = _adapt_channels(weights, adaptation.channels, lines)
   drop = adaptation.drop_pre_logits and weights.config.representation_size is not None
@@ -61,11 +60,6 @@ def adapt(weights: Weights, adaptation: Adaptation) -> tuple[Weights, list[str]]
   if drop or adaptation.reset_head or num_classes != weights.config.num_classes:
     weights = _reset_head(weights, num_classes, lines)
   return weights, lines
-
-
-def resize_method(weights: Weights) -> str:
-  """Return how the code that the weights come from resizes position embeddings: a name of `resize.METHODS`."""
-  return FORMATS[weights.source].resize_method if weights.source in FORMATS else 'bilinear'
 
 
 def adapt_stem_channels(kernel: np.ndarray, channels: int) -> np.ndarray:

@@ -131,7 +131,7 @@ def to_weights(model: Model) -> Weights:
 
 def _read(tensors: Tensors, configs: dict[str, dict[str, Any]], image_size: ImageSize) -> Weights:
   """Read a file in the format that its names belong to; every error names the file."""
-  form = registry.recognize(tensors)
+  form = registry.recognize(tensors, configs)
   try:
     return form.read(tensors, configs, image_size)
   except ValueError as error:

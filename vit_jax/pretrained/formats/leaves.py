@@ -15,7 +15,6 @@ import numpy as np
 from vit_jax.base.errors import UserError
 from vit_jax.base.text import listing
 from vit_jax.models.base import flatten
-from vit_jax.models.config import ViTConfig
 from vit_jax.pretrained.files.tensors import Shape, Tensors
 from vit_jax.pretrained.formats import weights as weights_lib
 
@@ -142,7 +141,7 @@ def to_arrays(weights: weights_lib.Weights, table: Table, positions: str, betwee
   return {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
 
 
-def _read_params(config: ViTConfig, table: Table, tensors: Tensors, positions: str,
+def _read_params(config: Any, table: Table, tensors: Tensors, positions: str,
                  between: int) -> tuple[weights_lib.Params, list[str]]:
   """Return (parameters, messages about those that were missing and are newly initialized)."""
   leaves: dict[str, np.ndarray] = {}
@@ -183,7 +182,7 @@ def _read_stacked(leaf: Leaf, names: list[str], shape: Shape, tensors: Tensors) 
   return stacked
 
 
-def _read_positions(config: ViTConfig, tensors: Tensors, name: str, between: int,
+def _read_positions(config: Any, tensors: Tensors, name: str, between: int,
                     missing: list[tuple[str, str]]) -> dict[str, np.ndarray]:
   expected = {path: shape for path, shape in weights_lib.shapes(config).items() if path.startswith(POSITIONS)}
   if not expected:
@@ -206,7 +205,7 @@ def _flat_positions(leaves: Mapping[str, np.ndarray], between: int) -> np.ndarra
   return np.concatenate([*rows, grid.reshape(-1, grid.shape[-1])])[None].astype(np.float32)
 
 
-def _initialize(leaves: dict[str, np.ndarray], config: ViTConfig, missing: list[tuple[str, str]]) -> None:
+def _initialize(leaves: dict[str, np.ndarray], config: Any, missing: list[tuple[str, str]]) -> None:
   """Give missing leaves the values of a new model; strict loading refuses them, so this seldom runs."""
   if missing:
     new = flatten(nnx.to_pure_dict(nnx.state(weights_lib.new_model(config), nnx.Param)))

@@ -1,23 +1,28 @@
-"""The table of weight formats; a file is read in the first format that recognizes its names."""
+"""The table of weight formats; a file is read in the first format that recognizes it."""
 from vit_jax.base.text import listing
 from vit_jax.pretrained.files.tensors import Tensors
-from vit_jax.pretrained.formats.base import Format
-from vit_jax.pretrained.formats.big_vision import BigVision
-from vit_jax.pretrained.formats.google import Google
-from vit_jax.pretrained.formats.huggingface import HuggingFace
-from vit_jax.pretrained.formats.timm import Timm
+from vit_jax.pretrained.formats.base import Configs, Format
+from vit_jax.pretrained.formats.big_vision.vit import BigVisionViT
+from vit_jax.pretrained.formats.google.vit import GoogleViT
+from vit_jax.pretrained.formats.huggingface.vit import HuggingFaceViT
+from vit_jax.pretrained.formats.timm.vit import TimmViT
 
-FORMATS: dict[str, Format] = {form.name: form for form in (BigVision(), Google(), HuggingFace(), Timm())}
+FORMATS: dict[str, Format] = {form.name: form for form in (
+    Format('big_vision', '.npz', (BigVisionViT(),)),
+    Format('google', '.npz', (GoogleViT(),)),
+    Format('huggingface', '.safetensors', (HuggingFaceViT(),)),
+    Format('timm', '.safetensors', (TimmViT(),)),
+)}
 
 
-def recognize(tensors: Tensors) -> Format:
+def recognize(tensors: Tensors, configs: Configs) -> Format:
   """Return the format of an open file.
 
   Raises:
-    UserError: no format recognizes its names.
+    UserError: no format recognizes it.
   """
   for form in FORMATS.values():
-    if form.matches(tensors.shapes):
+    if form.matches(tensors, configs):
       return form
   raise tensors.error(f'not weights of a Vision Transformer in a known format ({", ".join(FORMATS)}); its arrays are '
                       f'{listing(sorted(tensors.shapes))}')

@@ -11,7 +11,6 @@ from vit_jax.base import sections
 from vit_jax.base.choices import choose
 from vit_jax.base.preprocessing import Preprocessing
 from vit_jax.models.base import Model, flatten
-from vit_jax.models.config import ViTConfig
 from vit_jax.models.registry import MODELS
 
 Params = dict[str, Any]
@@ -22,27 +21,29 @@ class Weights:
   """Weights and metadata, before a model is built from them.
 
   Attributes:
-    config: of the model; change it with `dataclasses.replace`, or `with_fields` for values that a user gave.
+    config: of the model, a `Model.Config`; change it with `dataclasses.replace`, or `with_fields` for values that a user gave.
     params: nested dict of float32 NumPy arrays with the structure and shapes of the model's parameters.
     preprocessing: how images are prepared for the model.
     class_names: one name per logit, or None if unknown.
     loss: what the model was trained with, a name of `objectives.losses.LOSSES`: decides how logits become
       probabilities.
     source: the format they were read from, a name of `registry.FORMATS`, or 'workdir' for a run directory.
+    resize_method: how the code that they come from resizes position embeddings, a name of `resize.METHODS`.
     notes: messages about what the file did not say and was assumed.
     problems: messages about arrays that were missing, unused or not finite; strict loading refuses them.
   """
-  config: ViTConfig
+  config: Any
   params: Params
   preprocessing: Preprocessing = Preprocessing()
   class_names: tuple[str, ...] | None = None
   loss: str = 'softmax'
   source: str = 'workdir'
+  resize_method: str = 'bilinear'
   notes: tuple[str, ...] = ()
   problems: tuple[str, ...] = ()
 
 
-def read_config(fields: Mapping[str, Any]) -> ViTConfig:
+def read_config(fields: Mapping[str, Any]) -> Any:
   """Return the checked config of the given fields, those filled in from data (image_size, …) among them.
 
   Args:
@@ -58,31 +59,31 @@ def read_config(fields: Mapping[str, Any]) -> ViTConfig:
   return dataclasses.replace(config, **{name: value for name, value in fields.items() if name in from_data})
 
 
-def with_fields(config: ViTConfig, fields: Mapping[str, Any]) -> ViTConfig:
+def with_fields(config: Any, fields: Mapping[str, Any]) -> Any:
   """Return a config with some fields changed to values that a user gave; checked like `read_config`."""
   from_data = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)
                if not sections.is_key(field)}
   return read_config({**sections.to_dict(config), **from_data, **fields})
 
 
-def new_model(config: ViTConfig) -> Model:
+def new_model(config: Any) -> Model:
   """Return a newly initialized model."""
   return MODELS[config.kind](config, rngs=nnx.Rngs(0))
 
 
 @functools.lru_cache(maxsize=64)
-def abstract_model(config: ViTConfig) -> Model:
+def abstract_model(config: Any) -> Model:
   """Return a model whose parameters are shapes without values; it answers questions about its parameters."""
   return nnx.eval_shape(lambda: new_model(config))
 
 
 @functools.lru_cache(maxsize=64)
-def _shapes(config: ViTConfig) -> dict[str, tuple[int, ...]]:
+def _shapes(config: Any) -> dict[str, tuple[int, ...]]:
   params = nnx.to_pure_dict(nnx.state(abstract_model(config), nnx.Param))
   return {path: leaf.shape for path, leaf in flatten(params).items()}
 
 
-def shapes(config: ViTConfig) -> dict[str, tuple[int, ...]]:
+def shapes(config: Any) -> dict[str, tuple[int, ...]]:
   """Return the shape of every parameter: {'encoder/blocks/mlp/up/kernel': (depth, width, mlp_dim), …}."""
   return dict(_shapes(config))
 
@@ -99,7 +100,7 @@ def unflatten(leaves: Mapping[str, Any]) -> Params:
   return tree
 
 
-def missing_or_different(config: ViTConfig, params: Params) -> list[str]:
+def missing_or_different(config: Any, params: Params) -> list[str]:
   """Return the paths, sorted, that a model of this config and a parameter tree do not share with the same shape."""
   expected, found = shapes(config), {path: np.shape(leaf) for path, leaf in flatten(params).items()}
   return sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))

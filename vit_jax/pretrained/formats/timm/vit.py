@@ -1,12 +1,12 @@
 """timm's `VisionTransformer` state dict as safetensors (github.com/huggingface/pytorch-image-models)."""
-from collections.abc import Collection
 import dataclasses
 from typing import Any
 
 from vit_jax.pretrained.files.tensors import Tensors
-from vit_jax.pretrained.formats import infer, leaves, representable, timm_config
+from vit_jax.pretrained.formats import infer, leaves, representable
 from vit_jax.pretrained.formats.base import Configs, ImageSize, Written
 from vit_jax.pretrained.formats.leaves import SAME, TORCH_CONV, Leaf, Table, torch_linear_leaves, torch_norm_leaves
+from vit_jax.pretrained.formats.timm import config as config_lib
 from vit_jax.pretrained.formats.weights import Weights, pixels
 
 POSITIONS = 'pos_embed'
@@ -49,15 +49,15 @@ def _table(norm_after_pool: bool) -> Table:
   }
 
 
-class Timm:
-  """timm's format, with a config.json that `timm.create_model('local-dir:…')` reads; see `base.Format`."""
+class TimmViT:
+  """timm's format, with a config.json that `timm.create_model('local-dir:…')` reads; see `base.Family`."""
 
-  name = 'timm'
-  suffix = '.safetensors'
   resize_method = 'bicubic'
 
-  def matches(self, names: Collection[str]) -> bool:
+  def matches(self, tensors: Tensors, configs: Configs) -> bool:
     """Return whether a file with these names is a ViT of timm's."""
+    del configs
+    names = tensors.shapes
     return 'patch_embed.proj.weight' in names
 
   def read(self, tensors: Tensors, configs: Configs, image_size: ImageSize = None) -> Weights:
@@ -71,13 +71,13 @@ class Timm:
     Raises:
       UserError: not a file in this format, or a model that computes something else under these names.
     """
-    config, notes = timm_config.parse(tensors, configs.get('config.json')), []
+    config, notes = config_lib.parse(tensors, configs.get('config.json')), []
     fields = _read_fields(tensors, config)
     positions, has_register_positions = _read_positions(tensors, fields, config.image_size, image_size, notes)
     fields.update(positions)
     between = fields['registers'] if has_register_positions else 0
     weights = leaves.read_weights(
-        tensors, fields, _table(fields['norm_after_pool']), POSITIONS, between, source=self.name,
+        tensors, fields, _table(fields['norm_after_pool']), POSITIONS, between,
         class_names=config.class_names, notes=(*config.notes, *notes),
         preprocessing=config.preprocessing(tensors, fields['image_size'], fields['channels']))
     if not between:
@@ -87,21 +87,25 @@ class Timm:
     params = dict(weights.params, registers=weights.params['registers'] + rows)
     return dataclasses.replace(weights, params=params)
 
+  def holds(self, config: Any) -> bool:
+    """Return whether it is a Vision Transformer."""
+    return config.kind == 'vit'
+
   def write(self, weights: Weights, approximate: bool = False) -> Written:
-    """Lay weights out in this format; see `base.Format.write`."""
+    """Lay weights out in this format; see `base.Family.write`."""
     weights = representable.norm_before_pool(weights)
-    representable.require(weights, self.name, representation_size=(None,))
+    representable.require(weights, 'timm', representation_size=(None,))
     if weights.config.norm_after_pool:
-      representable.require(weights, self.name, pool=('gap',))
-    representable.require_numerics(weights, self.name, approximate, norm_epsilon=1e-6)
+      representable.require(weights, 'timm', pool=('gap',))
+    representable.require_numerics(weights, 'timm', approximate, norm_epsilon=1e-6)
     weights = representable.learned_positions(weights, fixed=(None,))
     # If the class token has a position, timm expects one for every register too: zeros.
     table = _table(weights.config.norm_after_pool)
     arrays = leaves.to_arrays(weights, table, POSITIONS, between=weights.config.registers)
-    return Written(arrays, {'config.json': timm_config.write(weights)}, weights)
+    return Written(arrays, {'config.json': config_lib.write(weights)}, weights)
 
 
-def _read_fields(tensors: Tensors, config: timm_config.Config) -> dict[str, Any]:
+def _read_fields(tensors: Tensors, config: config_lib.Config) -> dict[str, Any]:
   width, channels, *patch_size = tensors.shape('patch_embed.proj.weight', 4)
   depth = infer.depth(tensors, r'blocks\.(\d+)\.')
   mlp_dim = tensors.shape('blocks.0.mlp.fc1.weight', 2)[0]
@@ -126,7 +130,7 @@ def _read_fields(tensors: Tensors, config: timm_config.Config) -> dict[str, Any]
       num_classes=tensors.shape('head.weight', 2)[0] if 'head.weight' in tensors else None)
 
 
-def _read_pool(tensors: Tensors, config: timm_config.Config, class_token: bool) -> str:
+def _read_pool(tensors: Tensors, config: config_lib.Config, class_token: bool) -> str:
   if 'attn_pool.latent' in tensors:
     return 'map'
   if config.pool is None:

@@ -1,5 +1,5 @@
 """Google's official `.npz` files (github.com/google-research/vision_transformer), of 2020 and since."""
-from collections.abc import Collection
+from typing import Any
 
 from vit_jax.base.preprocessing import Preprocessing
 from vit_jax.pretrained.files.tensors import Tensors
@@ -13,15 +13,15 @@ _HYBRID = ('conv_root/', 'gn_root/', 'block1/')
 _MIXER = ('MixerBlock_0/', 'Mixer/')
 
 
-class Google:
-  """The official format; see `base.Format`."""
+class GoogleViT:
+  """The official format; see `base.Family`."""
 
-  name = 'google'
-  suffix = '.npz'
   resize_method = 'bilinear'
 
-  def matches(self, names: Collection[str]) -> bool:
+  def matches(self, tensors: Tensors, configs: Configs) -> bool:
     """Return whether one of these names is in the official files, Mixer and hybrid models included."""
+    del configs
+    names = tensors.shapes
     return 'embedding/kernel' in names or any(name.startswith((*_HYBRID, *_MIXER)) for name in names)
 
   def read(self, tensors: Tensors, configs: Configs, image_size: ImageSize = None) -> Weights:
@@ -38,15 +38,19 @@ class Google:
     grid = infer.grid(tensors, patches, fields['patch_size'], image_size)
     fields['image_size'] = pixels(grid, fields['patch_size'])
     # The authors evaluate with a plain resize of the whole image and values in [-1, 1] (input_pipeline.py).
-    return leaves.read_weights(tensors, fields, _TABLE, POSITIONS, source=self.name, preprocessing=Preprocessing())
+    return leaves.read_weights(tensors, fields, _TABLE, POSITIONS, preprocessing=Preprocessing())
+
+  def holds(self, config: Any) -> bool:
+    """Return whether it is a Vision Transformer."""
+    return config.kind == 'vit'
 
   def write(self, weights: Weights, approximate: bool = False) -> Written:
-    """Lay weights out in this format; see `base.Format.write`."""
+    """Lay weights out in this format; see `base.Family.write`."""
     weights = representable.norm_before_pool(weights)
     representable.require(
-        weights, self.name, pool=('token', 'gap'), class_token=(weights.config.pool == 'token',), registers=(0,),
+        weights, 'google', pool=('token', 'gap'), class_token=(weights.config.pool == 'token',), registers=(0,),
         layer_scale=(None,), qk_norm=(False,), qkv_bias=(True,), norm_after_pool=(False,))
-    representable.require_numerics(weights, self.name, approximate, gelu='tanh', norm_epsilon=1e-6)
+    representable.require_numerics(weights, 'google', approximate, gelu='tanh', norm_epsilon=1e-6)
     weights = representable.token_position(representable.learned_positions(weights))
     return Written(leaves.to_arrays(weights, _TABLE, POSITIONS), {}, weights)
 

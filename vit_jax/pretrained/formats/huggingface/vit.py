@@ -1,5 +1,5 @@
 """Hugging Face `ViTForImageClassification` and `ViTModel`: model.safetensors, config.json, preprocessor_config.json."""
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.base import sections
@@ -37,15 +37,15 @@ _TABLE = {
 }
 
 
-class HuggingFace:
-  """Hugging Face's format; see `base.Format`."""
+class HuggingFaceViT:
+  """Hugging Face's format; see `base.Family`."""
 
-  name = 'huggingface'
-  suffix = '.safetensors'
   resize_method = 'bicubic'
 
-  def matches(self, names: Collection[str]) -> bool:
+  def matches(self, tensors: Tensors, configs: Configs) -> bool:
     """Return whether a file with these names is a ViT of Hugging Face's transformers."""
+    del configs
+    names = tensors.shapes
     return any(name.removeprefix('vit.') == _TABLE['patch_embed/kernel'].name for name in names)
 
   def read(self, tensors: Tensors, configs: Configs, image_size: ImageSize = None) -> Weights:
@@ -62,16 +62,20 @@ class HuggingFace:
     tensors = _renamed(tensors, notes)
     fields = _read_fields(tensors, config)
     return leaves.read_weights(
-        tensors, fields, _TABLE, POSITIONS, source=self.name, notes=tuple(notes),
+        tensors, fields, _TABLE, POSITIONS, notes=tuple(notes),
         class_names=_class_names(config, fields['num_classes']),
         preprocessing=_read_preprocessing(tensors, fields, configs.get('preprocessor_config.json')))
+
+  def holds(self, config: Any) -> bool:
+    """Return whether it is a Vision Transformer."""
+    return config.kind == 'vit'
 
   def write(self, weights: Weights, approximate: bool = False) -> Written:
     """Lay weights out in this format; `approximate` is unused, the config holds GELU form and LayerNorm epsilon."""
     del approximate
     weights = representable.norm_before_pool(weights)
     headless = weights.config.num_classes is None
-    representable.require(weights, self.name, pool=('token',), registers=(0,), layer_scale=(None,), qk_norm=(False,),
+    representable.require(weights, 'huggingface', pool=('token',), registers=(0,), layer_scale=(None,), qk_norm=(False,),
                           **({} if headless else dict(representation_size=(None,))))
     weights = representable.token_position(representable.learned_positions(weights))
     arrays = leaves.to_arrays(weights, _TABLE, POSITIONS)

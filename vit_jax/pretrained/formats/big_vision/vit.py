@@ -1,5 +1,5 @@
 """big_vision's `.npz` files (github.com/google-research/big_vision, `models/vit.py`), loop and scan form."""
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 import re
 from typing import Any
 
@@ -19,15 +19,15 @@ _INLINED = ('probe', 'LayerNorm_0/', 'MlpBlock_0/', 'MultiHeadDotProductAttentio
 _TRAINING = ('opt/', 'chrono/', 'extra/')
 
 
-class BigVision:
-  """big_vision's format; see `base.Format`."""
+class BigVisionViT:
+  """big_vision's format; see `base.Family`."""
 
-  name = 'big_vision'
-  suffix = '.npz'
   resize_method = 'bilinear'
 
-  def matches(self, names: Collection[str]) -> bool:
+  def matches(self, tensors: Tensors, configs: Configs) -> bool:
     """Return whether a file with these names is big_vision's, not an official one."""
+    del configs
+    names = tensors.shapes
     own = (POSITIONS, 'Transformer/pos_embedding', 'probe', linen.SCAN, 'MAPHead_0/')
     return any(_PREFIX.match(name) or name.startswith(own) for name in names)
 
@@ -52,16 +52,20 @@ class BigVision:
       fields.update(position='sincos2d', token_position=False,
                     image_size=infer.image_size(tensors, fields['patch_size'], image_size, notes))
     table = {**linen.STEM, **linen.BLOCKS[block], **linen.MAP_HEAD}
-    return leaves.read_weights(tensors, fields, table, POSITIONS, source=self.name, notes=tuple(notes),
+    return leaves.read_weights(tensors, fields, table, POSITIONS, notes=tuple(notes),
                                preprocessing=Preprocessing(_eval_transform(fields['image_size'])))
 
+  def holds(self, config: Any) -> bool:
+    """Return whether it is a Vision Transformer."""
+    return config.kind == 'vit'
+
   def write(self, weights: Weights, approximate: bool = False) -> Written:
-    """Lay weights out in this format, in loop form; see `base.Format.write`."""
+    """Lay weights out in this format, in loop form; see `base.Family.write`."""
     weights = representable.norm_before_pool(weights)
     representable.require(
-        weights, self.name, class_token=(weights.config.pool == 'token',), registers=(0,), layer_scale=(None,),
+        weights, 'big_vision', class_token=(weights.config.pool == 'token',), registers=(0,), layer_scale=(None,),
         qk_norm=(False,), qkv_bias=(True,), norm_after_pool=(False,))
-    representable.require_numerics(weights, self.name, approximate, gelu='tanh', norm_epsilon=1e-6)
+    representable.require_numerics(weights, 'big_vision', approximate, gelu='tanh', norm_epsilon=1e-6)
     weights = representable.learned_positions(weights, fixed=('sincos2d',))
     table = {**linen.STEM, **linen.BLOCKS[linen.LOOP], **linen.MAP_HEAD}
     has_token = 'token' in weights.params.get('position', {})

@@ -1,0 +1,1 @@
+"""Google's official `.npz` files (github.com/google-research/vision_transformer)."""

@@ -1,0 +1,1 @@
+"""Models of Hugging Face's transformers: model.safetensors, config.json, preprocessor_config.json."""

@@ -1,0 +1,1 @@
+"""timm's state dicts as safetensors (github.com/huggingface/pytorch-image-models)."""
