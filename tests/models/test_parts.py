@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.models import layers, positions
+from vit_jax.models import layers
 from vit_jax.models.config import ViTConfig
+from vit_jax.models.positions import embeddings
 from vit_jax.models.vit import VisionTransformer
 
 IMAGES = np.random.default_rng(0).normal(size=(5, 12, 8, 3)).astype(np.float32)
@@ -69,7 +70,7 @@ def test_stochastic_depth_rises_linearly_from_zero():
 
 
 def test_learned_2d_positions_are_a_table_of_columns_and_one_of_rows():
-  table = positions.Learned2D((3, 5), 8, class_token=True, rngs=nnx.Rngs(0))
+  table = embeddings.Learned2D((3, 5), 8, class_token=True, rngs=nnx.Rngs(0))
   grid, token = table()
   assert grid.shape == (3, 5, 8) and token.shape == (8,)
   for row in range(3):

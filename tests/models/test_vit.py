@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from vit_jax.base.errors import UserError
-from vit_jax.models import attention, encoder, layers, positions
+from vit_jax.models import attention, encoder, layers
 from vit_jax.models.config import ViTConfig
+from vit_jax.models.positions import embeddings
 from vit_jax.models.vit import VisionTransformer
 
 GOLDEN = pathlib.Path(__file__).parent.parent / 'golden'
@@ -229,7 +230,7 @@ def test_without_positions_the_order_of_the_patches_does_not_matter():
 
 
 def test_sincos2d_equals_its_definition():
-  embedding, token = positions.SinCos2D((2, 3), 8, class_token=True, rngs=nnx.Rngs(0))()
+  embedding, token = embeddings.SinCos2D((2, 3), 8, class_token=True, rngs=nnx.Rngs(0))()
   for y in range(2):
     for x in range(3):
       expected = [f(at * 10_000.0 ** -k) for at in (x, y) for f in (np.sin, np.cos) for k in (0, 1)]

@@ -7,8 +7,8 @@ import numpy as np
 
 from vit_jax.base.errors import UserError
 from vit_jax.base.files import PathLike
-from vit_jax.models import positions
 from vit_jax.models.base import flatten
+from vit_jax.models.positions.embeddings import SinCos2D
 from vit_jax.pretrained import load, resize
 from vit_jax.pretrained.formats.weights import abstract_model
 
@@ -30,7 +30,7 @@ def read_grid(source: PathLike | None = None) -> np.ndarray:
       if layout == 'grid':
         return flatten(weights.params)[path]
     raise UserError(f"{source}: has no learned table of positions (model.position='learned')")
-  return np.asarray(positions.SinCos2D((14, 14), 64, class_token=False, rngs=nnx.Rngs(0))()[0])
+  return np.asarray(SinCos2D((14, 14), 64, class_token=False, rngs=nnx.Rngs(0))()[0])
 
 
 def similarities(grid: np.ndarray, tiles: int = TILES) -> np.ndarray:

@@ -24,7 +24,7 @@ class ViTConfig:
     mlp_dim: hidden features of the MLP.
     patch_size: (rows, columns) of a patch in pixels; divides image_size.
     pool: a name of `pooling.POOLS`: class token, mean over the patches, or attention.
-    position: a name of `positions.POSITIONS`; None or 'none' for no position embedding.
+    position: a name of `positions.embeddings.POSITIONS`; None or 'none' for no position embedding.
     class_token: whether there is one; None: if `pool` reads it.
     token_position: whether the class token has a position embedding, as in the paper; big_vision's has none.
     registers: extra learned tokens that nothing reads (arXiv 2309.16588).

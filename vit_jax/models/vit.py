@@ -13,7 +13,7 @@ from vit_jax.models.base import Images, Rngs, Tokens
 from vit_jax.models.config import ViTConfig
 from vit_jax.models.encoder import Encoder
 from vit_jax.models.pooling import POOLS
-from vit_jax.models.positions import POSITIONS
+from vit_jax.models.positions.embeddings import POSITIONS
 from vit_jax.models.vit_tree import ViTTree
 
 

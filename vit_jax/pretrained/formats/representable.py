@@ -7,7 +7,7 @@ from flax import nnx
 import numpy as np
 
 from vit_jax.base.errors import UserError
-from vit_jax.models.positions import POSITIONS
+from vit_jax.models.positions.embeddings import POSITIONS
 from vit_jax.pretrained.formats.weights import Weights
 
 

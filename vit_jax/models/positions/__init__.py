@@ -1,0 +1,1 @@
+"""Positions: what tells the encoder where a token is on the grid of patches."""
