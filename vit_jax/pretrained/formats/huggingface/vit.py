@@ -3,18 +3,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.base import sections
-from vit_jax.base.preprocessing import Preprocessing
 from vit_jax.pretrained.files.tensors import Tensors
 from vit_jax.pretrained.formats import infer, leaves, representable
 from vit_jax.pretrained.formats.base import Configs, ImageSize, Written
+from vit_jax.pretrained.formats.huggingface import preprocessing
 from vit_jax.pretrained.formats.leaves import SAME, TORCH_CONV, Leaf, torch_linear_leaves, torch_norm_leaves
 from vit_jax.pretrained.formats.weights import Weights
 
 POSITIONS = 'embeddings.position_embeddings'
 # transformers/activations.py; gelu_new and gelu_fast are other spellings of the tanh form.
 _GELUS = {'gelu': 'exact', 'gelu_new': 'tanh', 'gelu_fast': 'tanh', 'gelu_pytorch_tanh': 'tanh'}
-# PIL.Image.Resampling.
-_INTERPOLATIONS = {2: 'bilinear', 3: 'bicubic'}
 
 _BLOCK = {
     **torch_norm_leaves('attention_norm', 'layernorm_before'),
@@ -61,10 +59,10 @@ class HuggingFaceViT:
     notes = []
     tensors = _renamed(tensors, notes)
     fields = _read_fields(tensors, config)
-    return leaves.read_weights(
-        tensors, fields, _TABLE, POSITIONS, notes=tuple(notes),
-        class_names=_class_names(config, fields['num_classes']),
-        preprocessing=_read_preprocessing(tensors, fields, configs.get('preprocessor_config.json')))
+    prepared = preprocessing.read(
+        tensors, configs.get('preprocessor_config.json'), fields['image_size'], fields['channels'], notes)
+    return leaves.read_weights(tensors, fields, _TABLE, POSITIONS, notes=tuple(notes), preprocessing=prepared,
+                               class_names=_class_names(config, fields['num_classes']))
 
   def holds(self, config: Any) -> bool:
     """Return whether it is a Vision Transformer."""
@@ -81,7 +79,7 @@ class HuggingFaceViT:
     arrays = leaves.to_arrays(weights, _TABLE, POSITIONS)
     if not headless:
       arrays = {name if name.startswith('classifier.') else f'vit.{name}': array for name, array in arrays.items()}
-    configs = {'config.json': _write_config(weights), 'preprocessor_config.json': _write_preprocessor(weights)}
+    configs = {'config.json': _write_config(weights), 'preprocessor_config.json': preprocessing.write(weights)}
     return Written(arrays, configs, weights)
 
 
@@ -128,23 +126,6 @@ def _class_names(config: Mapping[str, Any], num_classes: int | None) -> tuple[st
   return None if generic else tuple(str(i) if name is None else str(name) for i, name in enumerate(names))
 
 
-def _read_preprocessing(tensors: Tensors, fields: Mapping[str, Any], config: Mapping[str, Any] | None) -> Preprocessing:
-  """Return what ViTImageProcessor does: resize to `size`, or with a shortest edge keep the aspect ratio and crop."""
-  if not config:
-    return Preprocessing()
-  interpolation = _INTERPOLATIONS.get(config.get('resample', 2), 'bilinear')
-  argument = [] if interpolation == 'bilinear' else [f"interpolation='{interpolation}'"]
-  size = config.get('size')
-  if isinstance(size, dict) and 'shortest_edge' in size:
-    transform = f'resize_small({", ".join([str(int(size["shortest_edge"])), *argument])})|central_crop'
-  else:
-    transform = f'resize({argument[0]})' if argument else 'resize'
-  if not config.get('do_normalize', True):
-    return Preprocessing(transform, 0.0, 1.0)
-  return Preprocessing(transform, *(
-      infer.statistic(tensors, config.get(f'image_{name}', 0.5), fields['channels'], name) for name in ('mean', 'std')))
-
-
 def _write_config(weights: Weights) -> dict[str, Any]:
   config, names = weights.config, weights.class_names
   labels = names or [f'LABEL_{i}' for i in range(config.num_classes or 0)]
@@ -162,12 +143,3 @@ def _write_config(weights: Weights) -> dict[str, Any]:
       'hidden_dropout_prob': 0.0, 'attention_probs_dropout_prob': 0.0, 'dtype': 'float32',
       'id2label': {str(i): name for i, name in enumerate(labels)},
       'label2id': {name: i for i, name in enumerate(labels)}}
-
-
-def _write_preprocessor(weights: Weights) -> dict[str, Any]:
-  rows, columns = weights.config.image_size
-  per_channel = lambda value: list(value) if isinstance(value, (tuple, list)) else [value] * weights.config.channels
-  return {'image_processor_type': 'ViTImageProcessor', 'do_resize': True, 'size': {'height': rows, 'width': columns},
-          'resample': 3 if 'bicubic' in weights.preprocessing.transform else 2, 'do_rescale': True,
-          'rescale_factor': 1 / 255, 'do_normalize': True,
-          'image_mean': per_channel(weights.preprocessing.mean), 'image_std': per_channel(weights.preprocessing.std)}
