@@ -65,6 +65,16 @@ def test_round_trip(name, form, tmp_path):
     np.testing.assert_allclose(golden_files.logits(back, images), golden_files.logits(weights, images), atol=1e-6)
 
 
+@pytest.mark.parametrize('form', FORMATS)
+def test_a_hidden_layer_of_size_0_is_none(form, tmp_path):
+  """`representation_size=0` is how big_vision's and old recipes spell that there is none."""
+  weights = golden_files.read('vit_token')
+  spelled = dataclasses.replace(weights, config=dataclasses.replace(weights.config, representation_size=0))
+  back = saved(spelled, tmp_path, form)
+  assert back.config.representation_size is None and not back.problems
+  golden_files.assert_same_params(back.params, saved(weights, tmp_path / 'plain', form).params)
+
+
 @pytest.mark.parametrize('name', ['vit_token', 'bv_map', 'hf_vit', 'timm_token'])
 def test_same_names_as_the_code_it_comes_from(name, tmp_path):
   """A file written in its own format again has the same arrays, bit for bit."""

@@ -23,7 +23,9 @@ from vit_jax.run import evaluation, start
 from vit_jax.run import loop as loop_lib
 from vit_jax.run.build import build
 from vit_jax.run.preemption import StopRequest
+from vit_jax.run.writer import Writer
 from vit_jax.rundir.checkpoint import Checkpoints
+from vit_jax.rundir.layout import RunDir
 from vit_jax.rundir.record import RunRecord
 
 KILLS = int(os.environ.get('VIT_JAX_TEST_KILLS', 2))
@@ -460,3 +462,26 @@ def test_overrides_reach_the_run(data_dir, tmp_path):
   assert process.returncode == 0, error
   config = ml_collections.ConfigDict(json.loads((tmp_path / 'run' / 'config.json').read_text()))
   assert (config.optim.peak_lr, config.optim.end_lr, config.train.duration) == (3e-4, 1e-5, '5 steps')
+
+
+def test_the_loop_can_be_entered_at_any_checkpoint(data_dir, tmp_path):
+  """Also a second time in one process, with the same parts: the rest of the run repeats bit for bit."""
+  config, workdir = tiny.config(data_dir, **{'checkpoint.keep': 3}), tmp_path / 'whole'
+  train.run(config, workdir)
+  parts = build(config)
+  expected = final_state(config, workdir)
+  for number, step in enumerate((8, 4)):
+    saved = Checkpoints(workdir / 'checkpoints', parts.config.checkpoint, read_only=True)
+    assert step in saved.steps()
+    at = start.restore(parts, saved, step)
+    saved.close()
+    folder = tmp_path / str(number)
+    checkpoints = Checkpoints(folder / 'checkpoints', parts.config.checkpoint, parts.pace)
+    writer = Writer(RunDir(folder), parts.num_steps, step)
+    with StopRequest() as stop:
+      end = loop_lib.Loop(parts, checkpoints, writer, stop).run(at)
+    writer.close()
+    checkpoints.close()
+    assert end.step == expected[0] and end.record == expected[2]
+    for ours, theirs in zip(*map(jax.tree.leaves, (parts.strategy.fetch(end.state), expected[1])), strict=True):
+      np.testing.assert_array_equal(ours, theirs)

@@ -36,7 +36,7 @@ def run(config: Recipe, workdir: PathLike) -> dict[str, float]:
   run_dir = RunDir(workdir)
   recipe, weights = transfer.fill_model(config_lib.as_dict(config), run_dir)
   parts = build(recipe)
-  hosts.check_processes_match(start.facts(parts), _differences)
+  hosts.check_processes_match(start.shared_properties(parts), _differences)
   claim.claim(run_dir, parts.config)
   checkpoints = Checkpoints(run_dir.checkpoints_path, parts.config.checkpoint, parts.pace)
   at = start.restore(parts, checkpoints)

@@ -173,3 +173,17 @@ def test_a_half_written_step_is_ignored_and_can_be_written_again(tmp_path):
   assert_bit_equal(again.restore(7, abstract(make_state()))[0], make_state(7))
   again.close()
   assert not list(tmp_path.glob('*tmp*'))
+
+
+@pytest.mark.parametrize('stem, own', [('embed', 'other'), ('patch_embed', 'embed'), ('patch_embed', 'other')])
+def test_names_of_version_0_1_are_read_and_the_same_name_elsewhere_is_left_alone(tmp_path, stem, own):
+  kernel, other = np.arange(4, dtype=np.float32), np.arange(3, dtype=np.float32)
+  state = lambda stem: TrainState(
+      step=np.int32(1), params={stem: {'kernel': kernel}, 'objective': {own: {'kernel': other}}},
+      opt_state=({'mu': {stem: {'kernel': kernel + 1}}},), ema=None, seen=np.uint32(0))
+  checkpoints = open_checkpoints(tmp_path)
+  checkpoints.save(1, state(stem), record())
+  checkpoints.wait()
+  restored, _ = checkpoints.restore(1, abstract(state('patch_embed')))
+  checkpoints.close()
+  assert_bit_equal(restored, state('patch_embed'))

@@ -14,7 +14,7 @@ def count_micro_batches(batch_size: int, num_shards: int, micro_batch: int | Non
 
   Args:
     batch_size: images in the global batch.
-    num_shards: number of equal shards, each on devices of its own.
+    num_shards: number of equal shards, each on its own devices.
     micro_batch: images per micro-batch; None, or more than a shard has, takes a shard as a whole.
 
   Raises:

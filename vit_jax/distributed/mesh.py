@@ -35,7 +35,7 @@ class Mesh:
   Args:
     devices: all devices of the run, or those of a TPU topology to compile for; None takes what jax finds.
     data: number of device groups that each hold the whole state; -1 takes the devices that are left.
-    fsdp: number of devices that share one copy of the state, each with examples of its own; or -1.
+    fsdp: number of devices that share one copy of the state, each with its own examples; or -1.
     tensor: number of devices that share the heads and hidden MLP features of each example; or -1.
 
   Raises:
@@ -151,7 +151,7 @@ def _factorizations(count: int) -> list[str]:
 
 
 def _check_processes(devices: Sequence[Any], tensor: int) -> None:
-  """Raise UserError if an example would be on devices of two processes: every process has examples of its own."""
+  """Raise UserError if an example would be on devices of two processes: every process has its own examples."""
   for start in range(0, len(devices), tensor):
     if len({device.process_index for device in devices[start:start + tensor]}) > 1:
       local = sum(device.process_index == devices[0].process_index for device in devices)

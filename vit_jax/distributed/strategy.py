@@ -25,7 +25,7 @@ class Strategy(Protocol):
 
   @property
   def num_shards(self) -> int:
-    """Number of equal shards of a global batch, each on devices of its own.
+    """Number of equal shards of a global batch, each on its own devices.
 
     With an `axis_name` the step sees one shard, without one it sees all of them, one after the other.
     """
@@ -97,7 +97,7 @@ class ParallelConfig:
   Attributes:
     strategy: a name in `STRATEGIES`: 'pmap' keeps the whole state on every device, 'mesh' shards it.
     data: for 'mesh', number of device groups that each hold the whole state; -1 takes the devices that are left.
-    fsdp: for 'mesh', number of devices that share one copy of the state, each with examples of its own; or -1.
+    fsdp: for 'mesh', number of devices that share one copy of the state, each with its own examples; or -1.
     tensor: for 'mesh', number of devices that share the heads and hidden MLP features of each example; or -1.
   """
   strategy: str = 'pmap'

@@ -64,7 +64,7 @@ def estimate(config: RunConfig, info: DatasetInfo, tpu: Slice | None = None, log
 
 
 def device_memory(tpu: Slice | None = None) -> int | None:
-  """Return the bytes that a device of a slice, or that jax finds, gives to a program; None for no limit of its own."""
+  """Return the bytes that a device of a slice, or that jax finds, gives to a program; None if it has no limit."""
   return tpu.chip.memory if tpu else (jax.devices()[0].memory_stats() or {}).get('bytes_limit')
 
 

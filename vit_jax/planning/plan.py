@@ -45,7 +45,7 @@ class Memory:
   """Memory of one device in bytes; None if it is not known.
 
   Attributes:
-    fits: whether the step fits; None for a device without a limit of its own, such as a CPU.
+    fits: whether the step fits; None for a device without a limit, such as a CPU.
     needed: what the step needs in total.
     available: what the device gives to a program.
     parameters: the device's shards of the parameters.

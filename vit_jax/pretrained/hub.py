@@ -91,7 +91,7 @@ def explained(path: str) -> Iterator[None]:
   """Turn any error about a remote path into a FileError that says what may be missing."""
   try:
     yield
-  except Exception as error:  # each object store's client has exceptions of its own
+  except Exception as error:  # each object store's client has its own exceptions
     raise FileError(f'{path}: cannot read it: {error}; check that it exists, that you are signed in (gcloud auth '
                     "application-default login) and that gcsfs is installed (pip install 'vit_jax[tpu]')") from error
 

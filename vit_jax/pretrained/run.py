@@ -56,7 +56,7 @@ def _restore_tree(manager: ocp.CheckpointManager, step: int, name: str) -> Param
   arguments = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), item)
   state = ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
   restored = manager.restore(step, args=ocp.args.Composite(state=state))['state'][name]
-  return model_params(migration.current_form(restored, item))
+  return model_params(migration.rename(restored, migration.new_names(migration.old_names(metadata))))
 
 
 def _to_weights(record: RunRecord, params: Params, note: str) -> Weights:

@@ -89,7 +89,7 @@ def from_weights(parts: Parts, at: LoopState, weights: Weights | None, writer: W
   at.state = parts.strategy.place(dataclasses.replace(at.state, params=params, ema=ema))
 
 
-def facts(parts: Parts) -> dict[str, Any]:
+def shared_properties(parts: Parts) -> dict[str, Any]:
   """Return what must be the same on all processes of a run."""
   source = parts.data.source
   return dict(config=parts.config.to_dict(), versions=dict(platform.versions(), python=sys.version.split()[0]),

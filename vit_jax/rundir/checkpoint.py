@@ -117,7 +117,8 @@ class Checkpoints:
       UserError: the checkpoint cannot be read.
     """
     try:
-      stored = migration.stored_form(abstract_state, self._manager.item_metadata(step)['state'].tree)
+      names = migration.old_names(self._manager.item_metadata(step)['state'].tree['params'])
+      stored = migration.rename(abstract_state, names)
       restored = self._manager.restore(step, args=ocp.args.Composite(
           state=ocp.args.PyTreeRestore(stored, restore_args=jax.tree.map(_restore_args, stored), partial_restore=True),
           run=ocp.args.JsonRestore()))
@@ -126,7 +127,8 @@ class Checkpoints:
       raise UserError(f'{self._manager.directory / str(step)}: cannot read this checkpoint: {str(error)[:300]}\n'
                       f'Remove the directory {step} to resume from '
                       + (f'step {others[-1]}' if others else 'the beginning')) from error
-    return migration.current_form(restored['state'], abstract_state), RunRecord.from_json(restored['run'])
+    state = migration.rename(restored['state'], migration.new_names(names))
+    return state, RunRecord.from_json(restored['run'])
 
   def wait(self) -> None:
     """Wait for the save in progress and raise its error."""

@@ -165,7 +165,7 @@ def _read_params(config: Any, table: Table, tensors: Tensors, positions: str,
 
 
 def _is_stacked(path: str, leaf: Leaf) -> bool:
-  """Return whether each block has an array of its own, while our leaf stacks all blocks."""
+  """Return whether each block has its own array, while our leaf stacks all blocks."""
   return path.startswith(BLOCKS) and '{i}' in leaf.name
 
 
