@@ -1,7 +1,5 @@
 """`load(source)`: a model ready to use, from a file, a directory, a run directory or a name of public weights."""
 from collections.abc import Mapping
-import json
-import os
 import pathlib
 from typing import Any
 
@@ -11,14 +9,16 @@ import jax
 import numpy as np
 
 from vit_jax.base import files
-from vit_jax.base.errors import FileError, MissingFileError, UserError
+from vit_jax.base.errors import UserError
 from vit_jax.base.preprocessing import Preprocessing
 from vit_jax.base.text import count, listing, more
 from vit_jax.inference.loaded import LoadedModel, loaded_class
 from vit_jax.models.base import Model
 from vit_jax.models.registry import MODELS
-from vit_jax.pretrained import hub, run
+from vit_jax.pretrained import run
+from vit_jax.pretrained import source as source_lib
 from vit_jax.pretrained.adapt import Adaptation, adapt
+from vit_jax.pretrained.files import subtrees
 from vit_jax.pretrained.files.reader import open_file
 from vit_jax.pretrained.files.tensors import Tensors
 from vit_jax.pretrained.formats import registry
@@ -27,8 +27,6 @@ from vit_jax.pretrained.formats.base import ImageSize
 from vit_jax.pretrained.formats.weights import Weights
 from vit_jax.rundir.layout import RunDir
 
-_CONFIGS = ('config.json', 'preprocessor_config.json')
-_MAX_CONFIG_BYTES = 16 << 20
 _MAX_PROBLEMS_SHOWN = 20
 
 
@@ -68,7 +66,7 @@ def read(source: files.PathLike, *, image_size: ImageSize = None, strict: bool =
   Args:
     source: path of an `.npz` (official or big_vision) or `.safetensors` file (timm, Hugging Face), of a directory with
       such a file and its config.json, or of a run directory; local or remote. Or a name of public weights, see
-      `hub.fetch`.
+      `hub.fetch`. With ':SUBTREE' at its end: only the arrays below that prefix, such as 'file.npz:img'.
     image_size: what the model was trained at, for files that do not say it.
     strict: whether missing, unused and non-finite arrays are errors; otherwise they are in `problems`.
     ema: for a run directory: whether to take the exponential moving average of the parameters.
@@ -77,16 +75,19 @@ def read(source: files.PathLike, *, image_size: ImageSize = None, strict: bool =
   Raises:
     UserError, FileError: as for `load`.
   """
-  source = os.fspath(source)
-  path = _locate(source)
+  parsed = source_lib.parse(source)
+  path = source_lib.locate(parsed)
   if RunDir(path).is_run():
+    if parsed.subtree:
+      raise UserError(f'{parsed.text}: a run directory has no sub-trees to select; leave out :{parsed.subtree}')
     return run.read(path, ema=ema, step=step)
   if ema or step is not None:
-    raise UserError(f'{source}: not a run directory: only those have a moving average of the parameters (ema) and '
+    raise UserError(f'{parsed.text}: not a run directory: only those have a moving average of the parameters (ema) and '
                     'several steps')
-  path = _find_weight_file(pathlib.Path(path), source)
+  path = source_lib.find_weight_file(pathlib.Path(path), parsed)
   with open_file(path) as tensors:
-    weights = _read(tensors, _read_configs(path), image_size)
+    tensors = subtrees.select(tensors, parsed.subtree) if parsed.subtree else tensors
+    weights = _read(tensors, source_lib.read_configs(path), image_size)
   if strict and weights.problems:
     shown = '\n  '.join(weights.problems[:_MAX_PROBLEMS_SHOWN])
     rest = more(weights.problems, _MAX_PROBLEMS_SHOWN)
@@ -151,52 +152,3 @@ def _move_to_device(params: weights_lib.Params) -> weights_lib.Params:
     name, leaf = params.popitem()
     moved[name] = _move_to_device(leaf) if isinstance(leaf, dict) else jax.device_put(leaf)
   return moved
-
-
-def _locate(source: str) -> files.PathLike:
-  """Return a local path, or that of a remote run directory."""
-  if files.is_remote(source):
-    with hub.explained(source):
-      is_run = RunDir(source).is_run()
-    return source if is_run else hub.copy_remote(source)
-  path = files.local(source)
-  if path.exists():
-    return path
-  if hub.is_name(source):
-    return hub.fetch(source)
-  raise MissingFileError(f'{source}: not found; expected an .npz or .safetensors file, a directory with '
-                         "model.safetensors, a run directory, or a name such as 'google/ViT-B_16', "
-                         "'hf:google/vit-base-patch16-224' or 'timm:vit_base_patch16_224.augreg_in21k'")
-
-
-def _find_weight_file(path: pathlib.Path, source: str) -> pathlib.Path:
-  if path.is_file():
-    return path
-  if (path / 'model.safetensors').is_file():
-    return path / 'model.safetensors'
-  found = sorted(file for file in path.iterdir() if file.suffix in ('.npz', '.safetensors'))
-  if len(found) == 1:
-    return found[0]
-  if (path / 'model.safetensors.index.json').exists():
-    raise UserError(f'{source}: holds sharded weights, which cannot be read; save the model as one model.safetensors')
-  if found:
-    raise UserError(f'{source}: holds several weight files; name one of {listing(file.name for file in found)}')
-  raise UserError(f'{source}: expected model.safetensors, an .npz file, or the config.json and checkpoints of a run in '
-                  f'this directory; it holds {listing(sorted(file.name for file in path.iterdir())) or "nothing"}')
-
-
-def _read_configs(path: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """Return the JSON files beside a `.safetensors` file."""
-  configs = {}
-  for name in _CONFIGS if path.suffix == '.safetensors' else ():
-    file = path.parent / name
-    if not file.is_file():
-      continue
-    try:
-      config = json.loads(file.read_text()) if file.stat().st_size <= _MAX_CONFIG_BYTES else None
-    except (ValueError, RecursionError) as error:
-      raise FileError(f'{file}: not JSON: {error}') from error
-    if not isinstance(config, dict):
-      raise FileError(f'{file}: expected a JSON object')
-    configs[name] = config
-  return configs
