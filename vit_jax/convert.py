@@ -16,6 +16,7 @@ def define_flags() -> None:
                       "ends in .npz, else 'huggingface'.")
   flags.DEFINE_bool('approximate', False, "Accept that the format's own code uses another GELU form or LayerNorm "
                     'epsilon than the model, so that outputs differ slightly.')
+  flags.DEFINE_string('dtype', None, "'float32', 'float16' or 'bfloat16'; by default that of SOURCE.")
   flags.DEFINE_bool('strict', True, 'Treat missing, unused and non-finite arrays as errors.')
   flags.DEFINE_bool('ema', False, 'For a run directory: take the EMA of the parameters.')
   flags.DEFINE_multi_integer('image_size', None, 'What the model was trained at, for files that do not say it; twice '
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
   values = flags.FLAGS
   image_size = values.image_size and tuple((values.image_size * 2)[:2])
   lines = cli.call(lambda: convert(argv[1], argv[2], format=values.to, approximate=values.approximate,
-                                   strict=values.strict, ema=values.ema, image_size=image_size))
+                                   strict=values.strict, ema=values.ema, image_size=image_size, dtype=values.dtype))
   print('\n'.join(lines))
 
 

@@ -6,7 +6,7 @@ from vit_jax.pretrained.save import save
 
 
 def convert(source: PathLike, destination: PathLike, *, format: str | None = None, approximate: bool = False,
-            strict: bool = True, ema: bool = False, image_size: ImageSize = None) -> list[str]:
+            strict: bool = True, ema: bool = False, image_size: ImageSize = None, dtype: str | None = None) -> list[str]:
   """Read weights and write them in another format.
 
   Args:
@@ -17,6 +17,7 @@ def convert(source: PathLike, destination: PathLike, *, format: str | None = Non
     strict: whether missing, unused and non-finite arrays are errors.
     ema: for a run directory: whether to take the exponential moving average of the parameters.
     image_size: (rows, columns) in pixels, for files that do not say it.
+    dtype: of the arrays written, see `save.save`; None: as in the source.
 
   Returns:
     Messages about what was assumed, changed, not stored and written.
@@ -26,6 +27,6 @@ def convert(source: PathLike, destination: PathLike, *, format: str | None = Non
     FileError: nothing to read, or the destination exists already.
   """
   weights = read(source, image_size=image_size, strict=strict, ema=ema)
-  paths, lines = save(weights, destination, format, approximate)
+  paths, lines = save(weights, destination, format, approximate, dtype)
   read_lines = [f'read: {line}' for line in (*weights.notes, *weights.problems)]
   return [*read_lines, *lines, *(f'wrote {path}' for path in paths)]

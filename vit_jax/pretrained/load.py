@@ -1,5 +1,6 @@
 """`load(source)`: a model ready to use, from a file, a directory, a run directory or a name of public weights."""
 from collections.abc import Mapping
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -134,7 +135,7 @@ def _read(tensors: Tensors, configs: dict[str, dict[str, Any]], image_size: Imag
   """Read a file in the format that its names belong to; every error names the file."""
   form = registry.recognize(tensors, configs)
   try:
-    return form.read(tensors, configs, image_size)
+    return dataclasses.replace(form.read(tensors, configs, image_size), dtypes=tensors.dtypes)
   except ValueError as error:
     if str(error).startswith(tensors.path):
       raise

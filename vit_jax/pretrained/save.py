@@ -14,6 +14,7 @@ from vit_jax.base.choices import choose
 from vit_jax.base.errors import ExistingFileError, UserError
 from vit_jax.models.base import Model
 from vit_jax.pretrained.files import npz
+from vit_jax.pretrained.formats import dtypes
 from vit_jax.pretrained.formats.base import Written
 from vit_jax.pretrained.formats.registry import FORMATS
 from vit_jax.pretrained.formats.weights import Weights
@@ -21,7 +22,7 @@ from vit_jax.pretrained.load import to_weights
 
 
 def save(model: Model | Weights, destination: files.PathLike, format: str | None = None,
-         approximate: bool = False) -> tuple[list[pathlib.Path], list[str]]:
+         approximate: bool = False, dtype: str | None = None) -> tuple[list[pathlib.Path], list[str]]:
   """Write a model, loaded or trained, or its weights, to a new file or directory.
 
   Args:
@@ -30,6 +31,8 @@ def save(model: Model | Weights, destination: files.PathLike, format: str | None
       `.safetensors` file that gets its config.json beside it.
     format: a name of `registry.FORMATS`; None: 'google' for an `.npz` file, else 'huggingface'.
     approximate: whether to accept that the format's own code uses another GELU or LayerNorm epsilon than the model.
+    dtype: of the arrays, a name of `dtypes.DTYPES`; None: that of the file that weights were read from, wherever it
+      keeps every value, else float32. A model, which may have been trained, is written as float32.
 
   Returns:
     (paths written, messages about what was changed to fit the format or is not stored).
@@ -46,7 +49,7 @@ def save(model: Model | Weights, destination: files.PathLike, format: str | None
     raise UserError(f'{destination}: expected a file name that ends in .npz for the {form.name} format')
   if form.suffix != '.npz' and path.suffix == '.npz':
     raise UserError(f'{destination}: expected a directory or a .safetensors file for the {form.name} format')
-  written = form.write(weights, approximate)
+  written, dtype_notes = dtypes.stored(form.write(weights, approximate), weights, form.name, dtype)
   is_file = path.suffix in ('.npz', '.safetensors')
   folder, name = (path.parent, path.name) if is_file else (path, 'model.safetensors')
   targets = [folder / name, *(folder / config for config in written.configs)]
@@ -61,7 +64,8 @@ def save(model: Model | Weights, destination: files.PathLike, format: str | None
       for file, write in writers.items():
         write(aside / file)
   notes = weights.notes if weights.source == 'model' else ()
-  return targets, [*notes, *written.weights.notes[len(weights.notes):], *_not_stored(weights, form.suffix)]
+  changes = written.weights.notes[len(weights.notes):]
+  return targets, [*notes, *changes, *dtype_notes, *_not_stored(weights, form.suffix)]
 
 
 def _writers(name: str, written: Written) -> dict[str, Callable[[pathlib.Path], object]]:

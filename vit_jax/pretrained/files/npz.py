@@ -6,6 +6,7 @@ import pathlib
 import struct
 import zipfile
 
+import ml_dtypes
 import numpy as np
 
 from vit_jax.base.errors import UserError
@@ -14,6 +15,7 @@ from vit_jax.pretrained.files import tensors as tensors_lib
 # Weights hardly compress, so a file that claims to hold far more than its own size is a zip bomb.
 MAX_RATIO, SLACK = 16, 64 << 20
 MAX_DIRECTORY = 16 << 20
+BFLOAT16 = np.dtype('V2')  # how NumPy stores it: two bytes without a meaning
 _READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -27,9 +29,11 @@ def open_tensors(path: pathlib.Path) -> Iterator[tensors_lib.Tensors]:
     members = {entry.filename.removesuffix('.npy'): entry for entry in entries}
     if len(members) < len(entries):
       raise UserError('two arrays have the same name')
-    shapes = {name: _checked_shape(archive, name, entry) for name, entry in members.items()}
+    headers = {name: _checked_header(archive, name, entry) for name, entry in members.items()}
     fetch = lambda name: tensors_lib.guarded(path, name, lambda: _read(archive, members[name]))
-    yield tensors_lib.Tensors(path, shapes, fetch)
+    shapes = {name: shape for name, (shape, _) in headers.items()}
+    dtypes = {name: 'bfloat16' if dtype == BFLOAT16 else dtype.name for name, (_, dtype) in headers.items()}
+    yield tensors_lib.Tensors(path, shapes, dtypes, fetch)
 
 
 def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
@@ -38,7 +42,9 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> Non
     for name, array in arrays.items():
       # ZipInfo has a fixed date: the same weights give the same bytes.
       with archive.open(zipfile.ZipInfo(name + '.npy'), 'w', force_zip64=True) as file:
-        np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+        array = np.ascontiguousarray(array)
+        array = array.view(BFLOAT16) if array.dtype == ml_dtypes.bfloat16 else array
+        np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
@@ -78,7 +84,8 @@ def _check_entries(entries: list[zipfile.ZipInfo], file_size: int) -> None:
       raise UserError(f'{entry.filename} is not an array; expected names that end in .npy')
 
 
-def _checked_shape(archive: zipfile.ZipFile, name: str, entry: zipfile.ZipInfo) -> tensors_lib.Shape:
+def _checked_header(archive: zipfile.ZipFile, name: str,
+                    entry: zipfile.ZipInfo) -> tuple[tensors_lib.Shape, np.dtype]:
   with archive.open(entry) as file:
     version = np.lib.format.read_magic(file)
     read_header = _READ_HEADER.get(version)
@@ -92,4 +99,4 @@ def _checked_shape(archive: zipfile.ZipFile, name: str, entry: zipfile.ZipInfo) 
     raise UserError(f'{name} has the impossible shape {shape}')
   if start + tensors_lib.count(shape) * dtype.itemsize != entry.file_size:
     raise UserError(f'{name} declares {dtype} of shape {shape}, which does not match its {entry.file_size:,} bytes')
-  return tuple(shape)
+  return tuple(shape), dtype

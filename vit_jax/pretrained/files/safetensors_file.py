@@ -16,15 +16,18 @@ from vit_jax.base.errors import UserError
 from vit_jax.pretrained.files import tensors as tensors_lib
 
 MAX_HEADER = 16 << 20
-# Bytes per element. Only float arrays are read; arrays of the others may be in a file, unused.
-ITEM_SIZES = dict(F64=8, F32=4, F16=2, BF16=2, I64=8, I32=4, I16=2, I8=1, U64=8, U32=4, U16=2, U8=1, BOOL=1)
+# Only float arrays are read; arrays of the others may be in a file, unused.
+DTYPES = dict(F64='float64', F32='float32', F16='float16', BF16='bfloat16', I64='int64', I32='int32', I16='int16',
+              I8='int8', U64='uint64', U32='uint32', U16='uint16', U8='uint8', BOOL='bool')
 
 
 @contextlib.contextmanager
 def open_tensors(path: pathlib.Path) -> Iterator[tensors_lib.Tensors]:
   """Open a file as `Tensors`: the header is checked at once, arrays are copied out on demand."""
   fetch = lambda name: tensors_lib.guarded(path, name, lambda: _read(path, name))
-  yield tensors_lib.Tensors(path, _checked_header(path), fetch)
+  header = _checked_header(path)
+  shapes = {name: tuple(entry['shape']) for name, entry in header.items()}
+  yield tensors_lib.Tensors(path, shapes, {name: DTYPES[entry['dtype']] for name, entry in header.items()}, fetch)
 
 
 def _read(path: pathlib.Path, name: str) -> np.ndarray:
@@ -33,8 +36,8 @@ def _read(path: pathlib.Path, name: str) -> np.ndarray:
     return file.get_tensor(name)
 
 
-def _checked_header(path: pathlib.Path) -> dict[str, tensors_lib.Shape]:
-  """Return {name: shape} of a file whose header agrees with the file's size."""
+def _checked_header(path: pathlib.Path) -> dict[str, Any]:
+  """Return {name: {dtype, shape, data_offsets}} of a file whose header agrees with the file's size."""
   size = path.stat().st_size
   with open(path, 'rb') as file:
     length = struct.unpack('<Q', file.read(8))[0]
@@ -52,7 +55,7 @@ def _checked_header(path: pathlib.Path) -> dict[str, tensors_lib.Shape]:
     position = end
   if position != size - 8 - length:
     raise UserError(f'its arrays take {position:,} bytes but the file has {size - 8 - length:,}; is it truncated?')
-  return {name: tuple(entry['shape']) for name, entry in header.items()}
+  return header
 
 
 def _checked_span(name: str, entry: Any) -> tuple[int, int, str]:
@@ -60,13 +63,13 @@ def _checked_span(name: str, entry: Any) -> tuple[int, int, str]:
   if not isinstance(entry, dict) or set(entry) != {'dtype', 'shape', 'data_offsets'}:
     raise UserError(f'the header of {name} is not {{dtype, shape, data_offsets}}')
   dtype, shape, offsets = entry['dtype'], entry['shape'], entry['data_offsets']
-  if dtype not in tuple(ITEM_SIZES):
-    raise UserError(f'{name} has the unknown dtype {str(dtype)[:40]!r}; expected one of {sorted(ITEM_SIZES)}')
+  if dtype not in tuple(DTYPES):
+    raise UserError(f'{name} has the unknown dtype {str(dtype)[:40]!r}; expected one of {sorted(DTYPES)}')
   if not _are_naturals(shape) or len(shape) > tensors_lib.MAX_RANK:
     raise UserError(f'{name} has the impossible shape {str(shape)[:80]}')
   if not _are_naturals(offsets) or len(offsets) != 2:
     raise UserError(f'{name} has the impossible data_offsets {str(offsets)[:80]}')
-  if offsets[1] - offsets[0] != tensors_lib.count(shape) * ITEM_SIZES[dtype]:
+  if offsets[1] - offsets[0] != tensors_lib.count(shape) * np.dtype(DTYPES[dtype]).itemsize:
     raise UserError(f'{name}, {dtype} of shape {shape}, does not match its data_offsets {offsets}')
   return offsets[0], offsets[1], name
 

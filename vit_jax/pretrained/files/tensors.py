@@ -21,14 +21,16 @@ class Tensors:
   Args:
     path: of the file, for messages.
     shapes: {name: shape} as declared in the file, already checked.
+    dtypes: {name: dtype} as declared, such as 'bfloat16', for the same names.
     fetch: reads the array of a name from the file, of any float dtype.
 
   Attributes:
     problems: messages about arrays that were read but hold values that are not finite.
   """
 
-  def __init__(self, path: str | os.PathLike[str], shapes: Mapping[str, Shape], fetch: Callable[[str], np.ndarray]):
-    self.path, self.shapes = str(path), dict(shapes)
+  def __init__(self, path: str | os.PathLike[str], shapes: Mapping[str, Shape], dtypes: Mapping[str, str],
+               fetch: Callable[[str], np.ndarray]):
+    self.path, self.shapes, self.dtypes = str(path), dict(shapes), dict(dtypes)
     self.problems: list[str] = []
     self._fetch = fetch
     self._used: set[str] = set()
@@ -47,7 +49,8 @@ class Tensors:
     if len(names) < sum(new_name(old) is not None for old in self.shapes):
       raise self.error('two arrays have names that mean the same parameter')
     shapes = {new: self.shapes[old] for new, old in names.items()}
-    renamed = Tensors(self.path, shapes, lambda new: self._fetch(names[new]))
+    dtypes = {new: self.dtypes[old] for new, old in names.items()}
+    renamed = Tensors(self.path, shapes, dtypes, lambda new: self._fetch(names[new]))
     renamed.problems = self.problems
     return renamed
 

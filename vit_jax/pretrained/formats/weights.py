@@ -31,6 +31,7 @@ class Weights:
     resize_method: how the code that they come from resizes position embeddings, a name of `resize.METHODS`.
     notes: messages about what the file did not say and was assumed.
     problems: messages about arrays that were missing, unused or not finite; strict loading refuses them.
+    dtypes: {name: dtype} of the arrays in the file; `params` are float32 whatever it had.
   """
   config: Any
   params: Params
@@ -41,6 +42,7 @@ class Weights:
   resize_method: str = 'bilinear'
   notes: tuple[str, ...] = ()
   problems: tuple[str, ...] = ()
+  dtypes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def read_config(fields: Mapping[str, Any]) -> Any:
