@@ -205,19 +205,22 @@ class MlpBlock(nnx.Module):
 
 def gelu_tanh(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
   """Return the tanh approximation of GELU: official and big_vision weights."""
-  return _gelu(x, True)
+  return _gelu(True, on_gpu())(x)
 
 
 def gelu_exact(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
   """Return GELU by the error function: timm and Hugging Face weights."""
-  return _gelu(x, False)
+  return _gelu(False, on_gpu())(x)
 
 
-def _gelu(x: Array, approximate: bool) -> Array:
-  apply = lambda x: jax.nn.gelu(x.astype(jnp.float32), approximate=approximate).astype(x.dtype)
-  # Keep only x for the gradient, nothing in float32. The barriers of `prevent_cse` cost TPUs 6 %; without them XLA keeps
-  # a float32 tanh on GPUs.
-  return jax.checkpoint(apply, prevent_cse=on_gpu())(x)
+@functools.cache  # one function per form, so that jax recognizes it and compiles eager calls once
+def _gelu(approximate: bool, prevent_cse: bool) -> Callable[[Array], Array]:
+  """Return a GELU that keeps only its input for the gradient, nothing in float32.
+
+  The barriers of `prevent_cse` cost TPUs 6 %; without them XLA keeps a float32 tanh on GPUs.
+  """
+  return jax.checkpoint(lambda x: jax.nn.gelu(x.astype(jnp.float32), approximate=approximate).astype(x.dtype),
+                        prevent_cse=prevent_cse)
 
 
 # The checkpoint name of what `affine` returns, for rematerialization policies.
