@@ -24,7 +24,7 @@ TEST = [
 
 
 class BuildWithRecipes(build_py):
-  """Copy the recipes of `configs/` into the package as `vit_jax.configs`; nothing is installed as a top-level `configs`.
+  """Copy the recipes of `configs/` into the package as `vit_jax.configs`; there is no top-level package `configs`.
 
   A mapping in `package_dir` would do that too, but with it an editable install is found only after the folders of the
   working directory: where a clone named vit_jax is, `import vit_jax` would find that folder instead of the package.

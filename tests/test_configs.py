@@ -169,7 +169,8 @@ def test_augreg_presets(preset, layers, magnitude, alpha):
   assert config.mix.mixup == alpha
 
 
-# AugReg, sections 3.4 and 3.5; big_vision's vit_i1k.py and vit_i21k.py: data, loss, head bias, hidden layer of the head.
+# AugReg, sections 3.4 and 3.5; big_vision's vit_i1k.py and vit_i21k.py: data, loss, head bias, hidden layer of the
+# head.
 @pytest.mark.parametrize('data, classes, bias, hidden', [('imagenet', 1000, -6.9, True), ('imagenet21k', 21_843, -10.0, False)])
 def test_augreg(data, classes, bias, hidden, no_data):
   parts = build(recipe('augreg', f'b16,{data}'))

@@ -1,7 +1,7 @@
 """Train a model: `python -m vit_jax.main --config=configs/digits.py --workdir=runs/digits`.
 
-Run the same command again to resume. Any key of the config can be set on the command line: `--config.optim.peak_lr=3e-4`.
-If the run has several processes, each runs this same command.
+Run the same command again to resume. Any key of the config can be set on the command line:
+`--config.optim.peak_lr=3e-4`. If the run has several processes, each runs this same command.
 """
 from absl import flags
 

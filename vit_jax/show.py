@@ -1,8 +1,8 @@
 """Draw what the model will see: `python -m vit_jax.show --config=configs/digits.py --output=sheet.png`.
 
-The sheet has a row per example, spread evenly over the training split: on the left as evaluation sees it, then as training
-does in consecutive epochs, augmented and mixed as the config says, with the classes and their weights below. Nothing is
-trained.
+The sheet has a row per example, spread evenly over the training split: on the left as evaluation sees it, then as
+training does in consecutive epochs, augmented and mixed as the config says, with the classes and their weights below.
+Nothing is trained.
 
 With --operations and two photos as arguments, it shows every operation at several strengths instead.
 """

@@ -88,8 +88,9 @@ def run(values: Any) -> None:
   """Compare the losses, then measure row after row; write the table after each."""
   started = time.monotonic()
   end = started + 60 * values.minutes
-  flags_of_ours = dict(XLA_FLAGS=values.xla_flags) if values.xla_flags else {}
-  variants = {name: throughput.Entry('vit_jax', sys.executable, {**changes, **json.loads(values.changes)}, flags_of_ours)
+  environment = dict(XLA_FLAGS=values.xla_flags) if values.xla_flags else {}
+  common = json.loads(values.changes)
+  variants = {name: throughput.Entry('vit_jax', changes={**changes, **common}, environment=environment)
               for name, changes in VARIANTS.items() if name in values.variants}
   entries = {**variants, **throughput.find_peers(['timm'], values.peer_python)}
   log = lambda text: print(f'{time.monotonic() - started:4.0f} s  {text}', file=sys.stderr, flush=True)

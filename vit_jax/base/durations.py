@@ -39,7 +39,8 @@ class Duration:
     if not found or unit not in cls.UNITS:
       more = " or '10 minutes'" if 'minute' in cls.UNITS else ''
       hint = f'{text!r}; write \'{text} steps\'' if type(text) is int else repr(text)
-      raise UserError(f"{key}: expected a duration such as '1_000 steps', '90 epochs', '5e6 examples'{more}, got {hint}")
+      raise UserError(f"{key}: expected a duration such as '1_000 steps', '90 epochs', '5e6 examples'{more}, "
+                      f'got {hint}')
     number = float(found[1].replace('_', ''))
     if not math.isfinite(number):
       raise UserError(f'{key}: {text!r} is too large for a number')

@@ -1,7 +1,7 @@
 """Config sections: frozen dataclasses read from, and written to, plain dictionaries.
 
-A section is a frozen dataclass whose fields are the config keys: their types and defaults are checked here, their values in
-the dataclass's own `__post_init__`.  Three kinds of field differ from the plain ones:
+A section is a frozen dataclass whose fields are the config keys: their types and defaults are checked here, their
+values in the dataclass's own `__post_init__`.  Three kinds of field differ from the plain ones:
 
   remat: str | None = off('none')      # 'none' in a recipe becomes None: "off" has one spelling inside
   width: int = derived()               # None: `__post_init__` derives it from other fields

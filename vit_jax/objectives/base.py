@@ -16,7 +16,8 @@ class Outcome(NamedTuple):
   Attributes:
     losses: (B,) float32, one per example; the step minimizes their mean.
     metrics: {name: (sum, count)} of whatever else is worth logging; `loss` and `grad_norm` are the step's own.
-    means: tree of means over the examples of the batch, for `Objective.update`; averaged over micro-batches and devices.
+    means: tree of means over the examples of the batch, for `Objective.update`; averaged over micro-batches and
+      devices.
   """
   losses: jax.Array
   metrics: dict[str, Metric]
@@ -52,8 +53,8 @@ class Objective(Protocol):
       model: images → logits.
       own: the objective's parameters, from `init` or trained since.
       averages: its running averages, constant during a step.
-      batch: `image` (B, rows, columns, channels) float32, normalized; `label`, `id`; in evaluation also `mask` (B,) bool,
-        False for padding.
+      batch: `image` (B, rows, columns, channels) float32, normalized; `label`, `id`; in evaluation also `mask` (B,)
+        bool, False for padding.
       keys: (B,) PRNG keys, one per example, in training; None in evaluation.
     """
     ...

@@ -1,7 +1,8 @@
 """Mixup and CutMix: pairs of images and their labels, mixed on the device.
 
-An example's partner is its neighbor, 2i and 2i + 1 of the global batch. The stream is shuffled globally, so the partner is
-a random one, and it is on the same device: nothing is communicated, and the pairs do not depend on the number of devices.
+An example's partner is its neighbor, 2i and 2i + 1 of the global batch. The stream is shuffled globally, so the partner
+is a random one, and it is on the same device: nothing is communicated, and the pairs do not depend on the number of
+devices.
 """
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -84,9 +85,9 @@ def check_pairs(batch_size: int, num_shards: int, num_micro_batches: int) -> Non
   if held % 2 == 0:
     return
   fix = f'train.micro_batch={2 * held}' if per_shard % 2 == 0 else f'data.batch_size={batch_size + num_shards}'
-  raise UserError(f'mix: pairs neighbors, so each of the {num_shards} shards of data.batch_size={batch_size} (one per device '
-                  'or, on a mesh, per parallel.tensor devices) needs an even number of images per micro-batch; got '
-                  f'{held} of {per_shard}. The nearest that fits: --config.{fix}')
+  raise UserError(f'mix: pairs neighbors, so each of the {num_shards} shards of data.batch_size={batch_size} (one per '
+                  'device or, on a mesh, per parallel.tensor devices) needs an even number of images per micro-batch; '
+                  f'got {held} of {per_shard}. The nearest that fits: --config.{fix}')
 
 
 def _beta(key: jax.Array, alpha: float) -> jax.Array:

@@ -59,7 +59,8 @@ class Classification:
                       "use objective.loss='sigmoid'")
     weights = config.class_weights
     if weights is not None and len(weights) != info.num_classes:
-      raise UserError(f'objective.class_weights: expected {info.num_classes} numbers, one per class, got {len(weights)}')
+      raise UserError(f'objective.class_weights: expected {info.num_classes} numbers, one per class, '
+                      f'got {len(weights)}')
     self.config = config
     self._loss = losses.LOSSES[config.loss]
 

@@ -96,7 +96,7 @@ def build(recipe: Recipe | RunConfig) -> Parts:
 
 
 def make_strategy(config: RunConfig, devices: Sequence[Any] | None = None) -> Strategy:
-  """Return the strategy of a config for `devices` (None: those that jax finds), having checked that the batch divides."""
+  """Return the strategy of a config for `devices` (None: those that jax finds); check that the batch divides."""
   strategy = strategy_lib.build(config.parallel, devices)
   strategy.num_micro_batches(config.data.batch_size, config.train.micro_batch)  # an error here, before data is opened
   return strategy

@@ -1,7 +1,7 @@
 """What the commands share: flags, start-up, and errors.
 
-A user's mistake is a message and exit status 1; a defect is a traceback. Importing this module is quick: jax is imported
-only after the flags are parsed, so that --help does not wait for it.
+A user's mistake is a message and exit status 1; a defect is a traceback. Importing this module is quick: jax is
+imported only after the flags are parsed, so that --help does not wait for it.
 """
 from collections.abc import Callable
 import re
@@ -56,7 +56,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
   except flags.Error as error:
     found = re.fullmatch(r'flag --(?:config\.)?([\w.]+)=.*?: (.*)', str(error), flags=re.DOTALL)
     missing = re.search(r'Flag (--\w+) must have a value', str(error))
-    message = f'{missing[1]}: missing; --help lists the flags' if missing else ': '.join(found.groups()) if found else error
+    if missing:
+      message = f'{missing[1]}: missing; --help lists the flags'
+    else:
+      message = ': '.join(found.groups()) if found else error
     print(f'error: {message}', file=sys.stderr)
     sys.exit(EXIT_ERROR)
 

@@ -101,7 +101,8 @@ class RunConfig:
 # Sections whose dataclass depends on a key `kind`, with the kind that a recipe without one means.
 _KINDS = {'model': (MODELS, 'vit'), 'objective': (OBJECTIVES, 'classification')}
 
-SECTIONS = ('data', 'train', 'model', 'objective', 'optim', 'mix', 'normalization', 'transfer', 'checkpoint', 'parallel')
+SECTIONS = ('data', 'train', 'model', 'objective', 'optim', 'mix', 'normalization', 'transfer', 'checkpoint',
+            'parallel')
 
 # These change where a run runs and what it prints, not what it computes: they may differ when it is resumed.
 MAY_CHANGE_ON_RESUME = ('platform', 'data.data_dir', 'data.cache', 'data.threads', 'data.workers', 'train.log_every',
@@ -146,7 +147,8 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
   """Return a recipe, a ConfigDict or a mapping, as a dict of dicts."""
   if isinstance(recipe, (ml_collections.ConfigDict, ml_collections.FrozenConfigDict)):
     return recipe.to_dict()
-  return {key: value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value for key, value in recipe.items()}
+  return {key: value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value
+          for key, value in recipe.items()}
 
 
 def difference(theirs: Mapping[str, Any], ours: Mapping[str, Any], may_differ: Iterable[str]) -> str:

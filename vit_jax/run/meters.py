@@ -94,9 +94,10 @@ class InputStallMonitor:
     if waited <= _TOLERATED_WAIT or step < self._next:
       return None
     self._next = step + self._every
-    return (f'Training waited for input {waited:.0%} of the time. Try: data.cache=True, if the decoded images fit in memory; '
-            'more data.threads, up to the number of cores; data.workers, if threads leave cores idle; a copy in ArrayRecord '
-            'format instead of many small files; smaller stored images or a lighter data.train_transform.')
+    return (f'Training waited for input {waited:.0%} of the time. Try: data.cache=True, if the decoded images fit '
+            'in memory; more data.threads, up to the number of cores; data.workers, if threads leave cores idle; a '
+            'copy in ArrayRecord format instead of many small files; smaller stored images or a lighter '
+            'data.train_transform.')
 
 
 def check_finite(metrics: Metrics, step: int, saved: int | None) -> None:

@@ -12,7 +12,7 @@ from vit_jax.distributed import jax_internals
 
 
 class StopRequest:
-  """Context manager that records SIGINT and SIGTERM, so that the loop can save first; a second SIGINT interrupts at once.
+  """Context manager that records SIGINT and SIGTERM, so that the loop can save first; a second SIGINT ends at once.
 
   Before `arm` there is nothing to save: a SIGINT is recorded for later, a SIGTERM ends the process at once, even while
   the main thread is inside the compiler, which may take minutes and lets no Python handler run. If there are several

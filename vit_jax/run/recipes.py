@@ -23,8 +23,8 @@ def find(path_or_name: str) -> str:
   """Return the path of a recipe, followed by its argument if it has one.
 
   Args:
-    path_or_name: a file such as `configs/vit.py`, or else the name of a recipe that vit_jax brings, such as `vit`; either
-      may be followed by an argument for its `get_config`: `vit:l16,imagenet21k`.
+    path_or_name: a file such as `configs/vit.py`, or else the name of a recipe that vit_jax brings, such as `vit`;
+      either may be followed by an argument for its `get_config`: `vit:l16,imagenet21k`.
 
   Returns:
     'PATH' or 'PATH:ARGUMENT', the path absolute.

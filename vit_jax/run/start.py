@@ -101,9 +101,11 @@ def greeting(parts: Parts, run_dir: object, at: LoopState) -> str:
   devices, config = jax.devices(), parts.config
   per_device = config.data.batch_size // parts.strategy.num_shards
   return '\n'.join([
-      f'devices     {len(devices)} × {devices[0].device_kind} ({devices[0].platform}), {jax.process_count()} process(es)',
+      f'devices     {len(devices)} × {devices[0].device_kind} ({devices[0].platform}), '
+      f'{jax.process_count()} process(es)',
       f'strategy    {parts.strategy}',
-      f'batch       {config.data.batch_size} global, {per_device} per device, in {parts.num_micro_batches} micro-batch(es)',
+      f'batch       {config.data.batch_size} global, {per_device} per device, in {parts.num_micro_batches} '
+      'micro-batch(es)',
       f'data        {config.data.name} {config.data.train_split}: {len(parts.data.source):,} examples, '
       f'{parts.data.source.num_classes} classes',
       f'input       {parts.data.describe_loading()}',

@@ -71,7 +71,8 @@ class Writer:
     """Show loss, learning rate, images per second, share of time spent waiting for input, and ETA."""
     if not self._active:
       return
-    shown = {name: format(values[f'train/{name}'], form) for name, (form, _) in _SHOWN.items() if f'train/{name}' in values}
+    shown = {name: format(values[f'train/{name}'], form) for name, (form, _) in _SHOWN.items()
+             if f'train/{name}' in values}
     if self._bar is not None:
       self._bar.set_postfix({_SHOWN[name][1]: value for name, value in shown.items()}, refresh=False)
       return

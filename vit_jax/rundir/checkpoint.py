@@ -145,7 +145,8 @@ def open_to_read(directory: epath.Path) -> ocp.CheckpointManager:
   before = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)  # Orbax warns of every option that follows from read_only
   try:
-    return ocp.CheckpointManager(directory, item_handlers=_handlers(), options=ocp.CheckpointManagerOptions(read_only=True))
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    return ocp.CheckpointManager(directory, item_handlers=_handlers(), options=options)
   finally:
     logging.set_verbosity(before)
 

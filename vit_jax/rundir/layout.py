@@ -68,8 +68,8 @@ class RunDir:
     try:
       config = json.loads(self.config_path.read_text())
     except FileNotFoundError as error:
-      raise MissingFileError(f'workdir: {self} is not the directory of a run: there is no {self.config_path.name}. Give the '
-                             '--workdir of a training run') from error
+      raise MissingFileError(f'workdir: {self} is not the directory of a run: there is no {self.config_path.name}. '
+                             'Give the --workdir of a training run') from error
     except ValueError as error:
       raise self._damaged(str(error)) from error
     if not isinstance(config, dict):
@@ -86,8 +86,8 @@ class RunDir:
     try:
       files.write(self.config_path, text, 'the config')
     except FileError as error:
-      raise FileError(f'workdir: cannot write {self.config_path}: {error.__cause__ or error}. Choose another --workdir, or '
-                      'make room') from error
+      raise FileError(f'workdir: cannot write {self.config_path}: {error.__cause__ or error}. Choose another '
+                      '--workdir, or make room') from error
 
   def read_metrics(self) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (line, what it says) of the metrics file, skipping an incomplete last line."""
@@ -98,8 +98,9 @@ class RunDir:
 
   def metrics_at(self, step: int) -> dict[str, Any]:
     """Return all that the run logged at a step, {name: value}."""
-    return {name: value for _, values in self.read_metrics() if values['step'] == step for name, value in values.items()}
+    lines = [values for _, values in self.read_metrics() if values['step'] == step]
+    return {name: value for values in lines for name, value in values.items()}
 
   def _damaged(self, why: str) -> UserError:
-    return UserError(f'{self.config_path}: damaged: {why}. Every checkpoint holds a copy: write the value of "config" in '
-                     f'{self.checkpoints_path.name}/STEP/run/metadata to this file')
+    return UserError(f'{self.config_path}: damaged: {why}. Every checkpoint holds a copy: write the value of "config" '
+                     f'in {self.checkpoints_path.name}/STEP/run/metadata to this file')

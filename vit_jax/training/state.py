@@ -16,7 +16,8 @@ class TrainState:
 
   Attributes:
     step: () int32, optimizer steps taken.
-    params: tree of float32 parameters: the model's in their natural shapes and, if any, the objective's under OBJECTIVE.
+    params: tree of float32 parameters: the model's in their natural shapes and, if any, the objective's under
+      OBJECTIVE.
     opt_state: optax state.
     ema: exponential moving average of the parameters, or None.
     seen: () uint32, a hash of all examples seen and of their order from step to step.

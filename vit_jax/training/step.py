@@ -85,8 +85,8 @@ def make_train_step(model: StepModel, objective: Objective, optimizer: Optimizer
     ema_decay: decay of the moving average per step, or None.
 
   Returns:
-    step(state, batch) → (state, {metric: (sum, count)}); batch has image (B, rows, columns, channels) uint8, label and id
-    (B,) int32, and rng (B,) uint32.
+    step(state, batch) → (state, {metric: (sum, count)}); batch has image (B, rows, columns, channels) uint8, label and
+    id (B,) int32, and rng (B,) uint32.
   """
 
   def mean_loss(params: Any, averages: Any, batch: Mapping[str, jax.Array], keys: jax.Array) -> tuple[jax.Array, Any]:

@@ -29,8 +29,9 @@ class DataConfig:
       once before the run and leaves such images out, with a warning that names them.
     workers: processes that decode and augment instead of threads; 0 uses threads. Threads share Python's lock for about
       40 microseconds per image, so a host with more than about 20 cores needs workers; with fewer, threads are a little
-      faster. A worker takes 65 MiB of memory over files, 85 MiB over a TFDS dataset (measured on Linux, x86-64), plus the
-      pixels of 16 examples and the source's list of files. Arrays of npz:PATH stay in this process and need threads.
+      faster. A worker takes 65 MiB of memory over files, 85 MiB over a TFDS dataset (measured on Linux, x86-64), plus
+      the pixels of 16 examples and the source's list of files. Arrays of npz:PATH stay in this process and need
+      threads.
     repeats: how often each example is in its batch, augmented differently each time; divides batch_size.
     exclude: exclusion list written by `python -m vit_jax.audit`: records that training leaves out. Evaluation, also on
       the training split, sees all records, so that its metrics stay comparable.

@@ -34,7 +34,8 @@ class Dataset:
   def __init__(self, config: DataConfig, seed: int, process_index: int = 0, process_count: int = 1):
     self.config, self.image_size = config, config.image_size
     self._seed, self._process_index, self._process_count = seed, process_index, process_count
-    self._open = functools.cache(self._open_split)  # evaluators may share a split, and a search for corrupt images is slow
+    # Evaluators may share a split, and a search for corrupt images is slow.
+    self._open = functools.cache(self._open_split)
     self.source = self._open(config.train_split, config.exclude)
     self._train_loader: Loader | None = None
 

@@ -1,7 +1,7 @@
 """The loader: batches made ahead of their use, with a position that a resumed run returns to.
 
-`train_batches` and `eval_batches` build one. An order decides which examples a batch holds, an example maker makes them,
-and a pool of threads or worker processes does that ahead of use, in chunks of a few examples.
+`train_batches` and `eval_batches` build one. An order decides which examples a batch holds, an example maker makes
+them, and a pool of threads or worker processes does that ahead of use, in chunks of a few examples.
 """
 import collections
 from concurrent import futures
@@ -136,8 +136,9 @@ def eval_batches(source: Source, *, batch_size: int, image_size: tuple[int, int]
                  process_count: int = 1) -> Loader:
   """Return one pass over a split in stored order; every example comes exactly once over all processes.
 
-  All processes get the same number of batches, ceil(len(source) / batch_size), of the same shapes. The last batch is filled
-  up with zeros, which `mask` marks. Each `iter()` is a fresh pass with the same values, even if the transform is random.
+  All processes get the same number of batches, ceil(len(source) / batch_size), of the same shapes. The last batch is
+  filled up with zeros, which `mask` marks. Each `iter()` is a fresh pass with the same values, even if the transform is
+  random.
 
   Args, Returns, Raises: see `train_batches`.
   """

@@ -4,8 +4,8 @@ Examples, order and random bits depend on the seed, the epoch and the example on
 threads or workers: process p of n holds the p-th of n equal, contiguous shards of every global batch. A batch is found
 from its number alone, so a resumed run replays nothing.
 
-All of it is 64-bit arithmetic instead of a generator of NumPy, which may change with NumPy's version: a run resumed years
-later continues in the same order.
+All of it is 64-bit arithmetic instead of a generator of NumPy, which may change with NumPy's version: a run resumed
+years later continues in the same order.
 """
 from typing import Protocol, runtime_checkable
 
@@ -156,8 +156,8 @@ def splitmix64(x: np.ndarray) -> np.ndarray:
 def _local_batch_size(batch_size: int, process_index: int, process_count: int) -> int:
   """Return the number of examples per process."""
   if process_count < 1 or not 0 <= process_index < process_count:
-    raise ValueError(f'expected 0 <= process_index < process_count, got process_index {process_index} and process_count '
-                     f'{process_count}')
+    raise ValueError(f'expected 0 <= process_index < process_count, got process_index {process_index} and '
+                     f'process_count {process_count}')
   if batch_size < 1 or batch_size % process_count:
     nearest = max(1, round(batch_size / process_count)) * process_count
     raise UserError(f'data.batch_size: must be positive and divisible by the number of processes, {process_count}; '

@@ -1,8 +1,8 @@
 """Threads or worker processes that make examples.
 
-Threads decode and resize without Python's lock, so a few of them keep a few cores busy; the work that needs the lock limits
-what one process can do. With workers, each thread passes its examples to its own process, which imports no jax, and
-copies the pixels from memory that both share.
+Threads decode and resize without Python's lock, so a few of them keep a few cores busy; the work that needs the lock
+limits what one process can do. With workers, each thread passes its examples to its own process, which imports no jax,
+and copies the pixels from memory that both share.
 """
 from collections.abc import Callable
 from concurrent import futures

@@ -1,7 +1,7 @@
 """A process that makes examples: `Worker` starts it, `serve` is what it runs.
 
-The process is a fresh interpreter, not a fork: it imports no jax and holds no accelerator. It ends when its standard input
-is closed, so it also ends when its parent is killed.
+The process is a fresh interpreter, not a fork: it imports no jax and holds no accelerator. It ends when its standard
+input is closed, so it also ends when its parent is killed.
 """
 from __future__ import annotations
 
