@@ -1,0 +1,1 @@
+"""BiT ResNets, and the ResNet that is the stem of a hybrid."""
