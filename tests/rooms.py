@@ -48,6 +48,7 @@ ROOMS = (
     Room('data/loading', 3, 'ordered, batched, resumable loading by threads or worker processes'),
     Room('data/audit', 3, 'what is wrong with a dataset'),
     Room('models', 2, 'Flax NNX models: images in, logits out'),
+    Room('models/bit', 2, 'BiT ResNets, and the ResNet below the patches of a hybrid'),
     Room('models/positions', 2, 'where a token is on the grid of patches'),
     Room('data/sources', 2, 'random-access datasets on disk'),
     Room('data/transforms', 2, 'image transforms on uint8 arrays'),

@@ -19,24 +19,27 @@ class ParamTree(Protocol):
   """What others need to know of a model's parameter tree; answered from the config alone, so also on abstract models.
 
   A path names a parameter or a subtree: 'encoder/blocks/mlp/up/kernel', 'head'. Layers are numbered for layer-wise
-  rates: 0 is the stem, 1..num_layers are the blocks, num_layers + 1 is whatever comes after them.
+  rates: 0 is the stem, 1..num_layers are the blocks (the stages of a ResNet), num_layers + 1 is whatever comes after
+  them.
 
   Attributes:
     stacked: subtrees whose leaves are stacked by layer along axis 0, from layer 1 to num_layers.
     renamed: {name in version 0.1: name now} of subtrees, for checkpoints and regular expressions of that time.
     stem: kernel that is applied to the pixels, (rows, columns, channels, features).
+    patch_kernel: kernel that is applied to patches, which `patch_size` resizes; None for a model without patches.
     head_paths: subtrees that give the logits from the representation that `Model.embed` returns.
     hidden_head_paths: subtrees between the pooled tokens and that representation.
   """
   stacked: tuple[str, ...]
   renamed: Mapping[str, str]
   stem: str
+  patch_kernel: str | None
   head_paths: tuple[str, ...]
   hidden_head_paths: tuple[str, ...]
 
   @property
   def num_layers(self) -> int:
-    """Number of blocks."""
+    """Number of blocks, or of stages of a ResNet."""
     ...
 
   @property
@@ -89,7 +92,8 @@ class Model(ParamTree, Protocol):
   """A model of images.
 
   Attributes:
-    Config: frozen dataclass of section `model`.
+    Config: frozen dataclass of section `model`. It has `variant_fields(name)`, the fields that a variant stands for, and
+      `grid`, the (rows, columns) of patches or of places of the last feature map.
     config: one of that class.
   """
   Config: type
@@ -128,11 +132,18 @@ class Model(ParamTree, Protocol):
     ...
 
   def features(self, images: Images, layer: int | None = None) -> Tokens:
-    """Return the tokens after `layer` blocks, 0..num_layers; None: after all of them, normalized."""
+    """Return the tokens after `layer` blocks, 0..num_layers; None: after all of them, normalized.
+
+    A ResNet counts in stages; its tokens are the places of the feature map, row by row.
+    """
     ...
 
   def attention_weights(self, images: Images) -> Float[Array, 'depth batch heads queries keys']:
-    """Return the attention weights of every block and head, float32."""
+    """Return the attention weights of every block and head, float32.
+
+    Raises:
+      UserError: the model has no attention.
+    """
     ...
 
 

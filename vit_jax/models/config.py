@@ -1,11 +1,13 @@
 """Configuration of the Vision Transformer: section `model` of a recipe, and the published sizes."""
 import dataclasses
 import re
+from typing import Any
 
 import numpy as np
 
 from vit_jax.base.errors import UserError
 from vit_jax.base.sections import derived, from_data, off, size
+from vit_jax.models.bit.shape import DEPTHS, ResNetShape, default_stage_widths
 
 DTYPES = ('float32', 'bfloat16', 'float16')
 
@@ -16,13 +18,17 @@ class ViTConfig:
 
   Attributes:
     kind: the row of `models.registry.MODELS`.
-    variant: such as 'B/16': a row of VARIANTS and a patch size; fills in width, depth, heads, mlp_dim and patch_size
-      unless they are given too.
+    variant: such as 'B/16': a row of VARIANTS and a patch size; or a hybrid such as 'R50+B/16', see `variant_fields`.
+      Fills in width, depth, heads, mlp_dim, patch_size and resnet unless they are given too.
     width: features per token.
     depth: number of encoder blocks.
     heads: attention heads per block; divides width.
     mlp_dim: hidden features of the MLP.
-    patch_size: (rows, columns) of a patch in pixels; divides image_size.
+    patch_size: (rows, columns) of a patch in pixels; divides image_size. In a hybrid, of places of the feature map.
+    resnet: units per stage of a ResNet whose last feature map is cut into patches instead of the image (section 3.1,
+      "Hybrid architecture"); () for its root alone, None for no ResNet.
+    resnet_width: features after the ResNet's first convolution.
+    resnet_numerics: whose arithmetic the ResNet has, a row of `bit.shape.NUMERICS`.
     pool: a name of `pooling.POOLS`: class token, mean over the patches, or attention.
     position: a name of `positions.embeddings.POSITIONS`; None or 'none' for no position embedding.
     class_token: whether there is one; None: if `pool` reads it.
@@ -58,6 +64,9 @@ class ViTConfig:
   heads: int = derived()
   mlp_dim: int = derived()
   patch_size: tuple[int, int] = derived()
+  resnet: tuple[int, ...] | None = None
+  resnet_width: int = 64
+  resnet_numerics: str = 'vit'
   pool: str = 'token'
   position: str | None = off('none', default='learned')
   class_token: bool = derived()
@@ -83,13 +92,15 @@ class ViTConfig:
   num_classes: int | None = from_data(1000)
 
   def __post_init__(self):
-    shape = variant_fields(self.variant) if self.variant else {}
+    shape = self.variant_fields(self.variant) if self.variant else {}
     missing = [name for name in _SHAPE if getattr(self, name) is None and name not in shape]
     if missing:
       raise UserError(f"model: missing {missing}; give them, or name a variant such as model.variant='B/16' (sizes "
                       f'{sorted(VARIANTS)})')
     for name in _SHAPE:
       self._set(name, shape[name] if getattr(self, name) is None else getattr(self, name))
+    resnet = shape.get('resnet') if self.resnet is None else self.resnet
+    self._set('resnet', None if resnet is None else tuple(resnet))
     self._set('patch_size', size(self.patch_size, 'model.patch_size'))
     self._set('image_size', size(self.image_size, 'data.image_size'))
     self._set('class_token', self.pool == 'token' if self.class_token is None else self.class_token)
@@ -117,6 +128,27 @@ class ViTConfig:
         raise UserError(f'model.{name}: must be in [0, 1), got {getattr(self, name)}')
     if self.registers < 0:
       raise UserError(f'model.registers: must be at least 0, got {self.registers}')
+    if self.resnet_shape is not None:
+      self.resnet_shape.check('model.resnet_')
+
+  @staticmethod
+  def variant_fields(name: str) -> dict[str, Any]:
+    """Return the fields that a variant stands for; see the function of this name."""
+    return variant_fields(name)
+
+  @property
+  def resnet_shape(self) -> ResNetShape | None:
+    """The ResNet of a hybrid, a v1 as in the authors' code, or None."""
+    if self.resnet is None:
+      return None
+    return ResNetShape(self.resnet, self.resnet_width, default_stage_widths(self.resnet, self.resnet_width),
+                       self.channels, preactivation=False, groups=32, numerics=self.resnet_numerics)
+
+  @property
+  def patch_pixels(self) -> tuple[int, int]:
+    """(rows, columns) of a patch in pixels of the image."""
+    stride = 1 if self.resnet_shape is None else self.resnet_shape.stride
+    return self.patch_size[0] * stride, self.patch_size[1] * stride
 
   @property
   def grid(self) -> tuple[int, int]:
@@ -125,9 +157,9 @@ class ViTConfig:
     Raises:
       UserError: the patch size does not divide the image size.
     """
-    (rows, columns), (patch_rows, patch_columns) = self.image_size, self.patch_size
+    (rows, columns), (patch_rows, patch_columns) = self.image_size, self.patch_pixels
     if rows % patch_rows or columns % patch_columns:
-      raise UserError(f'data.image_size: {self.image_size} is not divisible by the patch size {self.patch_size}')
+      raise UserError(f'data.image_size: {self.image_size} is not divisible by the patch size {self.patch_pixels}')
     return rows // patch_rows, columns // patch_columns
 
   @property
@@ -141,17 +173,35 @@ class ViTConfig:
     return self.num_prefix_tokens + int(np.prod(self.grid))
 
 
-def variant_fields(name: str) -> dict[str, int]:
-  """Return width, depth, mlp_dim, heads and patch_size of a variant such as 'B/16'.
+def variant_fields(name: str) -> dict[str, Any]:
+  """Return width, depth, mlp_dim, heads, patch_size and resnet of a variant.
+
+  Args:
+    name: 'B/16', a size of VARIANTS and a patch size in pixels. Or a hybrid, whose suffix is the total down-sampling
+      (section 4.4): 'R50+B/32' has all four stages of a ResNet, 'R50+B/16' the units of the last one in the third
+      (section 4.1); 'R+Ti/16' has the root alone and 8x8 patches, which the authors' code calls so although its patches
+      are 32 pixels wide ("How to train your ViT?", arXiv 2106.10270, section 3.2).
 
   Raises:
-    UserError: `name` is not SIZE/PATCH with a size of VARIANTS.
+    UserError: another name.
   """
-  letters, _, patch = str(name).partition('/')
-  if letters not in VARIANTS or not re.fullmatch(r'[1-9]\d*', patch):
+  found = re.fullmatch(r'(?:R(\d*)\+)?(\w+)/([1-9]\d*)', str(name))
+  if not found or found[2] not in VARIANTS:
     raise UserError(f"model.variant: unknown {name!r}; expected SIZE/PATCH such as 'B/16', SIZE one of "
-                    f'{sorted(VARIANTS)}')
-  return dict(VARIANTS[letters], patch_size=int(patch))
+                    f"{sorted(VARIANTS)}, or a hybrid such as 'R50+B/16'")
+  depth, letters, patch = found[1], found[2], int(found[3])
+  if depth is None:
+    return dict(VARIANTS[letters], patch_size=patch, resnet=None)
+  if depth == '':
+    stages, patch_size, known = (), 8, patch == 16
+  else:
+    units = DEPTHS.get(int(depth), ())
+    stages, patch_size = units if patch == 32 else (*units[:2], sum(units[2:])), 1
+    known = bool(units) and patch in (16, 32)
+  if not known:
+    raise UserError(f"model.variant: unknown hybrid {name!r}; expected R+SIZE/16, or RDEPTH+SIZE/16 or /32 with DEPTH one "
+                    f'of {sorted(DEPTHS)}; any other ResNet is given by model.resnet and model.patch_size')
+  return dict(VARIANTS[letters], patch_size=patch_size, resnet=stages)
 
 
 _SHAPE = ('width', 'depth', 'heads', 'mlp_dim', 'patch_size')

@@ -107,7 +107,7 @@ class Encoder(nnx.Module):
     """
 
     def body(x: Array, block: EncoderBlock, number: int | Array, first_only: bool = False) -> tuple[Array, None]:
-      x = checkpoint_name(x, _INPUT)
+      x = checkpoint_name(x, BLOCK_INPUT)
       rate = self.stochastic_depth * number / max(self.depth - 1, 1) if self.stochastic_depth else 0.0
       return constrain_batch_sharding(block(x, layers.fold_in(rngs, number), rate, first_only)), None
 
@@ -146,7 +146,7 @@ def keep_all(block: Callable[..., Any]) -> Callable[..., Any]:
 
 
 # The checkpoint name of a block's input, which may be moved to host memory.
-_INPUT = 'block input'
+BLOCK_INPUT = 'block input'
 
 # What is kept from the forward pass for the gradient; the rest is recomputed.
 REMAT: dict[str, Callable[..., Any]] = {
@@ -154,6 +154,6 @@ REMAT: dict[str, Callable[..., Any]] = {
     'full': jax.checkpoint,  # only a block's input
     'none': keep_all,
     'offload': functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[], names_which_can_be_offloaded=[_INPUT], offload_src='device',
+        names_which_can_be_saved=[], names_which_can_be_offloaded=[BLOCK_INPUT], offload_src='device',
         offload_dst='pinned_host')),  # the same, in host memory
 }

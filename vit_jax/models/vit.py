@@ -10,6 +10,7 @@ from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError
 from vit_jax.models import attention, layers
 from vit_jax.models.base import Images, Rngs, Tokens
+from vit_jax.models.bit.resnet import ResNet
 from vit_jax.models.config import ViTConfig
 from vit_jax.models.encoder import Encoder
 from vit_jax.models.pooling import POOLS
@@ -35,7 +36,9 @@ class VisionTransformer(nnx.Module, ViTTree):
     attention.check(config.attention, config.dtype, config.attention_dropout)
     width, dtype = config.width, jnp.dtype(config.dtype)
     common: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
-    self.patch_embed = nnx.Conv(config.channels, width, config.patch_size, strides=config.patch_size, padding='VALID',
+    shape = config.resnet_shape
+    self.resnet = None if shape is None else ResNet(shape, dtype=dtype, remat=config.remat, rngs=rngs)
+    self.patch_embed = nnx.Conv(config.channels if shape is None else shape.width, width, config.patch_size, strides=config.patch_size, padding='VALID',
                                 **common)
     self.token = nnx.Param(jnp.zeros((width,), jnp.float32)) if config.class_token else None
     self.registers = nnx.Param(nnx.initializers.normal(0.02)(
@@ -126,7 +129,7 @@ class VisionTransformer(nnx.Module, ViTTree):
     expected = (*self.config.image_size, self.config.channels)
     if images.shape[1:] != expected:
       raise UserError(f'images: expected shape (B, {", ".join(map(str, expected))}), got {images.shape}')
-    x = layers.embed_patches(self.patch_embed, images)
+    x = layers.embed_patches(self.patch_embed, images if self.resnet is None else self.resnet(images))
     grid, token_position = self.position()
     x += jnp.broadcast_to(grid, (*self.config.grid, x.shape[-1])).reshape(x.shape[1:]).astype(x.dtype)
     prefix = [] if self.token is None else [(self.token[...] + token_position)[None]]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from vit_jax.models import attention
 from vit_jax.models.base import path_of
+from vit_jax.models.bit import tree as bit_tree
 from vit_jax.models.config import ViTConfig
 
 BLOCKS = 'encoder/blocks'
@@ -20,12 +21,17 @@ class ViTTree:
 
   stacked: tuple[str, ...] = (BLOCKS,)
   renamed: Mapping[str, str] = RENAMED
-  stem: str = 'patch_embed/kernel'
+  patch_kernel: str | None = 'patch_embed/kernel'
   head_paths: tuple[str, ...] = ('head',)  # not `head`: that is a layer of the model
   hidden_head_paths: tuple[str, ...] = ('pre_logits',)
 
   def __init__(self, config: ViTConfig):
     self.config = config
+
+  @property
+  def stem(self) -> str:
+    """The kernel of the patches, or that of a hybrid's first convolution."""
+    return 'patch_embed/kernel' if self.config.resnet is None else bit_tree.ROOT_KERNEL
 
   @property
   def num_layers(self) -> int:
@@ -40,7 +46,7 @@ class ViTTree:
     return {f'position/{layout}': layout for layout in (*tables, *token)}
 
   def layer_of(self, path: str) -> int | None:
-    """Return 0 for patches, tokens and positions, None for the blocks, depth + 1 for last norm, pool and head."""
+    """Return 0 for ResNet, patches, tokens and positions, None for the blocks, depth + 1 for last norm, pool and head."""
     if path.startswith(f'{BLOCKS}/'):
       return None
     top = ('norm', 'pool', *self.hidden_head_paths, *self.head_paths)
@@ -51,12 +57,12 @@ class ViTTree:
     for pattern, names in LOGICAL_AXES:
       if re.search(rf'(^|/){pattern}$', path) and ndim >= len(names):
         return (None,) * (ndim - len(names)) + names
-    return (None,) * ndim
+    return bit_tree.logical_axes(path, ndim) or (None,) * ndim
 
   def matrix_axes(self, path: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """Return the (input axes, output axes) of a block's kernel, stacked by layer; None for any other parameter."""
     found = re.fullmatch(rf'{BLOCKS}/.*?(\w+)/kernel', path)
-    return _MATRIX_AXES.get(found[1]) if found else None
+    return _MATRIX_AXES.get(found[1]) if found else bit_tree.matrix_axes(path)
 
   def unstack(self, params: Any) -> Any:
     """Return parameters as an unrolled model's step differentiates them, see `unstack_blocks`, or else as they are."""
@@ -81,7 +87,10 @@ class ViTTree:
     width, tokens = config.width, config.num_tokens
     patches = tokens - config.num_prefix_tokens
     block = 4 * width**2 + 2 * width * config.mlp_dim  # query, key, value and output projections; MLP
-    total = patches * config.patch_size[0] * config.patch_size[1] * config.channels * width
+    resnet = config.resnet_shape
+    inputs = config.channels if resnet is None else resnet.width
+    total = patches * config.patch_size[0] * config.patch_size[1] * inputs * width
+    total += 0 if resnet is None else resnet.multiply_adds(config.image_size)
     total += config.depth * (tokens * block + 2 * tokens**2 * width)
     if config.pool == 'map':  # one query, which every head takes to the tokens themselves
       total += block + 2 * config.heads * tokens * width

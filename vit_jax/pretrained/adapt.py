@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.base.errors import UserError
 from vit_jax.base.sections import size
 from vit_jax.models.base import flatten
 from vit_jax.pretrained import resize
@@ -42,19 +43,19 @@ def adapt(weights: Weights, adaptation: Adaptation) -> tuple[Weights, list[str]]
     adaptation: what to change.
 
   Raises:
-    UserError: the patch size does not divide the image size.
+    UserError: the patch size does not divide the image size, or is given although the model has no patches.
   """
   lines: list[str] = []
   if adaptation.patch_size is not None or adaptation.image_size is not None:
     weights = _resize(weights, size(adaptation.image_size or weights.config.image_size, 'image_size'),
-                      size(adaptation.patch_size or weights.config.patch_size, 'patch_size'),
+                      adaptation.patch_size,
                       adaptation.method or weights.resize_method, lines)
   if adaptation.channels not in (None, weights.config.channels):
     weights = _adapt_channels(weights, adaptation.channels, lines)
-  drop = adaptation.drop_pre_logits and weights.config.representation_size is not None
+  hidden = abstract_model(weights.config).hidden_head_paths
+  drop = adaptation.drop_pre_logits and any(_is_below(path, hidden) for path in shapes(weights.config))
   num_classes = weights.config.num_classes if adaptation.num_classes is None else adaptation.num_classes
   if drop:
-    hidden = abstract_model(weights.config).hidden_head_paths
     lines.append(f'{", ".join(hidden)}: dropped (was {weights.config.representation_size} features)')
     weights = _without(weights, hidden, representation_size=None)
   if drop or adaptation.reset_head or num_classes != weights.config.num_classes:
@@ -79,14 +80,20 @@ def adapt_stem_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
   return kernel[:, :, source] / np.bincount(source).astype(np.float32)[source][:, None]
 
 
-def _resize(weights: Weights, image_size: tuple[int, int], patch_size: tuple[int, int], method: str,
+def _resize(weights: Weights, image_size: tuple[int, int], requested: int | tuple[int, int] | None, method: str,
             lines: list[str]) -> Weights:
-  old, new = weights.config, dataclasses.replace(weights.config, image_size=image_size, patch_size=patch_size)
-  leaves, model = flatten(weights.params), abstract_model(new)  # raises if the sizes do not divide
-  if patch_size != old.patch_size:
-    leaves[model.stem] = resize.resize_patch_kernel(leaves[model.stem], patch_size)
-    lines.append(f'patch kernel: resampled from {_by(old.patch_size)} to {_by(patch_size)} pixels')
-  if new.grid != old.grid:
+  old, kernel = weights.config, abstract_model(weights.config).patch_kernel
+  new, leaves = dataclasses.replace(old, image_size=image_size), flatten(weights.params)
+  if requested is not None:
+    if kernel is None:
+      raise UserError(f'patch_size: a model of kind {old.kind!r} has no patches; leave it out')
+    patch_size = size(requested, 'patch_size')
+    new = dataclasses.replace(new, patch_size=patch_size)
+    if patch_size != old.patch_size:
+      leaves[kernel] = resize.resize_patch_kernel(leaves[kernel], patch_size)
+      lines.append(f'patch kernel: resampled from {_by(old.patch_size)} to {_by(patch_size)} pixels')
+  model = abstract_model(new)  # raises if the sizes do not divide
+  if new.grid != old.grid and hasattr(old, 'position'):
     for path, layout in model.positions.items():
       leaves[path] = _resize_positions(leaves[path], layout, new.grid, method)
     lines.append(f'position embedding ({old.position}): grid {_by(old.grid)} to {_by(new.grid)}, '

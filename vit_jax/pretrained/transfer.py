@@ -10,9 +10,9 @@ from vit_jax.base import sections
 from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError
 from vit_jax.models.base import flatten, path_of
-from vit_jax.models.config import ViTConfig, variant_fields
+from vit_jax.models.registry import MODELS
 from vit_jax.pretrained.adapt import Adaptation, adapt
-from vit_jax.pretrained.formats.weights import Params, Weights, read_config
+from vit_jax.pretrained.formats.weights import Params, Weights, abstract_model, read_config
 from vit_jax.pretrained.load import read
 from vit_jax.pretrained.resize import METHODS
 from vit_jax.rundir.layout import RunDir
@@ -70,7 +70,7 @@ def fill_model(config: dict[str, Any], run_dir: RunDir | None = None) -> tuple[d
               normalization={**normalization, **(config.get('normalization') or {})}), weights
 
 
-def fit(weights: Weights, params: Params, config: ViTConfig, class_names: tuple[str, ...],
+def fit(weights: Weights, params: Params, config: Any, class_names: tuple[str, ...],
         transfer: TransferConfig) -> tuple[Params, list[str]]:
   """Return the parameters that a fine-tune starts from, and messages about what was resized, reset and left out.
 
@@ -81,10 +81,12 @@ def fit(weights: Weights, params: Params, config: ViTConfig, class_names: tuple[
     class_names: of the training data.
     transfer: options.
   """
+  model = abstract_model(config)
+  hidden = tuple(f'{path}/' for path in model.hidden_head_paths)
   weights, lines = adapt(weights, Adaptation(
-      image_size=config.image_size, patch_size=config.patch_size, channels=config.channels,
-      num_classes=config.num_classes, reset_head=transfer.reset_head,
-      drop_pre_logits=config.representation_size is None, method=transfer.resize))
+      image_size=config.image_size, patch_size=config.patch_size if model.patch_kernel else None,
+      channels=config.channels, num_classes=config.num_classes, reset_head=transfer.reset_head,
+      drop_pre_logits=not any(path.startswith(hidden) for path in flatten(params)), method=transfer.resize))
   # A head that was reset has no class names any more.
   if weights.class_names and weights.class_names != class_names:
     lines.append('head: kept, although its classes have other names; --config.transfer.reset_head=True resets it')
@@ -105,12 +107,13 @@ def fit(weights: Weights, params: Params, config: ViTConfig, class_names: tuple[
   return params, lines
 
 
-def _check_same_model(given: Mapping[str, Any], config: ViTConfig, init: str) -> None:
+def _check_same_model(given: Mapping[str, Any], config: Any, init: str) -> None:
   """Raise UserError if a recipe names another kind or variant than that of the weights."""
   if given.get('kind') not in (None, config.kind):
     raise UserError(f"model.kind: the recipe says {given['kind']!r}, but {init} holds {config.kind!r}")
   variant = given.get('variant')
-  for name, value in variant_fields(variant).items() if variant else ():
+  named = MODELS[config.kind].Config.variant_fields(variant) if variant else {}
+  for name, value in named.items():
     expected = sections.size(value, name) if name == 'patch_size' else value
     found = getattr(config, name)
     if found != expected:

@@ -22,7 +22,7 @@ class BiTConfig:
     preactivation: whether it is a ResNet v2, as the paper's, or a v1.
     groups: of every GroupNorm; divides all widths.
     numerics: whose arithmetic (padding, epsilons), a row of `shape.NUMERICS`.
-    embedding: features of a linear layer between the pooled features and the head; None or 0: none.
+    representation_size: features of a linear layer between the pooled features and the head; None or 0: none.
     head_bias: initial bias of the head; -10 with a sigmoid loss over many classes.
     dtype: type of activations and products; parameters, GroupNorm and standardization are always float32.
     remat: what each unit recomputes for its gradient to save memory; see `ViTConfig`.
@@ -40,7 +40,7 @@ class BiTConfig:
   preactivation: bool = True
   groups: int = 32
   numerics: str = 'bit'
-  embedding: int | None = off(0)
+  representation_size: int | None = off(0)
   head_bias: float = 0.0
   dtype: str = 'float32'
   remat: str | None = off('none')
@@ -63,7 +63,7 @@ class BiTConfig:
       if getattr(self, field.name) in field.metadata.get('off', ()):
         self._set(field.name, None)
     self.resnet.check('model.')
-    for name in ('channels', 'num_classes', 'embedding'):
+    for name in ('channels', 'num_classes', 'representation_size'):
       value = getattr(self, name)
       if value is not None and value < 1:
         raise UserError(f'model.{name}: must be at least 1, got {value}')

@@ -32,9 +32,9 @@ class BiT(nnx.Module, BiTTree):
     self.resnet = ResNet(config.resnet, dtype=dtype, remat=config.remat, rngs=rngs)
     epsilon = NUMERICS[config.numerics].norm_epsilon
     self.norm = GroupNorm(width, groups=config.groups, epsilon=epsilon) if config.preactivation else None
-    self.embedding = None if config.embedding is None else nnx.Linear(width, config.embedding, rngs=rngs)
+    self.embedding = None if config.representation_size is None else nnx.Linear(width, config.representation_size, rngs=rngs)
     self.head = None if config.num_classes is None else nnx.Linear(
-        config.embedding or width, config.num_classes, kernel_init=nnx.initializers.zeros,
+        config.representation_size or width, config.num_classes, kernel_init=nnx.initializers.zeros,
         bias_init=nnx.initializers.constant(config.head_bias), rngs=rngs)
 
   @property

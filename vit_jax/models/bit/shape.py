@@ -119,7 +119,7 @@ class ResNetShape:
     areas = [math.prod(size) for size in self.sizes(image_size)]
     total = areas[0] * 7 * 7 * self.channels * self.stem_width
     inputs = self.stem_width
-    for before, area, units, outputs in zip(areas[1:], areas[2:], self.blocks, self.stage_widths, strict=True):
+    for before, area, units, outputs in zip(areas[1:-1], areas[2:], self.blocks, self.stage_widths, strict=True):
       middle = outputs // 4
       total += before * inputs * middle + area * (9 * middle**2 + middle * outputs + inputs * outputs)
       total += (units - 1) * area * (2 * outputs * middle + 9 * middle**2)

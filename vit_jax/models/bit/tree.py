@@ -58,7 +58,7 @@ class BiTTree:
     """
     config, shape = self.config, self.config.resnet
     size = config.image_size if image_size is None else sections.size(image_size, 'image_size')
-    sizes = [shape.width, *filter(None, (config.embedding, config.num_classes))]
+    sizes = [shape.width, *filter(None, (config.representation_size, config.num_classes))]
     return shape.multiply_adds(size) + sum(a * b for a, b in zip(sizes, sizes[1:], strict=False))
 
 
