@@ -48,6 +48,7 @@ setuptools.setup(
     python_requires='>=3.11',
     packages=setuptools.find_packages(include=['vit_jax', 'vit_jax.*']),
     package_dir={'': '.'},
+    package_data={'vit_jax.pretrained.classes': ['*.txt']},
     cmdclass={'build_py': BuildWithRecipes},
     entry_points={'console_scripts': ['vit-jax = vit_jax.__main__:main']},
     install_requires=[

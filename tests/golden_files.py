@@ -27,7 +27,7 @@ def vectors(name):
 
 def read(name, **options):
   """Return the `Weights` of a golden model; its image size is given, as some files do not say it."""
-  return load.read(MODELS[name], image_size=vectors(name)[0].shape[1:3], **options)
+  return load.read(MODELS[name], trained_at=vectors(name)[0].shape[1:3], **options)
 
 
 def logits(weights, images):

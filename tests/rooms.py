@@ -36,6 +36,7 @@ ROOMS = (
     Room('pretrained', 4, 'weights in and out: load, save, adapt, transfer'),
     Room('evaluators', 4, 'what is measured on a split'),
     Room('pretrained/formats', 3, 'weight formats: tables of names that both read and write'),
+    Room('pretrained/classes', 3, 'names of classes: given, of ImageNet-1k, matched with those of a dataset'),
     Room('pretrained/formats/google', 3, "Google's official `.npz` files"),
     Room('pretrained/formats/big_vision', 3, "big_vision's `.npz` files"),
     Room('pretrained/formats/huggingface', 3, "models of Hugging Face's transformers"),

@@ -17,7 +17,6 @@ from vit_jax.data.sources import folder
 from vit_jax.inference import predict as inference
 from vit_jax.inference.images import find_images
 from vit_jax.pretrained import load as load_lib
-from vit_jax.pretrained.run import recorded_loss
 
 NAMES = ('ant', 'bee', 'wild, bee', 'Käfer', 'wasp')
 
@@ -119,26 +118,27 @@ def test_bad_arguments_come_before_the_model(tmp_path):
       predict.run('model', list(map(str, arguments)), **options)
 
 
-def test_loss_is_that_of_the_run(load, model, photos, capsys, tmp_path):
-  assert recorded_loss('some/name') == 'softmax'
-  (tmp_path / 'config.json').write_text('{"model_type": "vit"}')  # Hugging Face's
-  assert recorded_loss(tmp_path) == 'softmax'
-  (tmp_path / 'config.json').write_text('{"objective": {"loss": "sigmoid"}}')
-  assert recorded_loss(tmp_path) == 'sigmoid'
+def test_loss_is_that_of_the_model(photos, capsys, monkeypatch):
+  """Any file may say that its classes are independent, not only a run."""
+  model = make_model()
+  model.loss, model.class_names = 'sigmoid', NAMES
+  monkeypatch.setattr(load_lib, 'load', lambda source, **options: model)
   image = f'{photos}/a.png'
   for loss, expected in ((None, 'sigmoid'), ('softmax', 'softmax')):
-    predict.run(str(tmp_path), [image], form='json', loss=loss)
-    best = json.loads(capsys.readouterr().out)['predictions'][0]
-    assert best['probability'] == pytest.approx(inference.predict(model, [image], loss=expected).max(), abs=1e-6)
+    predict.run('model', [image], form='json', loss=loss)
+    predictions = json.loads(capsys.readouterr().out)['predictions']
+    probabilities = inference.predict(model, [image], loss=expected)[0]
+    assert predictions[0]['probability'] == pytest.approx(probabilities.max(), abs=1e-6)
+    assert (sum(best['probability'] for best in predictions) == pytest.approx(1, abs=1e-5)) == (expected == 'softmax')
 
 
-def test_a_damaged_config_is_an_error_without_a_traceback(photos, tmp_path):
+def test_a_run_without_a_checkpoint_is_an_error_without_a_traceback(photos, tmp_path):
   (tmp_path / 'run' / 'checkpoints').mkdir(parents=True)
   (tmp_path / 'run' / 'config.json').write_text('{"objective": ')
   process = tiny.command('predict', f'--model={tmp_path}/run', photos)
   _, err = process.communicate()
   assert process.returncode == 1 and 'Traceback' not in err
-  assert err.startswith(f'error: {tmp_path}/run/config.json: damaged: ') and 'checkpoint holds a copy' in err
+  assert err.startswith(f'error: {tmp_path}/run: has no checkpoint yet')
 
 
 def test_command_line_errors(tmp_path):

@@ -19,8 +19,9 @@ def define_flags() -> None:
   flags.DEFINE_string('dtype', None, "'float32', 'float16' or 'bfloat16'; by default that of SOURCE.")
   flags.DEFINE_bool('strict', True, 'Treat missing, unused and non-finite arrays as errors.')
   flags.DEFINE_bool('ema', False, 'For a run directory: take the EMA of the parameters.')
-  flags.DEFINE_multi_integer('image_size', None, 'What the model was trained at, for files that do not say it; twice '
+  flags.DEFINE_multi_integer('image_size', None, 'Image size to convert to, which resizes the position embedding; twice '
                              'for rows and columns.')
+  cli.define_source_flags()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -29,9 +30,9 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f'expected SOURCE DESTINATION, got {argv[1:]}')
   from vit_jax.pretrained.convert import convert  # after the flags: --help need not wait for jax
   values = flags.FLAGS
-  image_size = values.image_size and tuple((values.image_size * 2)[:2])
   lines = cli.call(lambda: convert(argv[1], argv[2], format=values.to, approximate=values.approximate,
-                                   strict=values.strict, ema=values.ema, image_size=image_size, dtype=values.dtype))
+                                   strict=values.strict, ema=values.ema, image_size=cli.pair(values.image_size),
+                                   dtype=values.dtype, **cli.source_options()))
   print('\n'.join(lines))
 
 

@@ -16,6 +16,7 @@ def define_flags() -> None:
   flags.DEFINE_multi_integer('patch_size', None, 'Pixels; twice for rows and columns.')
   flags.DEFINE_integer('channels', None, 'Channels of the images to fine-tune on.')
   flags.DEFINE_integer('num_classes', None, 'Classes of the data to fine-tune on.')
+  cli.define_source_flags()
   flags.DEFINE_bool('ema', False, 'For a run directory: take the EMA of the parameters.')
   flags.DEFINE_bool('json', False, 'Print one JSON object.')
 
@@ -27,10 +28,9 @@ def main(argv: Sequence[str]) -> None:
   from vit_jax.pretrained.adapt import Adaptation  # after the flags: --help need not wait for jax
   from vit_jax.pretrained.describe import describe
   values = flags.FLAGS
-  pair = lambda size: size and tuple((size * 2)[:2])
-  adaptation = Adaptation(image_size=pair(values.image_size), patch_size=pair(values.patch_size),
+  adaptation = Adaptation(image_size=cli.pair(values.image_size), patch_size=cli.pair(values.patch_size),
                           channels=values.channels, num_classes=values.num_classes)
-  description = cli.call(lambda: describe(argv[1], ema=values.ema, adaptation=adaptation))
+  description = cli.call(lambda: describe(argv[1], ema=values.ema, adaptation=adaptation, **cli.source_options()))
   print(json.dumps(description.to_json(), indent=2) if values.json else description.to_text())
 
 

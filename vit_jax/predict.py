@@ -5,6 +5,7 @@ Folders are searched for images, except links to folders. Prints a table, with -
 Images that cannot be read are named on standard error, the others are still predicted, and the exit status is 1.
 """
 from collections.abc import Sequence
+from typing import Any
 
 from absl import app, flags
 
@@ -13,7 +14,7 @@ from vit_jax.run import cli
 
 
 def run(source: str, arguments: Sequence[str], *, form: str = 'table', top: int = 5, batch_size: int = 32,
-        loss: str | None = None, ema: bool = False, step: int | None = None) -> int:
+        loss: str | None = None, ema: bool = False, step: int | None = None, **options: Any) -> int:
   """Predict and print to standard output.
 
   Args:
@@ -22,9 +23,10 @@ def run(source: str, arguments: Sequence[str], *, form: str = 'table', top: int 
     form: a name of `inference.report.FORMS`.
     top: how many classes per image to print.
     batch_size: images that the model sees at once.
-    loss: 'softmax' or 'sigmoid'; None is what a run was trained with, and softmax for other models.
+    loss: 'softmax' or 'sigmoid'; None is what the model was trained with, softmax if it does not say.
     ema: for a run directory: whether to use the EMA of the parameters.
     step: for a run directory: which checkpoint; None is the latest.
+    **options: trained_at and class_names, see `vit_jax.load`.
 
   Returns:
     How many images could not be read.
@@ -43,9 +45,7 @@ def run(source: str, arguments: Sequence[str], *, form: str = 'table', top: int 
   cli.set_up_compiler()  # after the cheap checks: jax takes seconds
   from vit_jax.inference import predict, report
   from vit_jax.pretrained import load
-  from vit_jax.pretrained.run import recorded_loss
-  loss = loss or recorded_loss(source)
-  model = load.load(source, ema=ema, step=step)
+  model = load.load(source, ema=ema, step=step, **options)
   names = model.class_names or [str(label) for label in range(model.num_classes or 0)]
   return report.print_predictions(predict.stream(model, images, batch_size, loss), images, names, form, top)
 
@@ -55,9 +55,10 @@ def define_flags() -> None:
   flags.DEFINE_string('model', None, 'Run directory, file or name of a model.', required=True)
   flags.DEFINE_integer('top', 5, 'How many classes per image to print.')
   flags.DEFINE_integer('batch_size', 32, 'Images that the model sees at once.')
-  flags.DEFINE_enum('loss', None, ['softmax', 'sigmoid'], 'What the model was trained with; known for a run directory.')
+  flags.DEFINE_enum('loss', None, ['softmax', 'sigmoid'], 'What the model was trained with; the model says it by default.')
   flags.DEFINE_bool('ema', False, 'For a run directory: use the EMA of the parameters.')
   flags.DEFINE_integer('step', None, 'For a run directory: which checkpoint; the latest by default.')
+  cli.define_source_flags()
   flags.DEFINE_bool('json', False, 'Print one JSON object per line.')
   flags.DEFINE_bool('csv', False, 'Print comma-separated values.')
 
@@ -70,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
   form = 'json' if values.json else 'csv' if values.csv else 'table'
   unreadable = cli.call(lambda: run(
       values.model, argv[1:], form=form, top=values.top, batch_size=values.batch_size, loss=values.loss,
-      ema=values.ema, step=values.step))
+      ema=values.ema, step=values.step, **cli.source_options()))
   return 1 if unreadable else 0
 
 

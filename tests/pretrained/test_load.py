@@ -56,7 +56,70 @@ def test_changes_are_made_and_logged(caplog):
 
 def test_an_image_size_that_the_file_does_not_say():
   assert load.load(MODELS['bv_nonsquare_sincos2d'], image_size=(16, 24)).image_size == (16, 24)
-  assert load.read(MODELS['bv_nonsquare_sincos2d']).notes[0].endswith('(224, 224) is assumed; give image_size')
+  assert load.read(MODELS['bv_nonsquare_sincos2d'], trained_at=(16, 24)).config.image_size == (16, 24)
+  assert load.read(MODELS['bv_nonsquare_sincos2d']).notes[0].endswith('(224, 224) is assumed; give trained_at')
+
+
+def resized_positions(path, rows, tmp_path):
+  """Write a golden official file with another number of positions; a row for the class token comes first."""
+  arrays = golden_files.arrays_of(path)
+  name = 'Transformer/posembed_input/pos_embedding'
+  arrays[name] = np.arange(rows * 24, dtype=np.float32).reshape(1, rows, 24)
+  np.savez(tmp_path / 'file.npz', **arrays)
+  return tmp_path / 'file.npz', arrays[name][0, 1:]
+
+
+def test_a_rectangular_file_is_told_its_size_and_resized_to_another(tmp_path):
+  path, rows = resized_positions(MODELS['vit_token'], 1 + 24, tmp_path)
+  grid = rows.reshape(4, 6, 24)
+  for options in (dict(trained_at=(16, 24)), dict(image_size=(16, 24)), dict(trained_at=(16, 24), image_size=(16, 24))):
+    np.testing.assert_array_equal(load.load(path, **options).position.grid[...], grid)
+  model = load.load(path, trained_at=(16, 24), image_size=32)
+  assert model.image_size == (32, 32)
+  np.testing.assert_array_equal(model.position.grid[...], resize.resize_grid(grid, (8, 8), 'bilinear'))
+  for options in ({}, dict(image_size=32)):
+    with pytest.raises(UserError, match='24 positions of 4×4 patches are not those of a square.*trained_at=.ROWS'):
+      load.load(path, **options)
+  with pytest.raises(UserError, match=r'trained_at: an image of \(16, 16\) pixels does not have the file.s 24'):
+    load.load(path, trained_at=16)
+
+
+def test_a_square_number_of_patches_need_not_be_a_square(tmp_path):
+  path, rows = resized_positions(MODELS['vit_token'], 1 + 16, tmp_path)
+  np.testing.assert_array_equal(load.load(path).position.grid[...], rows.reshape(4, 4, 24))
+  model = load.load(path, trained_at=(8, 32))
+  assert model.image_size == (8, 32)
+  np.testing.assert_array_equal(model.position.grid[...], rows.reshape(2, 8, 24))
+  # The size wanted says nothing about the file.
+  np.testing.assert_array_equal(load.load(path, image_size=(8, 32)).position.grid[...],
+                                resize.resize_grid(rows.reshape(4, 4, 24), (2, 8), 'bilinear'))
+
+
+def test_a_size_that_the_config_contradicts():
+  with pytest.raises(UserError, match=r'trained_at: .*hf_vit says that it was trained at \(16, 16\), got \(8, 32\)'):
+    load.read(MODELS['hf_vit'], trained_at=(8, 32))
+  assert load.read(MODELS['hf_vit'], trained_at=16).config.image_size == (16, 16)
+
+
+@pytest.mark.parametrize('name', ['vit_token', 'timm_reg_map', 'vit_token_prelogits_old'])
+def test_without_a_head(name):
+  images, _ = golden_files.vectors(name)
+  model, whole = load.load(MODELS[name], num_classes=0), load.load(MODELS[name])
+  assert model.config.num_classes is None and model.class_names is None and model.head is None
+  call = nnx.jit(lambda model, x: model(x))
+  np.testing.assert_array_equal(call(model, images), nnx.jit(lambda model, x: model.embed(x))(whole, images))
+  np.testing.assert_array_equal(call(model, images), nnx.jit(lambda model, x: model.embed(x))(model, images))
+  assert vit_jax.ViTConfig(variant='B/16', num_classes=0).num_classes is None
+
+
+def test_class_names_that_are_given():
+  model = load.load(MODELS['vit_token'], class_names=list('abcdefg'))
+  assert model.class_names == tuple('abcdefg')
+  for names, count in ((list('abc'), '3 names'), (['a'] * 8, '8 names')):
+    with pytest.raises(UserError, match=f'class_names: expected one name for each of the 7 logits .* got {count}'):
+      load.load(MODELS['vit_token'], class_names=names)
+  with pytest.raises(UserError, match="class_names: expected a list of names, got 'abcdefg'"):
+    load.load(MODELS['vit_token'], class_names='abcdefg')
 
 
 def test_where_nothing_is(tmp_path):

@@ -59,9 +59,63 @@ def test_what_the_weights_lack_is_newly_initialized_and_what_the_model_lacks_lef
   assert lines[4].startswith('not in the model, left out: ') and 'position/token' in lines[4]
 
 
-def test_a_kept_head_with_other_class_names_is_reported():
-  weights = golden_files.read('vit_token')
-  named = dataclasses.replace(weights, class_names=tuple('abcdefg'))
-  lines = transfer.fit(named, weights.params, weights.config, tuple('tuvwxyz'), TransferConfig())[1]
-  assert lines == ['head: kept, although its classes have other names; --config.transfer.reset_head=True resets it']
-  assert transfer.fit(named, weights.params, weights.config, named.class_names, TransferConfig())[1] == []
+def fit_head(theirs, ours, **options):
+  """Return (weights, their head after `fit` to a dataset, messages) for two lists of class names."""
+  weights = dataclasses.replace(golden_files.read('vit_token'), class_names=theirs and tuple(theirs))
+  config = dataclasses.replace(weights.config, num_classes=len(ours))
+  params, lines = transfer.fit(weights, weights_lib.unflatten(
+      {path: np.zeros(shape, np.float32) for path, shape in weights_lib.shapes(config).items()}), config, tuple(ours),
+      TransferConfig(**options))
+  return weights, params['head'], lines
+
+
+def test_the_same_classes_keep_their_head():
+  weights, head, lines = fit_head('abcdefg', 'abcdefg')
+  assert lines == []
+  np.testing.assert_array_equal(head['kernel'], weights.params['head']['kernel'])
+
+
+def test_the_same_classes_in_another_order_move_the_rows_of_the_head():
+  weights, head, lines = fit_head('abcdefg', 'gabcdfe')
+  assert lines == ['head: the data has the same classes in another order; 6 of 7 rows moved, by name']
+  for name, value in weights.params['head'].items():
+    np.testing.assert_array_equal(head[name], value[..., [6, 0, 1, 2, 3, 5, 4]])
+
+
+def test_a_kept_head_with_other_class_names_is_a_warning(caplog):
+  weights, head, lines = fit_head('abcdefg', 'tuvwxyz')
+  assert lines[0].startswith('warning: head: kept, although its classes have other names: a; b; c; d; e and 2 more; ')
+  assert 'head: kept, although' in caplog.text and caplog.records[0].levelname == 'WARNING'
+  np.testing.assert_array_equal(head['kernel'], weights.params['head']['kernel'])
+
+
+@pytest.mark.parametrize('theirs', [None, ['zero', 'one', 'two', 'three', 'four', 'five', 'six']])
+def test_numbers_on_one_side_are_a_warning(theirs, caplog):
+  lines = fit_head(theirs, ['0', '1', '10', '11', '2', '3', '4'])[2]
+  assert lines[0].startswith('warning: head: kept, ') and '0' in lines[0] and '--config.transfer.classes=FILE' in lines[0]
+  assert 'WARNING' in caplog.text and 'transfer.reset_head=True' in caplog.text
+
+
+def test_names_on_the_side_of_the_data_only_are_reported(caplog):
+  lines = fit_head(None, 'abcdefg')[2]
+  assert lines[0].startswith('head: kept; the weights have no class names, so nothing was checked') and not caplog.text
+
+
+@pytest.mark.parametrize('ours, known', [('abcdefgh', 7), ('abc', 3), ('abcdefx', 6)])
+def test_some_of_the_classes_reset_the_head_with_a_warning(ours, known, caplog):
+  _, head, lines = fit_head('abcdefg', ours)
+  assert not head['kernel'].any() and f'head: reset to zeros for {len(ours)} classes (was 7)' in lines
+  assert f'head: reset, although {known} of its 7 classes are among the {len(ours)} of the data' in caplog.text
+
+
+def test_other_classes_reset_the_head_without_a_warning(caplog):
+  assert fit_head('abcdefg', 'xy')[2] == ['head: reset to zeros for 2 classes (was 7)'] and not caplog.text
+
+
+def test_names_and_trained_size_of_the_weights_can_be_given(tmp_path):
+  (tmp_path / 'names.txt').write_text('\n'.join('abcdefg'))
+  init, classes = str(golden_files.MODELS['vit_token']), str(tmp_path / 'names.txt')
+  _, weights = transfer.fill_model(dict(init=init, transfer=dict(classes=classes, trained_at=(16, 16))))
+  assert weights.class_names == tuple('abcdefg')
+  with pytest.raises(UserError, match='trained_at: an image of .16, 20. pixels does not have .* 16 positions'):
+    transfer.fill_model(dict(init=init, transfer=dict(trained_at=(16, 20))))

@@ -9,6 +9,10 @@ class UserError(ValueError):
   """
 
 
+class UnstatedSizeError(UserError):
+  """A weight file that does not say which image size it was trained at, and whose number of positions allows several."""
+
+
 class FileError(UserError, OSError):
   """A path that cannot be read or written, or something in the way."""
 

@@ -35,9 +35,9 @@ def derived() -> Any:
   return dataclasses.field(default=None, metadata={'derived': True})
 
 
-def from_data(default: object) -> Any:
-  """Return a field that is not a config key: the run fills it in from its data."""
-  return dataclasses.field(default=default, metadata={'from_data': True})
+def from_data(default: object, *spellings: object) -> Any:
+  """Return a field that is not a config key, but filled in from the data; None for one of `spellings` of "off"."""
+  return dataclasses.field(default=default, metadata={'from_data': True, 'off': spellings})
 
 
 def section(cls: type, **changes: object) -> Any:
@@ -133,8 +133,8 @@ def _value(value: Any, field: dataclasses.Field, annotation: Any, key: str) -> A
     return None
   if annotation is Any:
     return value
-  if annotation == tuple[int, int]:
-    return size(value, key)
+  if annotation in (tuple[int, int], tuple[int, int] | None):
+    return None if value is None and annotation != tuple[int, int] else size(value, key)
   kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
   for kind in kinds:
     if isinstance(kind, type) and issubclass(kind, Duration):

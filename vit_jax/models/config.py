@@ -55,7 +55,7 @@ class ViTConfig:
       are unrolled, and never on a CPU.
     image_size: (rows, columns) of an image in pixels.
     channels: image channels.
-    num_classes: number of logits; None for a model without a head.
+    num_classes: number of logits; None or 0 for a model without a head, whose call returns what `embed` does.
   """
   kind: str = 'vit'
   variant: str | None = None
@@ -89,7 +89,7 @@ class ViTConfig:
   remat: str | None = off('none')
   image_size: tuple[int, int] = from_data((224, 224))
   channels: int = from_data(3)
-  num_classes: int | None = from_data(1000)
+  num_classes: int | None = from_data(1000, 0)
 
   def __post_init__(self):
     shape = self.variant_fields(self.variant) if self.variant else {}

@@ -21,7 +21,8 @@ class Adaptation:
     image_size: (rows, columns) in pixels; another number of patches resizes the position embedding.
     patch_size: (rows, columns) of a patch in pixels; the patch kernel is resampled (FlexiViT).
     channels: of the images; see `adapt_stem_channels`.
-    num_classes: of the head, which is reset to zeros if the number changes.
+    num_classes: of the head, which is reset to zeros if the number changes; 0: no head, so that the model's call gives
+      what the head would read.
     reset_head: whether to reset the head even if the number of classes is the same.
     drop_pre_logits: whether to remove the hidden tanh layer, which also resets the head.
     method: how positions are resized, a name of `resize.METHODS`; None: as the code that the weights come from does it.
@@ -54,7 +55,7 @@ def adapt(weights: Weights, adaptation: Adaptation) -> tuple[Weights, list[str]]
     weights = _adapt_channels(weights, adaptation.channels, lines)
   hidden = abstract_model(weights.config).hidden_head_paths
   drop = adaptation.drop_pre_logits and any(_is_below(path, hidden) for path in shapes(weights.config))
-  num_classes = weights.config.num_classes if adaptation.num_classes is None else adaptation.num_classes
+  num_classes = weights.config.num_classes if adaptation.num_classes is None else adaptation.num_classes or None
   if drop:
     lines.append(f'{", ".join(hidden)}: dropped (was {weights.config.representation_size} features)')
     weights = _without(weights, hidden, representation_size=None)
@@ -150,12 +151,13 @@ def _adapt_statistics(values: float | tuple[float, ...], channels: int) -> float
 def _reset_head(weights: Weights, num_classes: int | None, lines: list[str]) -> Weights:
   """Return the weights with a head of zeros, which the paper fine-tunes from (appendix B.1.1); None: without a head."""
   old, head = weights.config.num_classes, abstract_model(weights.config).head_paths
-  weights = _without(weights, head, num_classes=num_classes)
+  weights = dataclasses.replace(_without(weights, head, num_classes=num_classes), class_names=None)
   if num_classes is None:
+    lines.append(f'head: removed (was {old} classes)')
     return weights
   lines.append(f'head: reset to zeros for {num_classes} classes' + (f' (was {old})' if old is not None else ''))
   zeros = {path: np.zeros(shape, np.float32) for path, shape in shapes(weights.config).items() if _is_below(path, head)}
-  return dataclasses.replace(weights, params={**weights.params, **unflatten(zeros)}, class_names=None)
+  return dataclasses.replace(weights, params={**weights.params, **unflatten(zeros)})
 
 
 def _without(weights: Weights, subtrees: Iterable[str], **changes: Any) -> Weights:

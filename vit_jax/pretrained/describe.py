@@ -1,4 +1,5 @@
 """Describes a weight file or a run directory, and what a fine-tune would change about it."""
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
@@ -7,6 +8,8 @@ from clu import parameter_overview
 from vit_jax.base.files import PathLike
 from vit_jax.base.text import listing
 from vit_jax.pretrained.adapt import Adaptation, adapt
+from vit_jax.pretrained.classes import imagenet
+from vit_jax.pretrained.formats.base import ImageSize
 from vit_jax.pretrained.load import read
 
 _NAMES_SHOWN = 5
@@ -21,6 +24,7 @@ class Description:
     fields: of the model's config.
     parameters: how many numbers.
     preprocessing: transform, mean and std.
+    loss: what the model was trained with: 'softmax' for one class per image, 'sigmoid' for any number.
     class_names: one name per logit, or None.
     notes: what the file does not say and was assumed.
     problems: what is missing, unused or not finite.
@@ -31,6 +35,7 @@ class Description:
   fields: dict[str, Any]
   parameters: int
   preprocessing: dict[str, Any]
+  loss: str
   class_names: tuple[str, ...] | None
   notes: tuple[str, ...]
   problems: tuple[str, ...]
@@ -45,31 +50,36 @@ class Description:
     """Return all of it as several lines for a person."""
     preprocessing = '  '.join(f'{name}={value!r}' for name, value in self.preprocessing.items())
     lines = [f'format         {self.format}', f'parameters     {self.parameters:,}', f'preprocessing  {preprocessing}',
-             'class names    ' + (listing(self.class_names, _NAMES_SHOWN) if self.class_names else 'unknown')]
+             f'loss           {self.loss}',
+             'class names    ' + (listing(self.class_names, _NAMES_SHOWN, '; ') if self.class_names else 'unknown')]
     details = {'fields': [f'{name}={value!r}' for name, value in self.fields.items()], 'notes': self.notes,
                'problems': self.problems, 'fine-tune': self.fine_tune}
     lines += [f'{title:15}' + '\n               '.join(values) for title, values in details.items() if values]
     return '\n'.join([*lines, self.table])
 
 
-def describe(source: PathLike, *, ema: bool = False, adaptation: Adaptation | None = None) -> Description:
+def describe(source: PathLike, *, ema: bool = False, adaptation: Adaptation | None = None,
+             trained_at: ImageSize = None, class_names: Sequence[str] | None = None) -> Description:
   """Describe what a source of weights holds.
 
   Args:
     source: see `load.read`.
     ema: for a run directory: whether to take the exponential moving average of the parameters.
     adaptation: of a fine-tune; None changes nothing.
+    trained_at, class_names: see `load.read`.
 
   Raises:
     UserError: the source cannot be read, or the adaptation does not fit it.
   """
   adaptation = adaptation or Adaptation()
-  weights = read(source, image_size=adaptation.image_size, strict=False, ema=ema)
+  weights = read(source, trained_at=trained_at, image_size=adaptation.image_size, class_names=class_names, strict=False,
+                 ema=ema)
+  weights = imagenet.with_names(weights, source)
   _, lines = adapt(weights, adaptation)
   fields = {field.name: getattr(weights.config, field.name) for field in dataclasses.fields(weights.config)
             if field.name not in ('kind', 'variant')}
   return Description(
       format=weights.source, fields=fields, parameters=int(parameter_overview.count_parameters(weights.params)),
-      preprocessing=dataclasses.asdict(weights.preprocessing), class_names=weights.class_names, notes=weights.notes,
-      problems=weights.problems, fine_tune=lines,
+      preprocessing=dataclasses.asdict(weights.preprocessing), loss=weights.loss, class_names=weights.class_names,
+      notes=weights.notes, problems=weights.problems, fine_tune=lines,
       table=str(parameter_overview.get_parameter_overview(weights.params, include_stats=False)))

@@ -1,5 +1,5 @@
 """`load(source)`: a model ready to use, from a file, a directory, a run directory or a name of public weights."""
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
 from typing import Any
@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from vit_jax.base import files
-from vit_jax.base.errors import UserError
+from vit_jax.base.errors import UnstatedSizeError, UserError
 from vit_jax.base.preprocessing import Preprocessing
+from vit_jax.base.sections import size
 from vit_jax.base.text import count, listing, more
 from vit_jax.inference.loaded import LoadedModel, loaded_class
 from vit_jax.models.base import Model
@@ -19,6 +20,7 @@ from vit_jax.models.registry import MODELS
 from vit_jax.pretrained import run
 from vit_jax.pretrained import source as source_lib
 from vit_jax.pretrained.adapt import Adaptation, adapt
+from vit_jax.pretrained.classes import imagenet, names
 from vit_jax.pretrained.files import subtrees
 from vit_jax.pretrained.files.reader import open_file
 from vit_jax.pretrained.files.tensors import Tensors
@@ -32,6 +34,7 @@ _MAX_PROBLEMS_SHOWN = 20
 
 
 def load(source: files.PathLike, *, strict: bool = True, ema: bool = False, step: int | None = None,
+         trained_at: ImageSize = None, class_names: Sequence[str] | None = None,
          image_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None,
          channels: int | None = None, num_classes: int | None = None, reset_head: bool = False,
          drop_pre_logits: bool = False, method: str | None = None, fields: Mapping[str, Any] | None = None,
@@ -43,8 +46,12 @@ def load(source: files.PathLike, *, strict: bool = True, ema: bool = False, step
     strict: whether missing, unused and non-finite arrays are errors; otherwise they are logged.
     ema: for a run directory: whether to take the exponential moving average of the parameters.
     step: for a run directory: which checkpoint; None is the latest.
+    trained_at: image size, (rows, columns) in pixels, that the model was trained at; for files that do not say it and
+      were not trained on square images.
+    class_names: one name per logit of the weights; None: those that come with the weights, or those of ImageNet-1k for
+      a head of 1,000 classes without names.
     image_size, patch_size, channels, num_classes, reset_head, drop_pre_logits, method: how to adapt the weights to a
-      new task; see `Adaptation`.
+      new task, such as the image size wanted; see `Adaptation`.
     fields: config fields that replace the source's, such as dict(dropout=0.1); see `ViTConfig`.
     dtype: of activations, such as 'bfloat16'; None is float32, or what a run was trained with. Parameters are float32.
 
@@ -52,7 +59,12 @@ def load(source: files.PathLike, *, strict: bool = True, ema: bool = False, step
     UserError: a file that is damaged, of an unknown kind, or does not fit; the message names it and what is wrong.
     FileError: nothing there, or not accessible.
   """
-  weights = read(source, image_size=image_size, strict=strict, ema=ema, step=step)
+  weights = read(source, trained_at=trained_at, image_size=image_size, class_names=class_names, strict=strict, ema=ema,
+                 step=step)
+  weights = imagenet.with_names(weights, source)
+  for line in weights.notes:
+    if line.startswith(imagenet.GUESS):
+      logging.warning('%s: %s', source, line)
   weights, lines = adapt(weights, Adaptation(image_size, patch_size, channels, num_classes, reset_head, drop_pre_logits,
                                              method))
   for line in (*weights.notes, *weights.problems, *lines):
@@ -60,7 +72,8 @@ def load(source: files.PathLike, *, strict: bool = True, ema: bool = False, step
   return build(weights, **dict(fields or {}, **(dict(dtype=dtype) if dtype else {})))
 
 
-def read(source: files.PathLike, *, image_size: ImageSize = None, strict: bool = True, ema: bool = False,
+def read(source: files.PathLike, *, trained_at: ImageSize = None, image_size: ImageSize = None,
+         class_names: Sequence[str] | None = None, strict: bool = True, ema: bool = False,
          step: int | None = None) -> Weights:
   """Read weights without building a model.
 
@@ -68,7 +81,10 @@ def read(source: files.PathLike, *, image_size: ImageSize = None, strict: bool =
     source: path of an `.npz` (official or big_vision) or `.safetensors` file (timm, Hugging Face), of a directory with
       such a file and its config.json, or of a run directory; local or remote. Or a name of public weights, see
       `hub.fetch`. With ':SUBTREE' at its end: only the arrays below that prefix, such as 'file.npz:img'.
-    image_size: what the model was trained at, for files that do not say it.
+    trained_at: image size that the model was trained at, for files that do not say it; a square one by default.
+    image_size: the size wanted, to which the weights are adapted later: taken for the one trained at if the file says
+      nothing, is not of a square image, and this size has as many patches.
+    class_names: one name per logit; None: those that come with the weights.
     strict: whether missing, unused and non-finite arrays are errors; otherwise they are in `problems`.
     ema: for a run directory: whether to take the exponential moving average of the parameters.
     step: for a run directory: which checkpoint; None is the latest.
@@ -81,20 +97,21 @@ def read(source: files.PathLike, *, image_size: ImageSize = None, strict: bool =
   if RunDir(path).is_run():
     if parsed.subtree:
       raise UserError(f'{parsed.text}: a run directory has no sub-trees to select; leave out :{parsed.subtree}')
-    return run.read(path, ema=ema, step=step)
+    weights = run.read(path, ema=ema, step=step)
+    return names.with_names(_check_trained_at(weights, trained_at, parsed.text), class_names)
   if ema or step is not None:
     raise UserError(f'{parsed.text}: not a run directory: only those have a moving average of the parameters (ema) and '
                     'several steps')
   path = source_lib.find_weight_file(pathlib.Path(path), parsed)
   with open_file(path) as tensors:
     tensors = subtrees.select(tensors, parsed.subtree) if parsed.subtree else tensors
-    weights = _read(tensors, source_lib.read_configs(path), image_size)
+    weights = _read(tensors, source_lib.read_configs(path), trained_at, image_size)
   if strict and weights.problems:
     shown = '\n  '.join(weights.problems[:_MAX_PROBLEMS_SHOWN])
     rest = more(weights.problems, _MAX_PROBLEMS_SHOWN)
     problems = count(len(weights.problems), 'problem')
     raise UserError(f'{path}: {problems}; strict=False loads it anyway:\n  {shown}{rest}')
-  return weights
+  return names.with_names(_check_trained_at(weights, trained_at, parsed.text), class_names)
 
 
 def build(weights: Weights, **fields: Any) -> LoadedModel:
@@ -131,11 +148,19 @@ def to_weights(model: Model) -> Weights:
                  loss=getattr(model, 'loss', 'softmax'), source='model', notes=notes)
 
 
-def _read(tensors: Tensors, configs: dict[str, dict[str, Any]], image_size: ImageSize) -> Weights:
+def _read(tensors: Tensors, configs: dict[str, dict[str, Any]], trained_at: ImageSize,
+          image_size: ImageSize) -> Weights:
   """Read a file in the format that its names belong to; every error names the file."""
   form = registry.recognize(tensors, configs)
   try:
-    return dataclasses.replace(form.read(tensors, configs, image_size), dtypes=tensors.dtypes)
+    return dataclasses.replace(form.read(tensors, configs, trained_at), dtypes=tensors.dtypes)
+  except UnstatedSizeError as unstated:
+    if image_size is None:
+      raise
+    try:
+      return _read(tensors, configs, image_size, None)
+    except UserError:
+      raise unstated from None  # the size wanted is no hint
   except ValueError as error:
     if str(error).startswith(tensors.path):
       raise
@@ -144,6 +169,18 @@ def _read(tensors: Tensors, configs: dict[str, dict[str, Any]], image_size: Imag
     if not configs:
       raise
     raise tensors.error(f'the config.json beside it has a value of the wrong type or size: {error!r}') from error
+
+
+def _check_trained_at(weights: Weights, trained_at: ImageSize, source: str) -> Weights:
+  """Raise UserError if the weights' positions are not those of images of the size that the user gave."""
+  if trained_at is None:
+    return weights
+  wanted, found = size(trained_at, 'trained_at'), weights.config.image_size
+  if not weights_lib.abstract_model(weights.config).positions:
+    return weights
+  if dataclasses.replace(weights.config, image_size=wanted).grid != weights.config.grid:
+    raise UserError(f'trained_at: {source} says that it was trained at {found}, got {wanted}; leave it out')
+  return weights
 
 
 def _move_to_device(params: weights_lib.Params) -> weights_lib.Params:

@@ -38,17 +38,6 @@ def read(path: PathLike, *, step: int | None = None, ema: bool = False) -> Weigh
   return _to_weights(record, params, f'{run_dir}, step {step}' + (', EMA of the parameters' if ema else ''))
 
 
-def recorded_loss(source: str) -> str:
-  """Return the loss that the run in a run directory was trained with; 'softmax' if `source` is not a run directory.
-
-  Raises:
-    UserError: the run's config is damaged.
-  """
-  run_dir = RunDir(source)
-  config = run_dir.read_config() if run_dir.has_config() else {}  # that of a Hugging Face model has no objective
-  return config['objective'].get('loss', 'softmax') if 'objective' in config else 'softmax'
-
-
 def _restore_tree(manager: ocp.CheckpointManager, step: int, name: str) -> Params:
   """Return the model's part of one tree of the state as NumPy arrays; the rest of the state is not read."""
   metadata = manager.item_metadata(step)['state'].tree[name]

@@ -3,19 +3,26 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+from absl import logging
 import jax
 import numpy as np
 
 from vit_jax.base import sections
 from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError
+from vit_jax.base.text import listing
 from vit_jax.models.base import flatten, path_of
 from vit_jax.models.registry import MODELS
 from vit_jax.pretrained.adapt import Adaptation, adapt
+from vit_jax.pretrained.classes import names
 from vit_jax.pretrained.formats.weights import Params, Weights, abstract_model, read_config
 from vit_jax.pretrained.load import read
 from vit_jax.pretrained.resize import METHODS
 from vit_jax.rundir.layout import RunDir
+
+_WARNING = 'warning: '
+_FIX = ('name the classes of the weights with --config.transfer.classes=FILE, or start from a new head with '
+        '--config.transfer.reset_head=True')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +34,15 @@ class TransferConfig:
       always reset.
     resize: how position embeddings are resized: 'bilinear' with aligned corners, as the official checkpoints expect, or
       'bicubic' with antialiasing, as in timm; None: as the code that the weights come from does it.
+    trained_at: image size, (rows, columns), that the weights were trained at, for files that do not say it and were not
+      trained on square images.
+    classes: file with the names of the weights' classes, see `classes.names.read_file`; None: those that come with the
+      weights. A head that is kept is matched with the classes of the data by name.
   """
   reset_head: bool = False
   resize: str | None = None
+  trained_at: tuple[int, int] | None = None
+  classes: str | None = None
 
   def __post_init__(self) -> None:
     if self.resize is not None:
@@ -61,7 +74,7 @@ def fill_model(config: dict[str, Any], run_dir: RunDir | None = None) -> tuple[d
   if recorded.get('init') == init:
     model, normalization = recorded['model'], recorded['normalization']
   else:
-    weights = read(init)
+    weights = read_init(init, sections.read(TransferConfig, config.get('transfer'), 'transfer'))
     model = sections.to_dict(weights.config)
     normalization = dict(mean=weights.preprocessing.mean, std=weights.preprocessing.std)
   given = config.get('model') or {}
@@ -70,9 +83,18 @@ def fill_model(config: dict[str, Any], run_dir: RunDir | None = None) -> tuple[d
               normalization={**normalization, **(config.get('normalization') or {})}), weights
 
 
+def read_init(init: str, transfer: TransferConfig) -> Weights:
+  """Read the weights that `config.init` names; errors as of `load.read`."""
+  return read(init, trained_at=transfer.trained_at,
+              class_names=names.read_file(transfer.classes) if transfer.classes else None)
+
+
 def fit(weights: Weights, params: Params, config: Any, class_names: tuple[str, ...],
         transfer: TransferConfig) -> tuple[Params, list[str]]:
   """Return the parameters that a fine-tune starts from, and messages about what was resized, reset and left out.
+
+  A head that is kept gets the order of the data's classes, if both have the same names. Messages that start with
+  'warning' say that a head may not be one for these classes; they are logged as warnings, too.
 
   Args:
     weights: what was read.
@@ -83,13 +105,19 @@ def fit(weights: Weights, params: Params, config: Any, class_names: tuple[str, .
   """
   model = abstract_model(config)
   hidden = tuple(f'{path}/' for path in model.hidden_head_paths)
+  old, theirs = weights.config, weights.class_names
   weights, lines = adapt(weights, Adaptation(
       image_size=config.image_size, patch_size=config.patch_size if model.patch_kernel else None,
       channels=config.channels, num_classes=config.num_classes, reset_head=transfer.reset_head,
       drop_pre_logits=not any(path.startswith(hidden) for path in flatten(params)), method=transfer.resize))
-  # A head that was reset has no class names any more.
-  if weights.class_names and weights.class_names != class_names:
-    lines.append('head: kept, although its classes have other names; --config.transfer.reset_head=True resets it')
+  if old.num_classes != config.num_classes:
+    lines += _describe_lost_classes(theirs, class_names)
+  elif config.num_classes is not None and not any(line.startswith('head: reset') for line in lines):
+    weights, more = _match_head(weights, class_names)
+    lines += more
+  for line in lines:
+    if line.startswith(_WARNING):
+      logging.warning('%s', line.removeprefix(_WARNING))
   loaded = flatten(weights.params)
   initialized = []
 
@@ -105,6 +133,38 @@ def fit(weights: Weights, params: Params, config: Any, class_names: tuple[str, .
   lines += [f'not in the weights, newly initialized: {", ".join(initialized)}'] if initialized else []
   lines += [f'not in the model, left out: {", ".join(loaded)}'] if loaded else []
   return params, lines
+
+
+def _match_head(weights: Weights, class_names: tuple[str, ...]) -> tuple[Weights, list[str]]:
+  """Return weights whose head has the classes of the data in its order, as far as names can say, and messages."""
+  if weights.class_names is None:
+    if not all(name.isdecimal() for name in class_names):
+      return weights, ['head: kept; the weights have no class names, so nothing was checked; '
+                       '--config.transfer.classes=FILE names them']
+    return weights, [f'{_WARNING}head: kept, but the weights have no class names and those of the data are numbers '
+                     f'({listing(class_names, 5)}): the order may be another. {_FIX}']
+  order = names.find_order(weights.class_names, class_names)
+  if order == list(range(len(class_names))):
+    return weights, []
+  if order is not None:
+    params = names.permute_head(weights.params, abstract_model(weights.config).head_paths, order)
+    moved = sum(old != new for new, old in enumerate(order))
+    return dataclasses.replace(weights, params=params, class_names=class_names), [
+        f'head: the data has the same classes in another order; {moved:,} of {len(order):,} rows moved, by name']
+  if set(weights.class_names) & set(class_names):
+    lost = _describe_lost_classes(weights.class_names, class_names)
+    weights, lines = adapt(weights, Adaptation(reset_head=True))
+    return weights, [*lines, *lost]
+  return weights, [f'{_WARNING}head: kept, although its classes have other names: '
+                   f'{listing(weights.class_names, 5, "; ")}; those of the data: {listing(class_names, 5, "; ")}. If '
+                   f'they are not the same classes in the same order: {_FIX}']
+
+
+def _describe_lost_classes(theirs: tuple[str, ...] | None, ours: tuple[str, ...]) -> list[str]:
+  """Return a warning about classes of the data that a head knew before it was reset."""
+  known = set(theirs or ()) & set(ours)
+  return [f'{_WARNING}head: reset, although {len(known):,} of its {len(theirs or ()):,} classes are among the '
+          f'{len(ours):,} of the data: a head is kept only if all are the same'] if known else []
 
 
 def _check_same_model(given: Mapping[str, Any], config: Any, init: str) -> None:

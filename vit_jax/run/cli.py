@@ -102,6 +102,29 @@ def define_config_flag(*, required: bool = True) -> None:
     flags.mark_flag_as_required('config')
 
 
+def define_source_flags() -> None:
+  """Define what a file of weights may not say: --trained_at and --classes; `source_options` reads them."""
+  flags.DEFINE_multi_integer('trained_at', None, 'Image size that the model was trained at, for files that do not say '
+                             'it; twice for rows and columns.')
+  flags.DEFINE_string('classes', None, 'File with the names of the classes: one per line, or JSON.')
+
+
+def source_options() -> dict[str, Any]:
+  """Return the arguments trained_at and class_names of `vit_jax.load`, as the flags say.
+
+  Raises:
+    UserError: a file of names that cannot be read.
+  """
+  from vit_jax.pretrained.classes import names
+  classes = flags.FLAGS.classes
+  return dict(trained_at=pair(flags.FLAGS.trained_at), class_names=names.read_file(classes) if classes else None)
+
+
+def pair(numbers: list[int] | None) -> tuple[int, ...] | None:
+  """Return a size that was given as one number or two as (rows, columns)."""
+  return tuple(numbers * 2 if len(numbers) == 1 else numbers) if numbers else None
+
+
 def define_host_flags() -> None:
   """Define the flags that `start_hosts` reads."""
   flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, if several processes run this command; by default '

@@ -7,7 +7,7 @@ import jax
 
 from vit_jax.base import platform
 from vit_jax.base.errors import UserError
-from vit_jax.pretrained import load, transfer
+from vit_jax.pretrained import transfer
 from vit_jax.pretrained.formats.weights import Weights
 from vit_jax.run.build import Parts
 from vit_jax.run.loop import LoopState
@@ -80,7 +80,7 @@ def from_weights(parts: Parts, at: LoopState, weights: Weights | None, writer: W
     writer: where to say what was resized, reset or left out.
   """
   config = parts.config
-  weights = weights or load.read(config.init or '')
+  weights = weights or transfer.read_init(config.init or '', config.transfer)
   fresh = model_params(at.state.params)
   params, lines = transfer.fit(weights, fresh, config.model, parts.data.source.class_names, config.transfer)
   writer.say('\n'.join([f'Starting from {config.init}:', *(f'  {line}' for line in lines or ['everything as it is'])]))

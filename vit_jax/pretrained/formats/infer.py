@@ -4,6 +4,7 @@ import math
 import re
 from typing import Any
 
+from vit_jax.base.errors import UnstatedSizeError
 from vit_jax.base.sections import size
 from vit_jax.models.config import VARIANTS
 from vit_jax.pretrained.files.tensors import Tensors
@@ -44,27 +45,34 @@ def grid(tensors: Tensors, patches: int, patch_size: tuple[int, int],
     tensors: the file, for messages.
     patches: number of positions.
     patch_size: (rows, columns) of a patch in pixels.
-    requested: image size that the caller gave, or None. It may be that of a fine-tune, so a square image comes first.
+    requested: image size that the model was trained at; None: square.
 
   Raises:
-    UserError: neither of the two has that many patches.
+    UserError: an image of this size has another number of patches.
+    UnstatedSizeError: no square image has that many, and no size is given.
   """
+  if requested is not None:
+    if not fits(requested, patch_size, patches):
+      raise tensors.error(f'trained_at: an image of {size(requested, "trained_at")} pixels does not have the file\'s '
+                          f'{patches} positions of {patch_size[0]}×{patch_size[1]} patches; give the size (rows, columns) '
+                          'that the model was trained at')
+    rows, columns = size(requested, 'trained_at')
+    return rows // patch_size[0], columns // patch_size[1]
   # A square image: rows · patch rows = columns · patch columns.
   rows = math.isqrt(patches * patch_size[1] // patch_size[0])
   if rows and patches % rows == 0 and rows * patch_size[0] == patches // rows * patch_size[1]:
     return rows, patches // rows
-  if fits(requested, patch_size, patches):
-    rows, columns = size(requested, 'image_size')
-    return rows // patch_size[0], columns // patch_size[1]
-  raise tensors.error(f'its {patches} positions of {patch_size[0]}×{patch_size[1]} patches are not those of a square '
-                      'image; give the image_size (rows, columns) that it was trained at')
+  raise UnstatedSizeError(
+      f'{tensors.path}: its {patches} positions of {patch_size[0]}×{patch_size[1]} patches are not those of a square '
+      'image; give the size (rows, columns) that it was trained at: trained_at=(ROWS, COLUMNS), on the command line '
+      '--trained_at=ROWS --trained_at=COLUMNS')
 
 
 def fits(image_size: Any, patch_size: Iterable[int], patches: int) -> bool:
   """Return whether an image of this size has that many patches; False for None."""
   if image_size is None:
     return False
-  return math.prod(n // p for n, p in zip(size(image_size, 'image_size'), patch_size, strict=True)) == patches
+  return math.prod(n // p for n, p in zip(size(image_size, 'trained_at'), patch_size, strict=True)) == patches
 
 
 def image_size(tensors: Tensors, patch_size: Iterable[int], requested: int | tuple[int, int] | None,
@@ -74,9 +82,9 @@ def image_size(tensors: Tensors, patch_size: Iterable[int], requested: int | tup
   That is the requested one, else 224 or the next smaller multiple of a patch: an assumption, which is added to `notes`.
   """
   if requested is not None:
-    return size(requested, 'image_size')
+    return size(requested, 'trained_at')
   rows, columns = (max(224 // p, 1) * p for p in patch_size)
-  notes.append(f'{tensors.path} does not say the image size: {(rows, columns)} is assumed; give image_size')
+  notes.append(f'{tensors.path} does not say the image size: {(rows, columns)} is assumed; give trained_at')
   return rows, columns
 
 
