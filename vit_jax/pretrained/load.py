@@ -173,11 +173,9 @@ def _read(tensors: Tensors, configs: dict[str, dict[str, Any]], trained_at: Imag
 
 def _check_trained_at(weights: Weights, trained_at: ImageSize, source: str) -> Weights:
   """Raise UserError if the weights' positions are not those of images of the size that the user gave."""
-  if trained_at is None:
+  if trained_at is None or not weights_lib.abstract_model(weights.config).positions:
     return weights
   wanted, found = size(trained_at, 'trained_at'), weights.config.image_size
-  if not weights_lib.abstract_model(weights.config).positions:
-    return weights
   if dataclasses.replace(weights.config, image_size=wanted).grid != weights.config.grid:
     raise UserError(f'trained_at: {source} says that it was trained at {found}, got {wanted}; leave it out')
   return weights
