@@ -44,7 +44,7 @@ def resize_reference(image, size, kernel=triangle):
 EXAMPLES = {
     'central_crop': 'central_crop', 'flip': 'flip|resize', 'inception_crop': 'inception_crop',
     'pad_crop': 'pad_crop(2)', 'random_crop': 'random_crop', 'resize': 'resize',
-    'resize_small': 'resize_small(20)|central_crop', 'affine': 'affine(30, 0.1, 0.2)|resize',
+    'resize_small': 'resize_small(20)|central_crop', 'resize_ratio': 'resize_ratio((20, 20))|central_crop', 'affine': 'affine(30, 0.1, 0.2)|resize',
     'color_jitter': 'color_jitter(0.4, 0.4, 0.4, 0.1)|resize', 'randaugment': 'randaugment(2, 5)|resize',
     'random_erasing': 'random_erasing(1.0)|resize', 'trivial_augment': 'trivial_augment|resize',
 }
@@ -60,7 +60,7 @@ def test_every_transform_is_deterministic_and_keeps_its_input(name, channels):
     assert all(output.shape == (*size, channels) for output in outputs)
     assert all(output.dtype == np.uint8 for output in outputs)
     np.testing.assert_array_equal(outputs[0], outputs[1])
-    random = name not in ('central_crop', 'resize', 'resize_small')
+    random = name not in ('central_crop', 'resize', 'resize_ratio', 'resize_small')
     assert random == any((output != outputs[0]).any() for output in outputs)
 
 
@@ -218,8 +218,13 @@ def test_transforms_apply_from_left_to_right():
     ('flip(q=1)', r"unexpected keyword argument 'q'.*Expected flip\(p=0.5\)"),
     ('pad_crop', r"missing a required argument: 'padding'.*Expected pad_crop\(padding, fill='zero'\)"),
     ('random_crop(3)', 'too many positional arguments.*Expected random_crop,'),
-    ('resize(3)', r"interpolation: unknown 3; choose from \['bicubic', 'bilinear'\]"),
-    ("resize_small(8, 'nearest')", r"interpolation: unknown 'nearest'; choose from \['bicubic', 'bilinear'\]"),
+    ('resize(3)', r"interpolation: unknown 3; choose from \['bicubic', 'bilinear', 'box', 'hamming',"),
+    ('resize(to=(0, 8))', r'to: expected \(rows, columns\), two positive ints, got \(0, 8\)'),
+    ("resize_small(8, rounding='up')", "rounding: expected 'nearest' or 'down', got 'up'"),
+    ("resize_ratio((8, 8), fit='fill')", "fit: expected 'cover' or 'inside', got 'fill'"),
+    ("central_crop('timm')", "rule: expected 'strict' or 'torchvision' or 'huggingface', got 'timm'"),
+    ('central_crop(fill=256)', r'fill: expected grey levels, 0..255, got 256'),
+    ("resize_small(8, 'cubic')", r"interpolation: unknown 'cubic'; choose from \['bicubic', 'bilinear', "),
     ('flip(p=exit())', 'Expected flip'),
     ("flip(p='high')", 'Expected flip'),
     ('flip(**{})', 'Expected flip'),

@@ -41,16 +41,32 @@ def inception_crop(size: Size, area: tuple[float, float] = (0.05, 1.0),
   return transform
 
 
-def central_crop(size: Size) -> Transform:
-  """Crop `size` from the center; if the margin is odd, the extra pixel is below and on the right.
+def central_crop(size: Size, rule: str = 'strict', fill: int | tuple[int, ...] = 0) -> Transform:
+  """Crop `size` from the center.
 
-  The transform raises UserError for an image smaller than `size`.
+  Args:
+    size: (rows, columns) to crop.
+    rule: where an odd margin goes, and what happens to an image smaller than `size`:
+      'strict': the extra pixel is cut off below and on the right; the transform raises UserError for a smaller image.
+      'torchvision': as torchvision's `CenterCrop` and timm do it: half of the margin is rounded to even; a smaller
+        image is padded, with the extra pixel below and on the right.
+      'huggingface': as transformers' Pillow backend does it: the extra pixel of a margin is cut off below and on the
+        right; a smaller image is padded, with the extra pixel above and on the left.
+    fill: grey level 0..255 of added pixels, or one per channel.
   """
+  require(rule in _CROP_RULES, 'rule', rule, ' or '.join(map(repr, _CROP_RULES)))
+  levels = fill if isinstance(fill, tuple) else (fill,)
+  require(all(isinstance(level, int) and 0 <= level <= 255 for level in levels), 'fill', fill, 'grey levels, 0..255')
+  half_margin, half_padding = _CROP_RULES[rule]
 
   def transform(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     del rng
-    _require_room(image, size, 'central_crop')
-    top, left = (image.shape[0] - size[0]) // 2, (image.shape[1] - size[1]) // 2
+    if rule == 'strict':
+      _require_room(image, size, 'central_crop')
+    missing = [max(side - found, 0) for side, found in zip(size, image.shape[:2], strict=True)]
+    if any(missing):
+      image = _pad(image, [half_padding(pixels) for pixels in missing], missing, fill)
+    top, left = (half_margin(found - side) for side, found in zip(size, image.shape[:2], strict=True))
     return image[top:top + size[0], left:left + size[1]]
 
   return transform
@@ -126,7 +142,25 @@ def _crop_anywhere(image: np.ndarray | Picture, size: Size, rng: np.random.Gener
   return image[top:top + rows, left:left + columns]
 
 
+def _pad(image: np.ndarray, before: list[int], total: list[int], fill: int | tuple[int, ...]) -> np.ndarray:
+  """Return the image with `total` (rows, columns) more, `before` of them above and on the left."""
+  rows, columns, channels = image.shape
+  require(isinstance(fill, int) or len(fill) == channels, 'fill', fill, f'one grey level, or {channels}')
+  padded = np.empty((rows + total[0], columns + total[1], channels), np.uint8)
+  padded[...] = fill
+  padded[before[0]:before[0] + rows, before[1]:before[1] + columns] = image
+  return padded
+
+
 def _require_room(image: np.ndarray, size: Size, operation: str) -> None:
   if image.shape[0] < size[0] or image.shape[1] < size[1]:
     raise UserError(f'{operation}: expected an image of at least (rows, columns) {size}, got {image.shape[:2]}. '
                     f"Put 'resize_small({max(size)})' before it.")
+
+
+# Half of a margin that is cut off, half of the pixels that are added: what goes above and on the left of them.
+_CROP_RULES = {
+    'strict': (lambda pixels: pixels // 2, lambda pixels: pixels // 2),
+    'torchvision': (lambda pixels: round(pixels / 2), lambda pixels: pixels // 2),
+    'huggingface': (lambda pixels: pixels // 2, lambda pixels: (pixels + 1) // 2),
+}

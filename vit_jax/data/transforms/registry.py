@@ -6,7 +6,7 @@ from vit_jax.data.transforms.color import color_jitter
 from vit_jax.data.transforms.crops import central_crop, inception_crop, pad_crop, random_crop
 from vit_jax.data.transforms.erase import random_erasing
 from vit_jax.data.transforms.randaugment import randaugment, trivial_augment
-from vit_jax.data.transforms.resize import resize, resize_small
+from vit_jax.data.transforms.resize import resize, resize_ratio, resize_small
 from vit_jax.data.transforms.warp import affine, flip
 
 # Builders by name: (size, *arguments) -> transform.
@@ -21,6 +21,7 @@ TRANSFORMS: Mapping[str, Callable[..., Transform]] = {
     'random_crop': random_crop,
     'random_erasing': random_erasing,
     'resize': resize,
+    'resize_ratio': resize_ratio,
     'resize_small': resize_small,
     'trivial_augment': trivial_augment,
 }

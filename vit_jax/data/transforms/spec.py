@@ -1,5 +1,7 @@
 """The strings in a config that chain image transforms, such as 'inception_crop(area=(0.05, 1.0))|flip'."""
 import ast
+from collections.abc import Iterable, Iterator
+import contextlib
 import inspect
 from typing import Any
 
@@ -10,6 +12,9 @@ from vit_jax.base.errors import UserError
 from vit_jax.data.images.decode import Picture
 from vit_jax.data.transforms.base import PictureTransform, Size, Transform, require
 from vit_jax.data.transforms.registry import TAKES_PICTURE, TRANSFORMS
+
+# Name and arguments of a transform.
+Call = tuple[str, dict[str, Any]]
 
 
 def parse(spec: str, size: Size) -> PictureTransform:
@@ -51,6 +56,37 @@ def parse(spec: str, size: Size) -> PictureTransform:
   return chain
 
 
+def calls(spec: str) -> list[Call]:
+  """Return the transforms of a spec in order, each with all its arguments, defaults included.
+
+  Raises:
+    UserError: as `parse`, except for arguments out of range.
+
+  >>> calls('resize_small(256)|central_crop')[0]
+  ('resize_small', {'smaller': 256, 'interpolation': 'bilinear', 'rounding': 'nearest'})
+  """
+  return [_call(node, spec) for node in _split(spec)]
+
+
+def join(chain: Iterable[Call]) -> str:
+  """Return the spec of some transforms, the reverse of `calls`; arguments at their default are left out.
+
+  >>> join(calls("resize_small(256, 'bilinear', 'down')|central_crop"))
+  "resize_small(256, rounding='down')|central_crop"
+  """
+  return '|'.join(_spelled(name, arguments) for name, arguments in chain)
+
+
+def _spelled(name: str, arguments: dict[str, Any]) -> str:
+  shown = []
+  for parameter in _parameters(name):
+    required = parameter.default is inspect.Parameter.empty
+    value = arguments[parameter.name] if required else arguments.get(parameter.name, parameter.default)
+    if required or value != parameter.default:
+      shown.append(repr(value) if required else f'{parameter.name}={value!r}')
+  return f'{name}({", ".join(shown)})' if shown else name
+
+
 def _check_size(size: Any) -> Size:
   size = tuple(size) if isinstance(size, (tuple, list)) else size
   valid = isinstance(size, tuple) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
@@ -75,18 +111,31 @@ def _split(spec: str) -> list[ast.expr]:
 
 def _build(node: ast.expr, spec: str, size: Size) -> Transform:
   """Build one transform from its syntax tree: a name, or a call with literal arguments."""
-  call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+  name, arguments = _call(node, spec)
+  with _explained(node, spec):
+    return TRANSFORMS[name](size, **arguments)
+
+
+def _call(node: ast.expr, spec: str) -> Call:
   name = _name(node)
-  builder = choose(TRANSFORMS, name, f'transform {spec!r}')
-  try:
+  choose(TRANSFORMS, name, f'transform {spec!r}')
+  call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+  with _explained(node, spec):
     args = [ast.literal_eval(argument) for argument in call.args]
     kwargs: dict[Any, Any] = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-    inspect.signature(builder).bind(size, *args, **kwargs)
-    return builder(size, *args, **kwargs)
+    bound = inspect.Signature(_parameters(name)).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return name, bound.arguments
+
+
+@contextlib.contextmanager
+def _explained(node: ast.expr, spec: str) -> Iterator[None]:
+  try:
+    yield
   # TypeError: wrong arguments, or one of a type that the builder cannot compare.
   except (TypeError, ValueError) as error:
     raise UserError(f'transform {spec!r}: bad arguments in {ast.unparse(node)!r}: {error}. Expected '
-                    f'{_signature(name)}, with literal numbers, strings or tuples of them.') from error
+                    f'{_signature(_name(node))}, with literal numbers, strings or tuples of them.') from error
 
 
 def _name(node: ast.expr) -> str:
@@ -95,8 +144,13 @@ def _name(node: ast.expr) -> str:
   return function.id if isinstance(function, ast.Name) else ast.unparse(node)
 
 
+def _parameters(name: str) -> list[inspect.Parameter]:
+  """Return the parameters of a transform that a user gives: all but the size."""
+  return list(inspect.signature(TRANSFORMS[name]).parameters.values())[1:]
+
+
 def _signature(name: str) -> str:
   """Return a transform with its arguments and defaults, as a user writes it: 'flip(p=0.5)'."""
-  parameters = list(inspect.signature(TRANSFORMS[name]).parameters.values())[1:]
-  arguments = ', '.join(str(parameter.replace(annotation=inspect.Parameter.empty)) for parameter in parameters)
+  shown = (parameter.replace(annotation=inspect.Parameter.empty) for parameter in _parameters(name))
+  arguments = ', '.join(map(str, shown))
   return f'{name}({arguments})' if arguments else name
