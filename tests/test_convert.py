@@ -103,7 +103,8 @@ def test_numerics_that_the_target_lacks_need_consent(tmp_path):
 
 def test_names_and_preprocessing_travel(tmp_path):
   for form, transform in (('huggingface', "resize(interpolation='bicubic')"),
-                          ('timm', "resize_small(19, interpolation='bicubic')|central_crop"), ('timm', 'resize')):
+                          ('timm', "resize_small(19, rounding='down')|central_crop(rule='torchvision')"),
+                          ('timm', 'resize')):
     weights = dataclasses.replace(
         golden_files.read('hf_vit' if form == 'huggingface' else 'timm_token'), class_names=tuple('abcdefg'),
         preprocessing=Preprocessing(transform, (0.1, 0.2, 0.3), 0.25))
@@ -148,7 +149,8 @@ def test_a_loaded_model_can_be_saved(name, tmp_path):
   paths, lines = save.save(model, tmp_path / 'model', 'huggingface', approximate=True)
   back = load.read(tmp_path / 'model')
   golden_files.assert_same_params(back.params, weights.params)
-  assert back.preprocessing.mean == weights.preprocessing.mean and back.class_names == model.class_names and not lines
+  assert back.preprocessing.mean == weights.preprocessing.mean and back.class_names == model.class_names
+  assert not [line for line in lines if not line.startswith('preprocessing: ')]
   assert [path.name for path in paths] == ['model.safetensors', 'config.json', 'preprocessor_config.json']
 
 

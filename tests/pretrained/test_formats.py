@@ -125,8 +125,10 @@ def test_huggingface_names_and_preprocessing(tmp_path):
   assert weights.class_names == tuple('abcdefg') and weights.config.gelu == 'tanh'
   assert weights.preprocessing == Preprocessing("resize(interpolation='bicubic')", (0.1, 0.2, 0.3), 0.5)
   assert golden_files.read('hf_vit').class_names is None  # LABEL_0, … are no names
-  weights = load.read(variant(tmp_path, 'hf_vit', {}, dict(size=dict(shortest_edge=18), do_normalize=False)))
-  assert weights.preprocessing == Preprocessing('resize_small(18)|central_crop', 0.0, 1.0)
+  weights = load.read(variant(tmp_path, 'hf_vit', {}, dict(
+      size=dict(shortest_edge=18), do_center_crop=True, crop_size=16, do_normalize=False)))
+  assert weights.preprocessing == Preprocessing(
+      "resize_small(18, rounding='down')|central_crop(rule='huggingface')", 0.0, 1.0)
 
 
 def test_huggingface_model_without_classifier(tmp_path):
@@ -173,8 +175,11 @@ def test_timm_hub_config(tmp_path):
       label_names=[f'n{i}' for i in range(7)], label_descriptions={'n1': 'a fish'})))
   assert weights.class_names[:2] == ('n0', 'a fish')
   assert weights.preprocessing == Preprocessing(
-      "resize_small(17, interpolation='bicubic')|central_crop", 0.5, (0.1, 0.2, 0.3))
-  squash = hub_config(pretrained_cfg=dict(crop_mode='squash', interpolation='bilinear'))
+      "resize_small(17, interpolation='bicubic', rounding='down')|central_crop(rule='torchvision')", 0.5,
+      (0.1, 0.2, 0.3))
+  numbered = hub_config(label_names={'1': 'n1', '0': 'n0'}, label_descriptions={'n1': 'a fish'})
+  assert load.read(variant(tmp_path, 'timm_token', numbered)).class_names == ('n0', 'a fish')
+  squash = hub_config(pretrained_cfg=dict(crop_mode='squash', crop_pct=1.0, interpolation='bilinear'))
   assert load.read(variant(tmp_path, 'timm_token', squash)).preprocessing.transform == 'resize'
   assert load.read(variant(tmp_path, 'timm_gap', hub_config(global_pool='avg'))).config.pool == 'gap'
   siglip = hub_config(architecture='vit_so400m_patch16_siglip_256')
@@ -198,6 +203,8 @@ def test_timm_positions_of_registers_are_added_to_them(tmp_path):
     ('timm_token', dict(pre_norm=True), 'pre_norm: its config.json says True'),
     ('timm_token', dict(global_pool='avgmax'), "unknown: KeyError\\('avgmax'\\)"),
     ('timm_token', dict(act_layer='silu'), 'silu'),
+    ('timm_token', dict(label_names={'first': 'a'}), 'label_names: expected a list, or a dict'),
+    ('timm_token', dict(label_names={'1000000000': 'a'}), 'label_names: expected a list, or a dict'),
     ('timm_token', dict(hub_config(), architecture='vit_base_patch16_rpn_224'),
      'architecture: expected a plain Vision Transformer, got vit_base_patch16_rpn_224'),
     ('timm_gap', dict(pool_include_prefix=True), r'its pooling \(gap\) includes class token'),

@@ -46,3 +46,16 @@ class Preprocessing:
   transform: str = 'resize'
   mean: float | tuple = 0.5
   std: float | tuple = 0.5
+
+
+def adapt_statistics(values: float | tuple[float, ...], channels: int) -> float | tuple[float, ...]:
+  """Return means or standard deviations for images of another number of channels.
+
+  One number stays one; a single channel gets the mean of all; more or fewer channels take them in turn.
+
+  >>> adapt_statistics((0.25, 0.5, 0.75), 1), adapt_statistics((0.25, 0.5), 3), adapt_statistics(0.5, 3)
+  (0.5, (0.25, 0.5, 0.25), 0.5)
+  """
+  if not isinstance(values, tuple) or len(values) == channels:
+    return values
+  return sum(values) / len(values) if channels == 1 else tuple(values[i % len(values)] for i in range(channels))

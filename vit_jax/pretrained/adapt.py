@@ -1,13 +1,14 @@
 """Adapts weights to other images, patches, channels and classes: config and parameters together, with a report."""
 from collections.abc import Iterable
 import dataclasses
-import re
 from typing import Any
 
 import numpy as np
 
 from vit_jax.base.errors import UserError
+from vit_jax.base.preprocessing import adapt_statistics
 from vit_jax.base.sections import size
+from vit_jax.data.transforms.evaluation import for_image_size
 from vit_jax.models.base import flatten
 from vit_jax.pretrained import resize
 from vit_jax.pretrained.formats.weights import Weights, abstract_model, shapes, unflatten
@@ -101,7 +102,7 @@ def _resize(weights: Weights, image_size: tuple[int, int], requested: int | tupl
                  + (f'resized, {method}' if model.positions else 'nothing to resize'))
   if image_size != old.image_size:
     lines.append(f'image size: {_by(old.image_size)} to {_by(image_size)}')
-  transform = _resize_transform(weights.preprocessing.transform, old.image_size, image_size)
+  transform = for_image_size(weights.preprocessing.transform, old.image_size, image_size)
   return dataclasses.replace(weights, config=new, params=unflatten(leaves),
                              preprocessing=dataclasses.replace(weights.preprocessing, transform=transform))
 
@@ -116,36 +117,15 @@ def _resize_positions(table: np.ndarray, layout: str, grid: tuple[int, int], met
   return table  # the class token's
 
 
-def _resize_transform(transform: str, old: tuple[int, int], new: tuple[int, int]) -> str:
-  """Return the evaluation transform for a new image size, with the same margin around the crop.
-
-  An image size that is not square gets a plain resize.
-  """
-  found = re.search(r'resize_small\((\d+)(?:, (interpolation=\S+))?\)\|central_crop', transform)
-  if not found or old == new:
-    return transform
-  if new[0] != new[1]:
-    return f'resize({found[2]})' if found[2] else 'resize'
-  smaller = max(round(int(found[1]) * new[0] / min(old)), new[0])
-  return transform.replace(f'resize_small({found[1]}', f'resize_small({smaller}')
-
-
 def _adapt_channels(weights: Weights, channels: int, lines: list[str]) -> Weights:
   old, leaves, stem = weights.config.channels, flatten(weights.params), abstract_model(weights.config).stem
   how = 'summed' if channels < old else 'repeated and scaled'
   lines.append(f'stem: {old} input channels {how} to {channels}')
   leaves[stem] = adapt_stem_channels(leaves[stem], channels)
   preprocessing = dataclasses.replace(weights.preprocessing, **{
-      name: _adapt_statistics(getattr(weights.preprocessing, name), channels) for name in ('mean', 'std')})
+      name: adapt_statistics(getattr(weights.preprocessing, name), channels) for name in ('mean', 'std')})
   return dataclasses.replace(weights, config=dataclasses.replace(weights.config, channels=channels),
                              preprocessing=preprocessing, params=unflatten(leaves))
-
-
-def _adapt_statistics(values: float | tuple[float, ...], channels: int) -> float | tuple[float, ...]:
-  """Return per-channel means or deviations for other channels: their mean for one channel, else repeated in turn."""
-  if not isinstance(values, tuple):
-    return values
-  return sum(values) / len(values) if channels == 1 else tuple(values[i % len(values)] for i in range(channels))
 
 
 def _reset_head(weights: Weights, num_classes: int | None, lines: list[str]) -> Weights:

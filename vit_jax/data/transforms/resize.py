@@ -1,9 +1,9 @@
 """Resizing, with and without antialiasing.
 
-`resize`, `resize_small` and `resize_ratio` antialias (Pillow): when shrinking, they average over all source pixels. `interpolate`,
-which `crops.inception_crop` uses, does not: each pixel is interpolated from the nearest four, with pixel centers at
-half, as `tf.image.resize` does by default and as the published ViT were trained. OpenCV computes it in fixed point, at
-most one level from exact arithmetic.
+`resize`, `resize_small` and `resize_ratio` antialias (Pillow): when shrinking, they average over all source pixels.
+`interpolate`, which `crops.inception_crop` uses, does not: each pixel is interpolated from the nearest four, with pixel
+centers at half, as `tf.image.resize` does by default and as the published ViT were trained. OpenCV computes it in fixed
+point, at most one level from exact arithmetic.
 """
 import cv2
 import numpy as np

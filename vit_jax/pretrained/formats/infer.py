@@ -5,9 +5,14 @@ import re
 from typing import Any
 
 from vit_jax.base.errors import UnstatedSizeError
+from vit_jax.base.preprocessing import adapt_statistics
 from vit_jax.base.sections import size
+from vit_jax.base.text import count
 from vit_jax.models.config import VARIANTS
 from vit_jax.pretrained.files.tensors import Tensors
+
+# The end of a message about preprocessing that was assumed.
+SET_PREPROCESSING = 'set it with load(..., preprocessing=Preprocessing(...)) or --config.normalization'
 
 
 def depth(tensors: Tensors, pattern: str) -> int:
@@ -88,14 +93,23 @@ def image_size(tensors: Tensors, patch_size: Iterable[int], requested: int | tup
   return rows, columns
 
 
-def statistic(tensors: Tensors, values: Any, channels: int, name: str) -> float | tuple[float, ...]:
+def statistic(tensors: Tensors, values: Any, channels: int, name: str,
+              notes: list[str]) -> float | tuple[float, ...]:
   """Return a mean or standard deviation for `Preprocessing`: one float if all channels have the same, else a tuple.
 
+  Numbers for another count of channels are adapted, which is added to `notes`.
+
   Raises:
-    UserError: not numbers, not one or one per channel, or a standard deviation that is not positive.
+    UserError: not numbers, none at all, or a standard deviation that is not positive.
   """
   values = tuple(values) if isinstance(values, (list, tuple)) else (values,)
-  valid = len(values) in (1, channels) and all(type(v) in (int, float) and math.isfinite(v) for v in values)
+  valid = values and all(type(v) in (int, float) and math.isfinite(v) for v in values)
   if not valid or (name == 'std' and min(values) <= 0):
     raise tensors.error(f'its config files say {name}={values!r}; expected 1 or {channels} numbers, std above 0')
-  return float(values[0]) if len(set(values)) == 1 else tuple(float(value) for value in values)
+  if len(set(values)) == 1:
+    return float(values[0])
+  adapted = adapt_statistics(tuple(float(value) for value in values), channels)
+  if len(values) != channels:
+    notes.append(f'{name}: the config files have {len(values)} numbers for {count(channels, "channel")}; assumed '
+                 f'{adapted}; {SET_PREPROCESSING}')
+  return adapted

@@ -1,5 +1,6 @@
 """Hugging Face `ViTForImageClassification` and `ViTModel`: model.safetensors, config.json, preprocessor_config.json."""
 from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 from vit_jax.base import sections
@@ -60,7 +61,7 @@ class HuggingFaceViT:
     tensors = _renamed(tensors, notes)
     fields = _read_fields(tensors, config)
     prepared = preprocessing.read(
-        tensors, configs.get('preprocessor_config.json'), fields['image_size'], fields['channels'], notes)
+        tensors, configs.get(preprocessing.FILE), fields['image_size'], fields['channels'], notes)
     return leaves.read_weights(tensors, fields, _TABLE, POSITIONS, notes=tuple(notes), preprocessing=prepared,
                                class_names=_class_names(config, fields['num_classes']))
 
@@ -79,8 +80,9 @@ class HuggingFaceViT:
     arrays = leaves.to_arrays(weights, _TABLE, POSITIONS)
     if not headless:
       arrays = {name if name.startswith('classifier.') else f'vit.{name}': array for name, array in arrays.items()}
-    configs = {'config.json': _write_config(weights), 'preprocessor_config.json': preprocessing.write(weights)}
-    return Written(arrays, configs, weights)
+    notes = list(weights.notes)
+    configs = {'config.json': _write_config(weights), preprocessing.FILE: preprocessing.write(weights, notes)}
+    return Written(arrays, configs, dataclasses.replace(weights, notes=tuple(notes)))
 
 
 def _renamed(tensors: Tensors, notes: list[str]) -> Tensors:

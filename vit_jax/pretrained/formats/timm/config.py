@@ -6,9 +6,8 @@ import re
 from typing import Any
 
 from vit_jax.base import sections
-from vit_jax.base.preprocessing import Preprocessing
 from vit_jax.pretrained.files.tensors import Tensors
-from vit_jax.pretrained.formats import infer
+from vit_jax.pretrained.formats.timm import preprocessing
 from vit_jax.pretrained.formats.weights import Weights
 
 # From timm 1.0's model definitions: every architecture whose weights have the names of the plain one and that differs
@@ -37,7 +36,7 @@ class Config:
     layer_scale: initial value of LayerScale.
     image_size: (rows, columns), or None.
     class_names: names of the classes, or None.
-    pretrained: timm's `pretrained_cfg`.
+    pretrained: timm's `pretrained_cfg`, see `preprocessing.find`.
     notes: messages about what was assumed.
   """
   pool: str | None = None
@@ -49,25 +48,6 @@ class Config:
   class_names: tuple[str, ...] | None = None
   pretrained: dict[str, Any] = dataclasses.field(default_factory=dict)
   notes: tuple[str, ...] = ()
-
-  def preprocessing(self, tensors: Tensors, image_size: tuple[int, int], channels: int) -> Preprocessing:
-    """Return timm's evaluation: the smaller side to size / crop_pct, then crop (timm/data/transforms_factory.py).
-
-    Args:
-      tensors: the file, for messages.
-      image_size: (rows, columns) in pixels.
-      channels: of the images.
-    """
-    cfg = self.pretrained
-    mean, std = (infer.statistic(tensors, cfg.get(name, 0.5), channels, name) for name in ('mean', 'std'))
-    bicubic = [] if cfg.get('interpolation', 'bicubic') == 'bilinear' else ["interpolation='bicubic'"]
-    if cfg.get('crop_mode', 'center') == 'squash' or image_size[0] != image_size[1]:
-      return Preprocessing(f'resize({bicubic[0]})' if bicubic else 'resize', mean, std)
-    crop_pct = cfg.get('crop_pct', 0.9)
-    if not 0 < crop_pct <= 1:
-      raise tensors.error(f'crop_pct: expected a fraction above 0, up to 1, in its config.json, got {crop_pct!r}')
-    smaller = math.floor(image_size[0] / crop_pct)
-    return Preprocessing(f'resize_small({", ".join([str(smaller), *bicubic])})|central_crop', mean, std)
 
 
 def parse(tensors: Tensors, config: dict[str, Any] | None) -> Config:
@@ -84,7 +64,7 @@ def parse(tensors: Tensors, config: dict[str, Any] | None) -> Config:
     return Config(notes=("no config.json: GELU form, normalization and heads are those of timm's plain models",))
   is_hub = 'architecture' in config or 'pretrained_cfg' in config
   args, name = (config.get('model_args') or {}, config.get('architecture', '')) if is_hub else (config, '')
-  pretrained = config.get('pretrained_cfg') or {}
+  pretrained = preprocessing.find(config)
   _refuse_other_models(tensors, args, name)
   try:
     size = args.get('img_size') or (pretrained.get('input_size') or [])[1:]
@@ -95,14 +75,20 @@ def parse(tensors: Tensors, config: dict[str, Any] | None) -> Config:
         pool=_POOLS[pool] if pool else None, pool_reads_prefix=bool(args.get('pool_include_prefix', False)),
         heads=args.get('num_heads') or (known_heads[0] if known_heads else None),
         gelu=_GELUS[args.get('act_layer') or known_gelu], layer_scale=float(args.get('init_values') or 1e-5),
-        image_size=sections.size(size, 'img_size') if size else None, class_names=_class_names(config),
+        image_size=sections.size(size, 'img_size') if size else None,
+        class_names=_class_names(tensors, config, pretrained),
         pretrained=pretrained)
   except (KeyError, TypeError, AttributeError) as error:
     raise tensors.error(f'its config.json holds something unknown: {error!r}') from error
 
 
-def write(weights: Weights) -> dict[str, Any]:
-  """Return the config.json of weights: the hub's form, the whole architecture in `model_args`."""
+def write(weights: Weights, notes: list[str]) -> dict[str, Any]:
+  """Return the config.json of weights: the hub's form, the whole architecture in `model_args`.
+
+  Args:
+    weights: what is written.
+    notes: messages about what timm does slightly differently are added to it.
+  """
   config = weights.config
   pool = {ours: theirs for theirs, ours in _POOLS.items()}[config.pool]
   args = dict(
@@ -114,24 +100,14 @@ def write(weights: Weights) -> dict[str, Any]:
       pos_embed='' if config.position is None else 'learn',
       fc_norm=config.norm_after_pool, pool_include_prefix=config.pool == 'map',
       act_layer={ours: theirs for theirs, ours in _GELUS.items()}[config.gelu], global_pool=pool)
+  pretrained = dict(preprocessing.write(weights, notes), num_classes=config.num_classes or 0,
+                    first_conv='patch_embed.proj', classifier='head')
   hub: dict[str, Any] = dict(
       architecture='vit_base_patch16_224', num_classes=config.num_classes or 0, num_features=config.width,
-      global_pool=pool, model_args=args, pretrained_cfg=_pretrained_cfg(weights))
+      global_pool=pool, model_args=args, pretrained_cfg=pretrained)
   if weights.class_names:
     hub['label_names'] = list(weights.class_names)
   return hub
-
-
-def _pretrained_cfg(weights: Weights) -> dict[str, Any]:
-  config, found = weights.config, re.search(r'resize_small\((\d+)', weights.preprocessing.transform)
-  per_channel = lambda value: list(value) if isinstance(value, (tuple, list)) else [value] * config.channels
-  return dict(
-      input_size=[config.channels, *config.image_size], num_classes=config.num_classes or 0,
-      interpolation='bicubic' if 'bicubic' in weights.preprocessing.transform else 'bilinear',
-      crop_pct=_crop_pct(config.image_size[0], int(found[1])) if found else 1.0,
-      crop_mode='center' if found else 'squash',
-      mean=per_channel(weights.preprocessing.mean), std=per_channel(weights.preprocessing.std),
-      first_conv='patch_embed.proj', classifier='head')
 
 
 def _refuse_other_models(tensors: Tensors, args: Mapping[str, Any], name: str) -> None:
@@ -142,24 +118,28 @@ def _refuse_other_models(tensors: Tensors, args: Mapping[str, Any], name: str) -
       raise tensors.error(f'{key}: its config.json says {args[key]!r}, which vit_jax does not have')
 
 
-def _class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
-  names = config.get('label_names')
+def _class_names(tensors: Tensors, config: Mapping[str, Any], pretrained: Mapping[str, Any]) -> tuple[str, ...] | None:
+  """Return what the classes are called: their descriptions if there are some, else their names.
+
+  `label_names` is a list, or a dict from the number of a class to its name; `labels` in old files.
+  """
+  found = [{**pretrained, **config}.get(key) for key in ('label_names', 'labels', 'label_descriptions')]
+  names, descriptions = found[0] or found[1], found[2] or {}
   if not names:
     return None
-  descriptions = config.get('label_descriptions') or {}
-  return tuple(str(descriptions.get(name, name)) if isinstance(descriptions, dict) else str(name) for name in names)
+  if isinstance(names, dict) and all(re.fullmatch(r'\d{1,6}', str(number)) for number in names):
+    numbered = {int(number): name for number, name in names.items()}
+    names = [numbered.get(i, i) for i in range(max(numbered) + 1)]
+  if not isinstance(names, list) or not isinstance(descriptions, dict):
+    raise tensors.error('label_names: expected a list, or a dict of numbers and names, in its config.json, and '
+                        'label_descriptions a dict of names and texts')
+  return tuple(str(descriptions.get(name, name)) for name in names)
 
 
 def _mlp_ratio(mlp_dim: int, width: int) -> float:
   """Return the mlp_ratio from which timm computes int(width · ratio) = mlp_dim, whichever way the product rounds."""
   ratio = mlp_dim / width
   return ratio if int(width * ratio) == mlp_dim else math.nextafter(ratio, math.inf)
-
-
-def _crop_pct(size: int, smaller: int) -> float:
-  """Return the crop_pct from which timm computes floor(size / crop_pct) = smaller."""
-  crop_pct = size / smaller
-  return crop_pct if math.floor(size / crop_pct) == smaller else math.nextafter(crop_pct, 0)
 
 
 def _int_or_list(pair: tuple[int, int]) -> int | list[int]:

@@ -7,6 +7,7 @@ from vit_jax.pretrained.formats import infer, leaves, representable
 from vit_jax.pretrained.formats.base import Configs, ImageSize, Written
 from vit_jax.pretrained.formats.leaves import SAME, TORCH_CONV, Leaf, Table, torch_linear_leaves, torch_norm_leaves
 from vit_jax.pretrained.formats.timm import config as config_lib
+from vit_jax.pretrained.formats.timm import preprocessing
 from vit_jax.pretrained.formats.weights import Weights, pixels
 
 POSITIONS = 'pos_embed'
@@ -76,10 +77,10 @@ class TimmViT:
     positions, has_register_positions = _read_positions(tensors, fields, config.image_size, image_size, notes)
     fields.update(positions)
     between = fields['registers'] if has_register_positions else 0
+    prepared = preprocessing.read(tensors, config.pretrained, fields['image_size'], fields['channels'], notes)
     weights = leaves.read_weights(
-        tensors, fields, _table(fields['norm_after_pool']), POSITIONS, between,
-        class_names=config.class_names, notes=(*config.notes, *notes),
-        preprocessing=config.preprocessing(tensors, fields['image_size'], fields['channels']))
+        tensors, fields, _table(fields['norm_after_pool']), POSITIONS, between, class_names=config.class_names,
+        notes=(*config.notes, *notes), preprocessing=prepared)
     if not between:
       return weights
     # timm adds positions to its registers too; their sum is all that the model ever sees.
@@ -102,7 +103,9 @@ class TimmViT:
     # If the class token has a position, timm expects one for every register too: zeros.
     table = _table(weights.config.norm_after_pool)
     arrays = leaves.to_arrays(weights, table, POSITIONS, between=weights.config.registers)
-    return Written(arrays, {'config.json': config_lib.write(weights)}, weights)
+    notes = list(weights.notes)
+    config = config_lib.write(weights, notes)
+    return Written(arrays, {'config.json': config}, dataclasses.replace(weights, notes=tuple(notes)))
 
 
 def _read_fields(tensors: Tensors, config: config_lib.Config) -> dict[str, Any]:
