@@ -23,7 +23,8 @@ from vit_jax.models.vit_tree import ViTTree
 TINY = dict(image_size=(8, 12), patch_size=4, width=16, depth=3, heads=2, mlp_dim=24, num_classes=5)
 MODELS_OF_ALL_KINDS = [
     dict(), dict(unroll=True, representation_size=6), dict(pool='map', position='learned2d', registers=2),
-    dict(pool='gap', position='sincos2d', qk_norm=True, layer_scale=0.1), dict(position=None, token_position=False)]
+    dict(pool='gap', position='sincos2d', qk_norm=True, layer_scale=0.1), dict(position=None, token_position=False),
+    dict(relative_position='table'), dict(relative_position='keys1d', relative_position_shared=True)]
 
 
 def model_and_params(**fields):
@@ -39,8 +40,10 @@ def test_the_tree_describes_the_parameters(fields):
   assert params[model.stem].shape == (4, 4, 3, 16)
   assert {path.split('/')[0] for path in params if below(path, model.head_paths)} == {'head'}
   assert any(below(path, model.hidden_head_paths) for path in params) == (model.config.representation_size is not None)
-  sizes = dict(grid=(2, 3, 16), rows=(2, 8), columns=(3, 8), token=(16,))
-  assert model.positions == {path: path.split('/')[1] for path in params if path.startswith('position/')}
+  sizes = dict(grid=(2, 3, 16), rows=(2, 8), columns=(3, 8), token=(16,), offsets=(3, 3 * 5 + 3, 2), places=(13, 2, 8))
+  layouts = dict(table='offsets', keys='places')
+  assert model.positions == {path: layouts.get(name := path.split('/')[-1], name) for path in params
+                             if re.search(r'(^|/)(position|relative)/', path)}
   for path, leaf in params.items():
     if path in model.positions:
       assert leaf.shape == sizes[model.positions[path]]

@@ -1,5 +1,6 @@
 """Multi-head attention (paper, appendix A)."""
 from collections.abc import Callable
+import functools
 from typing import Any
 
 from flax import nnx
@@ -13,6 +14,7 @@ from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError
 from vit_jax.models import layers
 from vit_jax.models.base import ArrayLike, Rngs, Tokens
+from vit_jax.models.positions.relative import Bias, Scores
 
 Queries = Float[ArrayLike, 'batch heads queries head_dim']
 Keys = Float[ArrayLike, 'batch heads keys head_dim']
@@ -20,18 +22,19 @@ Output = Float[Array, 'batch heads queries head_dim']
 Weights = Float[Array, 'batch heads queries keys']
 
 
-def attention_weights(query: Queries, key: Keys) -> Weights:
+def attention_weights(query: Queries, key: Keys, bias: Bias | None = None) -> Weights:
   """Return the softmax of the scores, float32 whatever the inputs are; rows sum to 1.
 
   Args:
     query: already scaled.
     key: keys.
+    bias: added to the scores.
   """
-  return jax.nn.softmax(layers.einsum('bhqd,bhkd->bhqk', query, key), axis=-1)
+  return jax.nn.softmax(_scores(query, key, bias), axis=-1)
 
 
 @jax.custom_vjp
-def attend(query: Queries, key: Keys, value: Keys) -> Output:
+def attend(query: Queries, key: Keys, value: Keys, bias: Bias | None = None) -> Output:
   """Return the product of `attention_weights` and values, of the type of the values.
 
   The output is normalized instead of the weights, as it has fewer elements, and the gradient starts from the output
@@ -42,12 +45,13 @@ def attend(query: Queries, key: Keys, value: Keys) -> Output:
     query: already scaled.
     key: keys.
     value: values.
+    bias: added to the scores, float32; the same for all examples if its first axis is 1.
   """
-  return _attend(query, key, value)[0]
+  return _attend(query, key, value, bias)[0]
 
 
 def cudnn_attend(query: Queries, key: Keys, value: Keys) -> Output:
-  """Return what `attend` does, by cuDNN's fused kernel, which keeps nothing of Q x K elements.
+  """Return what `attend` does without a bias, by cuDNN's fused kernel, which keeps nothing of Q x K elements.
 
   For GPUs, in bfloat16 or float16.
   """
@@ -74,28 +78,36 @@ def check(name: str, dtype: str, dropout: float) -> None:
                     f"got {jax.default_backend()}, dtype={dtype!r}, attention_dropout={dropout}. Use 'xla'")
 
 
-_Saved = tuple[ArrayLike, ArrayLike, ArrayLike, Array, Array, Array]
-
-
-def _attend(query: Queries, key: Keys, value: Keys) -> tuple[Output, _Saved]:
+def _scores(query: Queries, key: Keys, bias: Bias | None) -> Weights:
   scores = layers.einsum('bhqd,bhkd->bhqk', query, key)
+  return scores if bias is None else scores + bias
+
+
+_Saved = tuple[ArrayLike, ArrayLike, ArrayLike, Bias | None, Array, Array, Array]
+
+
+def _attend(query: Queries, key: Keys, value: Keys, bias: Bias | None = None) -> tuple[Output, _Saved]:
+  scores = _scores(query, key, bias)
   exponentials = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
   total = exponentials.sum(axis=-1, keepdims=True)
   # Written once, together with their sum: otherwise TPU's compiler recomputes them in every product.
   exponentials, total = jax.lax.optimization_barrier((exponentials.astype(value.dtype), total))
   output = layers.einsum('bhqk,bhkd->bhqd', exponentials, value) / total
   output = output.astype(value.dtype)
-  return output, (query, key, value, exponentials, total, output)
+  return output, (query, key, value, bias, exponentials, total, output)
 
 
-def _attend_gradient(saved: _Saved, gradient: Array) -> tuple[Array, Array, Array]:
-  query, key, value, exponentials, total, output = saved
+def _attend_gradient(saved: _Saved, gradient: Array) -> tuple[Array, Array, Array, Array | None]:
+  query, key, value, bias, exponentials, total, output = saved
   gradient = (gradient / total).astype(gradient.dtype)
   shared = (gradient.astype(jnp.float32) * output.astype(jnp.float32)).sum(axis=-1, keepdims=True)
   by_weight = layers.einsum('bhqd,bhkd->bhqk', gradient, value)
   by_score = (exponentials.astype(jnp.float32) * (by_weight - shared)).astype(gradient.dtype)
+  by_bias = None if bias is None else by_score.astype(jnp.float32)
+  if by_bias is not None and len(bias) == 1:
+    by_bias = by_bias.sum(axis=0, keepdims=True)
   return (jnp.einsum('bhqk,bhkd->bhqd', by_score, key), jnp.einsum('bhqk,bhqd->bhkd', by_score, query),
-          jnp.einsum('bhqk,bhqd->bhkd', exponentials, gradient))
+          jnp.einsum('bhqk,bhqd->bhkd', exponentials, gradient), by_bias)
 
 
 attend.defvjp(_attend, _attend_gradient)
@@ -119,46 +131,56 @@ class Attention(nnx.Module):
     self.attend = ATTENTIONS[kind]
 
   def __call__(self, x: Tokens, queries: Float[Array, 'batch queries width'] | None = None,
-               rngs: Rngs = None) -> Float[Array, 'batch queries width']:
+               rngs: Rngs = None, relative: Scores | None = None) -> Float[Array, 'batch queries width']:
     """Compute self-attention over `x`, or cross-attention from a few `queries` to `x`.
 
     Args:
       x: tokens.
       queries: tokens to attend from; None: x.
       rngs: one PRNG key per example in training, None in evaluation.
+      relative: scaled queries → what is added to their scores; see `positions.relative`.
     """
     dropout = self.dropout and rngs is not None
     if queries is not None and self.key_norm is None and not dropout:
-      output = self._attend_few_queries(x, queries)
+      output = self._attend_few_queries(x, queries, relative)
     else:
       query, key = self._project_qk(x, queries)
       query, value = query * query.shape[-1] ** -0.5, _heads(self.value, x)
-      output = self._attend_with_dropout(query, key, value, rngs) if dropout else self.attend(query, key, value)
+      bias = () if relative is None else (relative(query),)
+      attend = functools.partial(self._attend_with_dropout, rngs) if dropout else self.attend
+      output = attend(query, key, value, *bias)
     return layers.affine('bhnk,hkd->bnd', output, self.out.kernel[...], layers.value_of(self.out.bias))
 
-  def weights(self, x: Tokens, queries: Float[Array, 'batch queries width'] | None = None) -> Weights:
-    """Return the attention weights from `queries` (None: x) to `x`, float32."""
+  def weights(self, x: Tokens, queries: Float[Array, 'batch queries width'] | None = None,
+              relative: Scores | None = None) -> Weights:
+    """Return the attention weights from `queries` (None: x) to `x`, float32; arguments as for calls."""
     query, key = self._project_qk(x, queries)
-    return attention_weights(query * query.shape[-1] ** -0.5, key)
+    query *= query.shape[-1] ** -0.5
+    return attention_weights(query, key, None if relative is None else relative(query))
 
-  def _attend_few_queries(self, x: Tokens, queries: Float[Array, 'batch queries width']) -> Output:
+  def _attend_few_queries(self, x: Tokens, queries: Float[Array, 'batch queries width'],
+                          relative: Scores | None) -> Output:
     """Attend from few queries without computing keys and values: q · (W x) = (q W) · x.
 
     The key bias shifts all scores of a query equally, so softmax cancels it; the value bias is added once, as weights
     sum to 1.
     """
     query = _heads(self.query, queries)
-    query = layers.affine('bhqk,dhk->bhqd', query * query.shape[-1] ** -0.5, _kernel(self.key), None)
+    query *= query.shape[-1] ** -0.5
+    bias = None if relative is None else relative(query)
+    query = layers.affine('bhqk,dhk->bhqd', query, _kernel(self.key), None)
     batch, heads, num_queries, width = query.shape
     tokens = x.astype(query.dtype)[:, None]
     # With tokens as keys and values, every head is just another query.
-    output = attend(query.reshape(batch, 1, heads * num_queries, width), tokens, tokens).reshape(query.shape)
+    if bias is not None:
+      bias = bias.reshape(len(bias), 1, heads * num_queries, -1)
+    output = attend(query.reshape(batch, 1, heads * num_queries, width), tokens, tokens, bias).reshape(query.shape)
     bias = layers.value_of(self.value.bias)
     return layers.affine('bhqd,dhk->bhqk', output, _kernel(self.value), None if bias is None else bias[:, None])
 
-  def _attend_with_dropout(self, query: Queries, key: Keys, value: Keys, rngs: Rngs) -> Output:
+  def _attend_with_dropout(self, rngs: Rngs, query: Queries, key: Keys, value: Keys, bias: Bias | None = None) -> Output:
     """Return what `attend` does, with dropout on the weights, so that they no longer sum to 1."""
-    weights = layers.dropout(attention_weights(query, key).astype(value.dtype), self.dropout, rngs)
+    weights = layers.dropout(attention_weights(query, key, bias).astype(value.dtype), self.dropout, rngs)
     return layers.einsum('bhqk,bhkd->bhqd', weights, value).astype(value.dtype)
 
   def _project_qk(self, x: Tokens, queries: Float[Array, 'batch queries width'] | None) -> tuple[
@@ -196,7 +218,7 @@ def _kernel(linear: nnx.LinearGeneral) -> Float[Array, 'width heads head_dim']:
   return linear.kernel[...].reshape(-1, *linear.out_features)
 
 
-ATTENTIONS: dict[str, Callable[[Array, Array, Array], Array]] = {
+ATTENTIONS: dict[str, Callable[..., Array]] = {
     'cudnn': cudnn_attend,
     'xla': attend,
 }

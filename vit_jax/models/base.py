@@ -46,7 +46,9 @@ class ParamTree(Protocol):
   def positions(self) -> dict[str, str]:
     """{path: layout} of the tables of positions.
 
-    Layouts: 'grid' (rows, columns, width), 'rows' (rows, width), 'columns' (columns, width), 'token' (width,).
+    Layouts: 'grid' (rows, columns, width), 'rows' (rows, width), 'columns' (columns, width), 'token' (width,),
+    'offsets' ((2 rows - 1) (2 columns - 1) [+ 3 with a class token], heads) and 'places' (2 tokens - 1, heads,
+    head_dim). Tables below `stacked` have the axis of layers before.
     """
     ...
 

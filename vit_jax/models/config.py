@@ -32,6 +32,10 @@ class ViTConfig:
     pool: a name of `pooling.POOLS`: class token, mean over the patches, or attention.
     position: a name of `positions.embeddings.POSITIONS`; None or 'none' for no position embedding.
     class_token: whether there is one; None: if `pool` reads it.
+    relative_position: a name of `positions.relative.RELATIVES`, what attention scores get for the offset between query
+      and key; None or 'none': nothing. `position` is independent of it.
+    relative_position_shared: whether all blocks share its parameters, or each has its own.
+    relative_position_dim: hidden features of 'mlp' and 'mlp_swin'.
     token_position: whether the class token has a position embedding, as in the paper; big_vision's has none.
     registers: extra learned tokens that nothing reads (arXiv 2309.16588).
     representation_size: features of the hidden tanh layer before the head ("pre_logits", section 3.1); None or 0: none.
@@ -69,6 +73,9 @@ class ViTConfig:
   resnet_numerics: str = 'vit'
   pool: str = 'token'
   position: str | None = off('none', default='learned')
+  relative_position: str | None = off('none')
+  relative_position_shared: bool = False
+  relative_position_dim: int = 128
   class_token: bool = derived()
   token_position: bool = True
   registers: int = 0
@@ -113,7 +120,8 @@ class ViTConfig:
     object.__setattr__(self, name, value)
 
   def _check(self) -> None:
-    for name in ('width', 'depth', 'heads', 'mlp_dim', 'channels', 'num_classes', 'representation_size'):
+    for name in ('width', 'depth', 'heads', 'mlp_dim', 'channels', 'num_classes', 'representation_size',
+                 'relative_position_dim'):
       value = getattr(self, name)
       if value is not None and value < 1:
         raise UserError(f'model.{name}: must be at least 1, got {value}')

@@ -15,6 +15,8 @@ from vit_jax.base.choices import choose
 from vit_jax.models import attention, layers
 from vit_jax.models.base import Rngs, Tokens
 from vit_jax.models.config import ViTConfig
+from vit_jax.models.positions import relative
+from vit_jax.models.positions.relative import Relative, Scores
 
 # Tokens, block (parameters), number of the block → tokens, and whatever else the caller collects from each block.
 _Body = Callable[..., tuple[Array, Any]]
@@ -30,6 +32,7 @@ class EncoderBlock(nnx.Module):
     self.attention = attention.Attention(
         width, config.heads, dropout=config.attention_dropout, kind=config.attention, qk_norm=config.qk_norm,
         qkv_bias=config.qkv_bias, norm_epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
+    self.relative = None if config.relative_position_shared else relative.make(config, rngs)
     self.mlp_norm = norm()
     self.mlp = layers.MlpBlock(width, config.mlp_dim, dropout=config.dropout, gelu=config.gelu, dtype=dtype, rngs=rngs)
     scale = lambda: None if config.layer_scale is None else nnx.Param(jnp.full((width,), config.layer_scale))
@@ -37,7 +40,7 @@ class EncoderBlock(nnx.Module):
     self.dropout = config.dropout
 
   def __call__(self, x: Tokens, rngs: Rngs = None, drop_rate: float | Float[Array, ''] = 0.0,
-               first_only: bool = False) -> Float[Array, 'batch outputs width']:
+               first_only: bool = False, relative: Scores | None = None) -> Float[Array, 'batch outputs width']:
     """Return the block's output for all tokens, or for the first only.
 
     Args:
@@ -45,19 +48,24 @@ class EncoderBlock(nnx.Module):
       rngs: one PRNG key per example in training, None in evaluation.
       drop_rate: stochastic depth rate of this block.
       first_only: compute the output of the first token only.
+      relative: relative positions that all blocks share; None: the block's own, if it has them.
     """
     weights_rngs, output_rngs, mlp_rngs, *path_rngs = layers.split(rngs, 5)
     y = layers.layer_norm(self.attention_norm, x)
     x, queries = (_first(x), _first(y)) if first_only else (x, None)
-    y = self.attention(y, queries, weights_rngs)
+    y = self.attention(y, queries, weights_rngs, self._relative(relative))
     y = layers.dropout(y, self.dropout, output_rngs)
     x += layers.drop_path(_scaled(y, self.attention_scale), drop_rate, path_rngs[0])
     y = self.mlp(layers.layer_norm(self.mlp_norm, x), mlp_rngs)
     return x + layers.drop_path(_scaled(y, self.mlp_scale), drop_rate, path_rngs[1])
 
-  def attention_weights(self, x: Tokens) -> Float[Array, 'batch heads tokens tokens']:
-    """Return the attention weights of the block, float32."""
-    return self.attention.weights(layers.layer_norm(self.attention_norm, x))
+  def attention_weights(self, x: Tokens, relative: Scores | None = None) -> Float[Array, 'batch heads tokens tokens']:
+    """Return the attention weights of the block, float32; arguments as for calls."""
+    y = layers.layer_norm(self.attention_norm, x)
+    return self.attention.weights(y, relative=self._relative(relative))
+
+  def _relative(self, shared: Scores | None) -> Scores | None:
+    return shared if self.relative is None else self.relative()
 
 
 def _first(x: Tokens) -> Float[Array, 'batch 1 width']:
@@ -85,11 +93,13 @@ class Encoder(nnx.Module):
 
   Args:
     config: of the model.
+    shared: relative positions that all blocks share; None: there are none, or each block has its own.
     rngs: parameter stream.
   """
 
-  def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+  def __init__(self, config: ViTConfig, *, shared: Relative | None = None, rngs: nnx.Rngs):
     self.blocks = nnx.vmap(lambda rngs: EncoderBlock(config, rngs=rngs))(rngs.split(config.depth))
+    self.relative = shared
     self.depth = config.depth
     self.stochastic_depth = config.stochastic_depth
     self.unroll = config.unroll
@@ -105,11 +115,12 @@ class Encoder(nnx.Module):
       num_layers: number of blocks to run; None: all.
       first_only: return only the first token; the last block then does not compute the others.
     """
+    shared = {} if self.relative is None else dict(relative=self.relative())
 
     def body(x: Array, block: EncoderBlock, number: int | Array, first_only: bool = False) -> tuple[Array, None]:
       x = checkpoint_name(x, BLOCK_INPUT)
       rate = self.stochastic_depth * number / max(self.depth - 1, 1) if self.stochastic_depth else 0.0
-      return constrain_batch_sharding(block(x, layers.fold_in(rngs, number), rate, first_only)), None
+      return constrain_batch_sharding(block(x, layers.fold_in(rngs, number), rate, first_only, **shared)), None
 
     if not first_only:
       return self._run(body, x, num_layers)[0]
@@ -118,7 +129,9 @@ class Encoder(nnx.Module):
 
   def attention_weights(self, x: Tokens) -> Float[Array, 'depth batch heads tokens tokens']:
     """Return the attention weights of every block, float32."""
-    return self._scan(lambda x, block, number: (block(x), block.attention_weights(x)), x, None)[1]
+    shared = {} if self.relative is None else dict(relative=self.relative())
+    return self._scan(lambda x, block, number: (block(x, **shared), block.attention_weights(x, **shared)),
+                      x, None)[1]
 
   def _run(self, body: _Body, x: Array, count: int | None) -> tuple[Array, Any]:
     if not self.unroll:

@@ -14,6 +14,7 @@ from vit_jax.models.bit.resnet import ResNet
 from vit_jax.models.config import ViTConfig
 from vit_jax.models.encoder import Encoder
 from vit_jax.models.pooling import POOLS
+from vit_jax.models.positions import relative
 from vit_jax.models.positions.embeddings import POSITIONS
 from vit_jax.models.vit_tree import ViTTree
 
@@ -33,6 +34,7 @@ class VisionTransformer(nnx.Module, ViTTree):
 
   def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
     self.config = config
+    relative.check(config.relative_position, config.attention)
     attention.check(config.attention, config.dtype, config.attention_dropout)
     width, dtype = config.width, jnp.dtype(config.dtype)
     common: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
@@ -45,7 +47,8 @@ class VisionTransformer(nnx.Module, ViTTree):
         rngs.params(), (config.registers, width), jnp.float32)) if config.registers else None
     self.position = choose(POSITIONS, config.position or 'none', 'model.position')(
         config.grid, width, class_token=config.class_token and config.token_position, rngs=rngs)
-    self.encoder = Encoder(config, rngs=rngs)
+    self.encoder = Encoder(
+        config, shared=relative.make(config, rngs) if config.relative_position_shared else None, rngs=rngs)
     self.norm = nnx.LayerNorm(width, epsilon=config.norm_epsilon, **common)
     self.pool = choose(POOLS, config.pool, 'model.pool')(config, rngs=rngs)
     self.pre_logits = None if config.representation_size is None else nnx.Linear(

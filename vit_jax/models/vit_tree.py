@@ -11,6 +11,7 @@ from vit_jax.models import attention
 from vit_jax.models.base import path_of
 from vit_jax.models.bit import tree as bit_tree
 from vit_jax.models.config import ViTConfig
+from vit_jax.models.positions.relative import RELATIVES, Place
 
 BLOCKS = 'encoder/blocks'
 RENAMED = {'embed': 'patch_embed'}
@@ -43,7 +44,10 @@ class ViTTree:
     """{path: layout} of the learned tables of positions; see `base.ParamTree.positions`."""
     tables = {'learned': ('grid',), 'learned2d': ('rows', 'columns')}.get(self.config.position or '', ())
     token = ('token',) if tables and self.config.class_token and self.config.token_position else ()
-    return {f'position/{layout}': layout for layout in (*tables, *token)}
+    positions = {f'position/{layout}': layout for layout in (*tables, *token)}
+    relative = {'keys1d': {'keys': 'places'}, 'table': {'table': 'offsets'}}.get(self.config.relative_position or '', {})
+    where = 'encoder' if self.config.relative_position_shared else BLOCKS
+    return {**positions, **{f'{where}/relative/{name}': layout for name, layout in relative.items()}}
 
   def layer_of(self, path: str) -> int | None:
     """Return 0 for ResNet, patches, tokens and positions, None for the blocks, depth + 1 for last norm, pool and head."""
@@ -61,7 +65,7 @@ class ViTTree:
 
   def matrix_axes(self, path: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """Return the (input axes, output axes) of a block's kernel, stacked by layer; None for any other parameter."""
-    found = re.fullmatch(rf'{BLOCKS}/.*?(\w+)/kernel', path)
+    found = re.fullmatch(rf'{BLOCKS}/(?!relative/).*?(\w+)/kernel', path)
     return _MATRIX_AXES.get(found[1]) if found else bit_tree.matrix_axes(path)
 
   def unstack(self, params: Any) -> Any:
@@ -92,6 +96,9 @@ class ViTTree:
     total = patches * config.patch_size[0] * config.patch_size[1] * inputs * width
     total += 0 if resnet is None else resnet.multiply_adds(config.image_size)
     total += config.depth * (tokens * block + 2 * tokens**2 * width)
+    if config.relative_position is not None:
+      made, used = RELATIVES[config.relative_position].multiply_adds(Place.of(config))
+      total += made * (1 if config.relative_position_shared else config.depth) + used * config.depth
     if config.pool == 'map':  # one query, which every head takes to the tokens themselves
       total += block + 2 * config.heads * tokens * width
     sizes = [width, *filter(None, (config.representation_size, config.num_classes))]

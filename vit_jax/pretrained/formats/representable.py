@@ -10,6 +10,9 @@ from vit_jax.base.errors import UserError
 from vit_jax.models.positions.embeddings import POSITIONS
 from vit_jax.pretrained.formats.weights import Weights
 
+# What a format can hold unless it says more: options of the encoder that only some code bases have.
+_PLAIN: dict[str, Collection[Any]] = dict(relative_position=(None,))
+
 
 def require(weights: Weights, form: str, **allowed: Collection[Any]) -> None:
   """Raise UserError, naming the field, unless every config field has a value that a format can hold.
@@ -17,9 +20,10 @@ def require(weights: Weights, form: str, **allowed: Collection[Any]) -> None:
   Args:
     weights: what is to be written.
     form: name of the format.
-    **allowed: field → values.
+    **allowed: field → values; those of `_PLAIN` where it is not given.
   """
-  for name, values in allowed.items():
+  plain = {name: values for name, values in _PLAIN.items() if hasattr(weights.config, name)}
+  for name, values in {**plain, **allowed}.items():
     found = getattr(weights.config, name)
     if found not in values:
       raise UserError(f'model.{name}: the {form} format can only hold {" or ".join(map(repr, values))}, got {found!r}; '
