@@ -13,6 +13,9 @@ from vit_jax.pretrained import hub
 from vit_jax.rundir.layout import RunDir
 
 _CONFIGS = ('config.json', 'preprocessor_config.json')
+# Where transformers and timm put weights, the best first.
+WEIGHT_FILES = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin', 'pytorch_model.bin.index.json')
+_PICKLES = ('.pth', '.pt', '.bin')
 _MAX_CONFIG_BYTES = 16 << 20
 # What may have a colon of its own, a place, and the sub-tree: a path of names such as img or model_ema.module.
 _FORM = re.compile(r'((?:\w+://[^/]*|hf:|timm:)?[^:]+?)(?::([A-Za-z_][\w-]*(?:[./][\w-]+)*))?')
@@ -57,7 +60,7 @@ def locate(source: Source) -> files.PathLike:
     return path
   if hub.is_name(source.place):
     return hub.fetch(source.place)
-  raise MissingFileError(f'{source.text}: not found; expected an .npz or .safetensors file, a directory with '
+  raise MissingFileError(f'{source.text}: not found; expected an .npz, .safetensors or .pth file, a directory with '
                          "model.safetensors, a run directory, or a name such as 'google/ViT-B_16', "
                          "'hf:google/vit-base-patch16-224' or 'timm:vit_base_patch16_224.augreg_in21k'")
 
@@ -70,28 +73,27 @@ def find_weight_file(path: pathlib.Path, source: Source) -> pathlib.Path:
   """
   if path.is_file():
     return path
-  if (path / 'model.safetensors').is_file():
-    return path / 'model.safetensors'
-  found = sorted(file for file in path.iterdir() if file.suffix in ('.npz', '.safetensors'))
-  if len(found) == 1:
-    return found[0]
-  if (path / 'model.safetensors.index.json').exists():
-    raise UserError(f'{source.text}: holds sharded weights, which cannot be read; save the model as one '
-                    'model.safetensors')
-  if found:
-    raise UserError(f'{source.text}: holds several weight files; name one of {listing(file.name for file in found)}')
+  for name in WEIGHT_FILES:
+    if (path / name).is_file():
+      return path / name
+  for suffixes in (('.npz', '.safetensors'), _PICKLES):
+    found = sorted(file for file in path.iterdir() if file.suffix in suffixes)
+    if len(found) == 1:
+      return found[0]
+    if found:
+      raise UserError(f'{source.text}: holds several weight files; name one of {listing(file.name for file in found)}')
   raise UserError(f'{source.text}: expected model.safetensors, an .npz file, or the config.json and checkpoints of a '
                   f'run in this directory; it holds {listing(sorted(file.name for file in path.iterdir())) or "nothing"}')
 
 
 def read_configs(path: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """Return the JSON files beside a `.safetensors` file.
+  """Return the JSON files beside a weight file; none belong to an `.npz` file.
 
   Raises:
     FileError: one of them is not a JSON object.
   """
   configs = {}
-  for name in _CONFIGS if path.suffix == '.safetensors' else ():
+  for name in _CONFIGS if path.suffix != '.npz' else ():
     file = path.parent / name
     if not file.is_file():
       continue

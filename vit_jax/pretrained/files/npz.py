@@ -3,7 +3,6 @@ from collections.abc import Iterator, Mapping
 import contextlib
 import os
 import pathlib
-import struct
 import zipfile
 
 import ml_dtypes
@@ -11,10 +10,8 @@ import numpy as np
 
 from vit_jax.base.errors import UserError
 from vit_jax.pretrained.files import tensors as tensors_lib
+from vit_jax.pretrained.files.archive import open_archive
 
-# Weights hardly compress, so a file that claims to hold far more than its own size is a zip bomb.
-MAX_RATIO, SLACK = 16, 64 << 20
-MAX_DIRECTORY = 16 << 20
 BFLOAT16 = np.dtype('V2')  # how NumPy stores it: two bytes without a meaning
 _READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -22,13 +19,10 @@ _READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.form
 @contextlib.contextmanager
 def open_tensors(path: pathlib.Path) -> Iterator[tensors_lib.Tensors]:
   """Open a file as `Tensors`: headers are checked at once, arrays are read on demand."""
-  _check_directory(path)
-  with zipfile.ZipFile(path) as archive:
-    entries = archive.infolist()
-    _check_entries(entries, path.stat().st_size)
+  with open_archive(path) as (archive, entries):
+    for entry in entries:
+      _check_entry(entry)
     members = {entry.filename.removesuffix('.npy'): entry for entry in entries}
-    if len(members) < len(entries):
-      raise UserError('two arrays have the same name')
     headers = {name: _checked_header(archive, name, entry) for name, entry in members.items()}
     fetch = lambda name: tensors_lib.guarded(path, name, lambda: _read(archive, members[name]))
     shapes = {name: shape for name, (shape, _) in headers.items()}
@@ -54,34 +48,11 @@ def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
   return array
 
 
-def _check_directory(path: pathlib.Path) -> None:
-  """Refuse a huge table of contents before `zipfile` makes objects of it."""
-  with open(path, 'rb') as file:
-    file.seek(max(0, path.stat().st_size - (1 << 17)))
-    tail = file.read()
-  end = tail.rfind(b'PK\5\6')
-  if end < 0 or len(tail) < end + 22:
-    raise UserError('the end of the zip archive is missing; the file is truncated')
-  sizes = [struct.unpack_from('<I', tail, end + 12)[0]]
-  if (large := tail.rfind(b'PK\6\6', 0, end)) >= 0 and len(tail) >= large + 48:
-    sizes = [struct.unpack_from('<Q', tail, large + 40)[0], *(size for size in sizes if size != 0xFFFFFFFF)]
-  if max(sizes) > MAX_DIRECTORY:
-    raise UserError(f'its table of contents claims {max(sizes):,} bytes; at most {MAX_DIRECTORY:,} are read')
-
-
-def _check_entries(entries: list[zipfile.ZipInfo], file_size: int) -> None:
-  if not entries:
-    raise UserError('it holds no arrays')
-  if len(entries) > tensors_lib.MAX_ENTRIES:
-    raise UserError(f'it holds {len(entries):,} entries; at most {tensors_lib.MAX_ENTRIES:,} are read')
-  total = sum(entry.file_size for entry in entries)
-  if total > MAX_RATIO * file_size + SLACK:
-    raise UserError(f'it claims to unpack to {total:,} bytes from a file of {file_size:,}')
-  for entry in entries:
-    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or entry.flag_bits & 1:
-      raise UserError(f'{entry.filename} is encrypted or compressed in a way NumPy does not write')
-    if not entry.filename.endswith('.npy'):
-      raise UserError(f'{entry.filename} is not an array; expected names that end in .npy')
+def _check_entry(entry: zipfile.ZipInfo) -> None:
+  if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or entry.flag_bits & 1:
+    raise UserError(f'{entry.filename} is encrypted or compressed in a way NumPy does not write')
+  if not entry.filename.endswith('.npy'):
+    raise UserError(f'{entry.filename} is not an array; expected names that end in .npy')
 
 
 def _checked_header(archive: zipfile.ZipFile, name: str,

@@ -86,6 +86,10 @@ class Tensors:
       self._last = (name, self._to_float32(name))
     return self._last[1]
 
+  def fetch(self, name: str) -> np.ndarray:
+    """Return an array as it is in the file, neither converted nor marked as used."""
+    return self._fetch(name)
+
   def skip(self, names: Iterable[str]) -> None:
     """Mark arrays as used without reading them."""
     self._used.update(names)
