@@ -17,7 +17,7 @@ def define_flags() -> None:
   flags.DEFINE_integer('channels', None, 'Channels of the images to fine-tune on.')
   flags.DEFINE_integer('num_classes', None, 'Classes of the data to fine-tune on.')
   cli.define_source_flags()
-  flags.DEFINE_bool('ema', False, 'For a run directory: take the EMA of the parameters.')
+  flags.DEFINE_bool('ema', False, 'For a run directory or a checkpoint with an EMA: take the EMA.')
   flags.DEFINE_bool('json', False, 'Print one JSON object.')
 
 

@@ -79,7 +79,7 @@ def test_random_bytes_and_other_files(path, tmp_path):
       damaged.write_bytes(start + rng.randbytes(size))
       assert_refused(damaged)
   damaged.write_text('<html>404 Not Found</html>')
-  assert_refused(damaged, 'expected an .npz or .safetensors file, got first bytes')
+  assert_refused(damaged, 'expected an .npz, .safetensors or PyTorch file, got first bytes')
 
 
 def test_loading_damaged_files_names_them_too(tmp_path):
@@ -112,10 +112,10 @@ def test_no_pickle_is_ever_loaded(tmp_path):
   assert_refused(tmp_path / 'object.npz', 'a pickle: it can run code and is never loaded')
   for name in ('pytorch_model.bin', 'model.pt', 'model.npz'):
     (tmp_path / name).write_bytes(pickle.dumps(Bomb(tmp_path / 'exploded')))
-    assert_refused(tmp_path / name, 'expected an .npz or .safetensors file, got first bytes')
+    assert_refused(tmp_path / name, 'a bare pickle, .* never loaded; if you trust it, convert it: python -c')
   (tmp_path / 'folder').mkdir()
   (tmp_path / 'folder' / 'pytorch_model.bin').write_bytes(pickle.dumps(Bomb(tmp_path / 'exploded')))
-  with pytest.raises(UserError, match='expected model.safetensors, an .npz file, .*pytorch_model.bin'):
+  with pytest.raises(UserError, match='pytorch_model.bin: a bare pickle'):
     load.read(tmp_path / 'folder')
   assert not (tmp_path / 'exploded').exists()
 

@@ -123,7 +123,7 @@ def test_class_names_that_are_given():
 
 
 def test_where_nothing_is(tmp_path):
-  with pytest.raises(MissingFileError, match='nothing.npz: not found; expected an .npz or .safetensors file'):
+  with pytest.raises(MissingFileError, match='nothing.npz: not found; expected an .npz, .safetensors or .pth file'):
     load.load(tmp_path / 'nothing.npz')
   message = 'expected model.safetensors, an .npz file, or the config.json .* it holds nothing'
   with pytest.raises(UserError, match=message):
@@ -132,8 +132,10 @@ def test_where_nothing_is(tmp_path):
     shutil.copy(MODELS['vit_token'], tmp_path / name)
   with pytest.raises(UserError, match='holds several weight files; name one of a.npz, b.npz'):
     load.load(tmp_path)
-  with pytest.raises(UserError, match='not a run directory: only those have a moving average'):
+  with pytest.raises(UserError, match='a.npz: expected one EMA of the parameters, .* found none'):
     load.load(tmp_path / 'a.npz', ema=True)
+  with pytest.raises(UserError, match='a.npz: not a run directory: only those have several steps'):
+    load.load(tmp_path / 'a.npz', step=1)
 
 
 def test_configs_that_are_not_json(tmp_path):

@@ -19,7 +19,7 @@ def convert(source: PathLike, destination: PathLike, *, format: str | None = Non
     format: a name of `registry.FORMATS`; None: 'google' for an `.npz` file, else 'huggingface'.
     approximate: whether to accept another GELU form or LayerNorm epsilon.
     strict: whether missing, unused and non-finite arrays are errors.
-    ema: for a run directory: whether to take the exponential moving average of the parameters.
+    ema: for a run directory, or a checkpoint that has one: whether to take the EMA of the parameters.
     trained_at: image size that the model was trained at, (rows, columns) in pixels, for files that do not say it.
     image_size: image size to convert to; another number of patches resizes the position embedding.
     class_names: one name per logit; None: those that come with the weights.

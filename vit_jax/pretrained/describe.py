@@ -64,7 +64,7 @@ def describe(source: PathLike, *, ema: bool = False, adaptation: Adaptation | No
 
   Args:
     source: see `load.read`.
-    ema: for a run directory: whether to take the exponential moving average of the parameters.
+    ema: for a run directory, or a checkpoint that has one: whether to take the EMA of the parameters.
     adaptation: of a fine-tune; None changes nothing.
     trained_at, class_names: see `load.read`.
 

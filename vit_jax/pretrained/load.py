@@ -23,10 +23,9 @@ from vit_jax.pretrained.adapt import Adaptation, adapt
 from vit_jax.pretrained.classes import imagenet, names
 from vit_jax.pretrained.files import subtrees
 from vit_jax.pretrained.files.reader import open_file
-from vit_jax.pretrained.files.tensors import Tensors
-from vit_jax.pretrained.formats import registry
 from vit_jax.pretrained.formats import weights as weights_lib
 from vit_jax.pretrained.formats.base import ImageSize
+from vit_jax.pretrained.formats.unwrap import Found, find_model
 from vit_jax.pretrained.formats.weights import Weights
 from vit_jax.rundir.layout import RunDir
 
@@ -44,7 +43,7 @@ def load(source: files.PathLike, *, strict: bool = True, ema: bool = False, step
   Args:
     source: see `read`.
     strict: whether missing, unused and non-finite arrays are errors; otherwise they are logged.
-    ema: for a run directory: whether to take the exponential moving average of the parameters.
+    ema: for a run directory, or a checkpoint that has one: whether to take the EMA of the parameters.
     step: for a run directory: which checkpoint; None is the latest.
     trained_at: image size, (rows, columns) in pixels, that the model was trained at; for files that do not say it and
       were not trained on square images.
@@ -78,15 +77,15 @@ def read(source: files.PathLike, *, trained_at: ImageSize = None, image_size: Im
   """Read weights without building a model.
 
   Args:
-    source: path of an `.npz` (official or big_vision) or `.safetensors` file (timm, Hugging Face), of a directory with
-      such a file and its config.json, or of a run directory; local or remote. Or a name of public weights, see
-      `hub.fetch`. With ':SUBTREE' at its end: only the arrays below that prefix, such as 'file.npz:img'.
+    source: path of an `.npz` (official or big_vision), `.safetensors` or `.pth` file (timm, Hugging Face), of a
+      directory with such a file and its config.json, or of a run directory; local or remote. Or a name of public
+      weights, see `hub.fetch`. With ':SUBTREE' at its end: only the arrays below that prefix, such as 'file.npz:img'.
     trained_at: image size that the model was trained at, for files that do not say it; a square one by default.
     image_size: the size wanted, to which the weights are adapted later: taken for the one trained at if the file says
       nothing, is not of a square image, and this size has as many patches.
     class_names: one name per logit; None: those that come with the weights.
     strict: whether missing, unused and non-finite arrays are errors; otherwise they are in `problems`.
-    ema: for a run directory: whether to take the exponential moving average of the parameters.
+    ema: for a run directory, or a checkpoint that has one: whether to take the EMA of the parameters.
     step: for a run directory: which checkpoint; None is the latest.
 
   Raises:
@@ -99,13 +98,13 @@ def read(source: files.PathLike, *, trained_at: ImageSize = None, image_size: Im
       raise UserError(f'{parsed.text}: a run directory has no sub-trees to select; leave out :{parsed.subtree}')
     weights = run.read(path, ema=ema, step=step)
     return names.with_names(_check_trained_at(weights, trained_at, parsed.text), class_names)
-  if ema or step is not None:
-    raise UserError(f'{parsed.text}: not a run directory: only those have a moving average of the parameters (ema) and '
-                    'several steps')
+  if step is not None:
+    raise UserError(f'{parsed.text}: not a run directory: only those have several steps; leave out step')
   path = source_lib.find_weight_file(pathlib.Path(path), parsed)
   with open_file(path) as tensors:
     tensors = subtrees.select(tensors, parsed.subtree) if parsed.subtree else tensors
-    weights = _read(tensors, source_lib.read_configs(path), trained_at, image_size)
+    configs = source_lib.read_configs(path)
+    weights = _read(find_model(tensors, configs, ema), configs, trained_at, image_size)
   if strict and weights.problems:
     shown = '\n  '.join(weights.problems[:_MAX_PROBLEMS_SHOWN])
     rest = more(weights.problems, _MAX_PROBLEMS_SHOWN)
@@ -148,17 +147,18 @@ def to_weights(model: Model) -> Weights:
                  loss=getattr(model, 'loss', 'softmax'), source='model', notes=notes)
 
 
-def _read(tensors: Tensors, configs: dict[str, dict[str, Any]], trained_at: ImageSize,
-          image_size: ImageSize) -> Weights:
+def _read(found: Found, configs: dict[str, dict[str, Any]], trained_at: ImageSize, image_size: ImageSize) -> Weights:
   """Read a file in the format that its names belong to; every error names the file."""
-  form = registry.recognize(tensors, configs)
+  tensors = found.tensors
   try:
-    return dataclasses.replace(form.read(tensors, configs, trained_at), dtypes=tensors.dtypes)
+    weights = found.form.read(tensors, configs, trained_at)
+    return dataclasses.replace(weights, notes=(*found.notes, *weights.notes), dtypes=tensors.dtypes,
+                               problems=(*weights.problems, *found.problems))
   except UnstatedSizeError as unstated:
     if image_size is None:
       raise
     try:
-      return _read(tensors, configs, image_size, None)
+      return _read(found, configs, image_size, None)
     except UserError:
       raise unstated from None  # the size wanted is no hint
   except ValueError as error:
