@@ -9,11 +9,12 @@ import threading
 
 from etils import epath
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from tests import golden_files
+from tests import golden_files, torch_files
 from tests.golden_files import MODELS
-from vit_jax.base.errors import FileError, UserError
-from vit_jax.pretrained import hub, load
+from vit_jax.base.errors import FileError, MissingFileError, UserError
+from vit_jax.pretrained import hub, load, names
 
 
 @pytest.fixture(scope='module')
@@ -90,6 +91,122 @@ def test_huggingface_and_timm_names(site):
   assert load.read('hf:someone/other').preprocessing.mean == 0.25
 
 
+def put_repository(site, name, source, files, revision='main'):
+  for file in files:
+    put(site, f'hf/{name}/resolve/{revision}/{file}', source / file)
+
+
+def test_names_without_a_prefix(site, cache):
+  """The usual ids mean Hugging Face; a path of that form that exists, or whose folder does, is a path."""
+  for name in ('google/vit-tiny', 'facebook/dino-tiny'):
+    put_repository(site, name, MODELS['hf_vit'], ('config.json', 'model.safetensors'))
+  put_repository(site, 'timm/vit_tiny.augreg', MODELS['timm_token'], ('config.json', 'model.safetensors'))
+  assert load.read('google/vit-tiny').source == load.read('facebook/dino-tiny@main').source == 'huggingface'
+  assert load.read('timm/vit_tiny.augreg').source == 'timm'
+  assert (cache / 'hf' / 'google' / 'vit-tiny' / 'main' / 'model.safetensors').exists()
+  with pytest.raises(FileError, match='no/where: no such file or directory; as the name of a Hugging Face model: .*404'):
+    load.read('no/where')
+
+
+@pytest.mark.parametrize('name', ['runs/flowers', 'no/where.npz', 'no/where.pth', 'a/b/c', './a/b', 'a'])
+def test_paths_that_are_not_names(name, site, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'runs').mkdir()
+  with pytest.raises(MissingFileError, match='not found; expected'):
+    load.read(name)
+  assert not site[2]
+
+
+def test_a_revision_with_a_slash(site, cache):
+  """In the address of a file the slashes of a revision are quoted."""
+  put_repository(site, 'someone/vit-pr', MODELS['hf_vit'], ('config.json', 'model.safetensors'), 'refs/pr/2')
+  assert load.read('hf:someone/vit-pr@refs/pr/2').source == 'huggingface'
+  assert '/hf/someone/vit-pr/resolve/refs%2Fpr%2F2/config.json' in site[2]
+  assert (cache / 'hf' / 'someone' / 'vit-pr' / 'refs%2Fpr%2F2').is_dir()
+
+
+def test_sharded_and_pickled_repositories(site, tmp_path):
+  shards = tmp_path / 'shards'
+  shards.mkdir()
+  arrays = load_file(MODELS['hf_vit'] / 'model.safetensors')
+  names = sorted(arrays)
+  for i in range(2):
+    save_file({name: arrays[name] for name in names[i::2]}, shards / f'{i}.safetensors')
+  index = dict(weight_map={name: f'{i % 2}.safetensors' for i, name in enumerate(names)})
+  (shards / 'model.safetensors.index.json').write_text(json.dumps(index))
+  shutil.copy(MODELS['hf_vit'] / 'config.json', shards)
+  put_repository(site, 'someone/sharded', shards, [file.name for file in shards.iterdir()])
+  golden_files.assert_same_params(load.read('hf:someone/sharded').params, golden_files.read('hf_vit').params)
+  torch_files.save(shards / 'pytorch_model.bin', arrays)
+  put_repository(site, 'someone/pickled', shards, ('config.json', 'pytorch_model.bin'))
+  golden_files.assert_same_params(load.read('hf:someone/pickled').params, golden_files.read('hf_vit').params)
+  index['weight_map'][names[0]] = '../../secret'
+  (site[0] / 'hf/someone/sharded/resolve/evil').mkdir()
+  put_repository(site, 'someone/sharded', shards, ('config.json',), 'evil')
+  (site[0] / 'hf/someone/sharded/resolve/evil/model.safetensors.index.json').write_text(json.dumps(index))
+  with pytest.raises(FileError, match='expected the name of a file beside it'):
+    load.read('hf:someone/sharded@evil')
+  put_repository(site, 'someone/empty', shards, ('config.json',))
+  with pytest.raises(FileError, match='holds none of model.safetensors, .*pytorch_model.bin'):
+    load.read('hf:someone/empty')
+
+
+def test_a_complete_repository_is_not_asked_for_again(site, monkeypatch):
+  """Optional files that the server lacks are asked for once: the cache works without a network."""
+  put_repository(site, 'someone/once', MODELS['hf_vit'], ('config.json', 'model.safetensors'))
+  path = hub.fetch('hf:someone/once')
+  count = len(site[2])
+  monkeypatch.setattr(hub, 'BASES', dict.fromkeys(hub.BASES, 'http://127.0.0.1:1'))
+  assert hub.fetch('hf:someone/once') == path and len(site[2]) == count
+  (path / 'config.json').write_text('damaged')
+  with pytest.raises(FileError, match='cannot reach it'):
+    hub.fetch('hf:someone/once')
+
+
+PUBLIC = names.PublicName
+
+
+@pytest.mark.parametrize('name, expected', [
+    ('google/ViT-B_16', PUBLIC('google', 'imagenet21k/ViT-B_16')),
+    ('google/R50+ViT-B_16.npz', PUBLIC('google', 'imagenet21k/R50+ViT-B_16')),
+    ('google/augreg/B_16', PUBLIC('google', 'augreg/B_16')),
+    ('google/Mixer-B_16', PUBLIC('mixer', 'imagenet21k/Mixer-B_16')),
+    ('google/sam/Mixer-B_16', PUBLIC('mixer', 'sam/Mixer-B_16')),
+    ('google/BiT-M-R50x1', PUBLIC('bit', 'BiT-M-R50x1')),
+    ('google/vit-base-patch16-224', PUBLIC('hf', 'google/vit-base-patch16-224')),
+    ('google/vit-base-patch16-224@v1', PUBLIC('hf', 'google/vit-base-patch16-224', 'v1')),
+    ('hf:google/ViT-B_16', PUBLIC('hf', 'google/ViT-B_16')),
+    ('facebook/dinov2-base', PUBLIC('hf', 'facebook/dinov2-base')),
+    ('timm/vit_base_patch16_224.augreg_in21k', PUBLIC('hf', 'timm/vit_base_patch16_224.augreg_in21k')),
+    ('timm:vit.tag@refs/pr/2', PUBLIC('hf', 'timm/vit.tag', 'refs/pr/2')),
+    ('https://huggingface.co/a/b', PUBLIC('hf', 'a/b')),
+    ('https://hf.co/a/b/tree/main', PUBLIC('hf', 'a/b')),
+    ('https://huggingface.co/a/b/resolve/v1/model.safetensors?download=true', PUBLIC('hf', 'a/b', 'v1')),
+    ('https://huggingface.co/a/b/blob/refs%2Fpr%2F2/config.json', PUBLIC('hf', 'a/b', 'refs/pr/2')),
+    ('https://huggingface.co/a/b/tree/refs/pr/2', PUBLIC('hf', 'a/b', 'refs/pr/2')),
+    ('https://storage.googleapis.com/vit_models/augreg/B_16.npz', PUBLIC('google', 'augreg/B_16')),
+    ('https://storage.googleapis.com/big_vision/vit_s16.npz', PUBLIC('big_vision', 'vit_s16')),
+    ('https://storage.googleapis.com/bit_models/BiT-M-R50x1.npz', PUBLIC('bit', 'BiT-M-R50x1')),
+])
+def test_what_names_mean(name, expected):
+  assert names.parse(name) == expected
+
+
+@pytest.mark.parametrize('url, message', [
+    ('https://dl.fbaipublicfiles.com/deit/deit_base.pth', r"web addresses are not read, only names; download it \(curl"),
+    ('https://huggingface.co/a/b/blob/main/dinov2.pth', r'give hf:a/b@main .* \(curl -LO .*/resolve/main/dinov2.pth'),
+    ('https://huggingface.co/a/b/discussions/3', 'not the page of a model .* give hf:a/b'),
+    ('https://huggingface.co/datasets/a/b', 'web addresses are not read'),
+    ('https://storage.googleapis.com/mine/a.npz', 'give gs://mine/a.npz'),
+    ('https://huggingface.co/a/../../b', 'web addresses are not read|not the page|not a name'),
+    ('https://', 'web addresses are not read'),
+    ('https://[', 'not a web address|web addresses are not read'),
+])
+def test_urls_that_are_not_names(url, message):
+  with pytest.raises(UserError, match=message):
+    load.read(url)
+
+
 def test_the_cache_is_used_and_checked(site, cache):
   put(site, 'google/imagenet21k/ViT-T_4.npz', MODELS['vit_token'])
   path = hub.fetch('google/ViT-T_4')
@@ -112,7 +229,7 @@ def test_the_cache_is_used_and_checked(site, cache):
     ('hf:nobody/nothing', '404 File not found. The name may be wrong, private, or without a model.safetensors'),
     ('timm:secret.tag', '403 Forbidden. The name may be wrong'),
     ('big_vision/nothing', 'Download the file on a machine with access and give its path'),
-    ('google/short', 'the connection ended after 9 of 1,000 bytes; try again'),
+    ('google/augreg/short', 'the connection ended after 9 of 1,000 bytes; try again'),
 ])
 def test_failed_downloads(name, message, cache):
   with pytest.raises(FileError, match=message):

@@ -1,4 +1,4 @@
-"""Names of public weights, such as 'google/ViT-B_16': where they are, and a cache of downloads."""
+"""Downloads public weights by name, such as 'google/ViT-B_16', and keeps them in a cache."""
 from collections.abc import Iterator
 import contextlib
 import hashlib
@@ -16,14 +16,13 @@ import tqdm
 
 from vit_jax.base import files, platform
 from vit_jax.base.errors import FileError, UserError
+from vit_jax.pretrained import names
+from vit_jax.pretrained.files import sharded
 
 BASES = {
-    'google': 'https://storage.googleapis.com/vit_models',
-    'big_vision': 'https://storage.googleapis.com/big_vision',
+    **{host: f'https://storage.googleapis.com/{bucket}' for host, bucket in names.BUCKETS.items()},
     'hf': 'https://huggingface.co',
 }
-_HELP = ("'google/ViT-B_16' (also google/imagenet21k+imagenet2012/…, google/augreg/…, google/sam/…), "
-         "'big_vision/vit_s16_i1k_300ep', 'hf:ORG/NAME' or 'timm:NAME.TAG'")
 _CHUNK = 1 << 20
 _NETWORK_ERRORS = (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException)
 
@@ -37,17 +36,12 @@ class _Readable(Protocol):
     ...
 
 
-def is_name(source: str) -> bool:
-  """Return whether `source` has the form of a name of public weights."""
-  return bool(re.match(r'(google/|big_vision/|hf:|timm:)', source))
-
-
 def fetch(name: str, cache: files.PathLike | None = None) -> pathlib.Path:
   """Return the local copy of public weights; download them unless they are in the cache.
 
   Args:
-    name: 'google/…' and 'big_vision/…' are `.npz` files, 'hf:ORG/NAME' and 'timm:NAME.TAG' directories of
-      safetensors and config files, optionally with '@REVISION'.
+    name: see `names.parse`: files of public buckets are `.npz` files, models of Hugging Face ('hf:ORG/NAME',
+      'timm:NAME.TAG', 'ORG/NAME', optionally with '@REVISION') are directories of weight and config files.
     cache: directory; None is $VIT_JAX_CACHE, else ~/.cache/vit_jax.
 
   Returns:
@@ -57,21 +51,46 @@ def fetch(name: str, cache: files.PathLike | None = None) -> pathlib.Path:
     UserError: a name of an unknown form.
     FileError: no network, or no access; the message names alternatives.
   """
-  folder = _cache_folder(cache)
-  if '..' in name or '\\' in name:
-    raise _unknown(name)
-  if match := re.fullmatch(r'(google|big_vision)/(\S+?)(\.npz)?', name):
-    path = match[2] if '/' in match[2] or match[1] == 'big_vision' else f'imagenet21k/{match[2]}'
-    url = f'{BASES[match[1]]}/{urllib.parse.quote(path)}.npz'
-    return _download(url, folder / match[1] / f'{path}.npz', name)
-  match = re.fullmatch(r'hf:([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?', re.sub('^timm:', 'hf:timm/', name))
-  if not match:
-    raise _unknown(name)
-  revision = match[2] or 'main'
-  folder = folder / 'hf' / match[1] / revision
-  for file, required in (('config.json', True), ('preprocessor_config.json', False), ('model.safetensors', True)):
-    _download(f'{BASES["hf"]}/{match[1]}/resolve/{revision}/{file}', folder / file, name, required)
+  public, folder = names.parse(name), _cache_folder(cache)
+  if public.host != 'hf':
+    url = f'{BASES[public.host]}/{urllib.parse.quote(public.path)}.npz'
+    return _download(url, folder / public.host / f'{public.path}.npz', name)
+  revision = urllib.parse.quote(public.revision, safe='')
+  folder = folder / 'hf' / public.path / revision
+  if not _is_complete(folder):
+    _fetch_repository(f'{BASES["hf"]}/{public.path}/resolve/{revision}', folder, name)
   return folder
+
+
+def _fetch_repository(url: str, folder: pathlib.Path, name: str) -> None:
+  """Download the config files and the first of `names.WEIGHT_FILES` that is there, with its shards."""
+  get = lambda file, required=True: _download(f'{url}/{urllib.parse.quote(file)}', folder / file, name, required)
+  get('config.json')
+  get('preprocessor_config.json', required=False)
+  for file in names.WEIGHT_FILES:
+    if get(file, required=False).is_file():
+      for shard in _shards(folder / file):
+        get(shard)
+      return
+  raise FileError(f'{url}: holds none of {", ".join(names.WEIGHT_FILES)}. {_alternatives(name, 404)}')
+
+
+def _is_complete(folder: pathlib.Path) -> bool:
+  """Return whether a repository was downloaded as a whole: then no server is asked again."""
+  weights = [folder / file for file in names.WEIGHT_FILES if (folder / file).is_file()][:1]
+  others = [folder / file for file in names.CONFIG_FILES if (folder / file).is_file()]
+  return bool(weights) and len(others) > 0 and all(
+      _is_intact(path) for path in (*others, *weights, *(folder / shard for shard in _shards(weights[0]))))
+
+
+def _shards(path: pathlib.Path) -> list[str]:
+  """Return the names of the files that an index lists; none if it is not an index."""
+  if not path.name.endswith(sharded.SUFFIX):
+    return []
+  try:
+    return sorted(set(sharded.shard_names(path).values()))
+  except UserError as error:
+    raise FileError(f'{path}: {error}') from error
 
 
 def copy_remote(path: str, cache: files.PathLike | None = None) -> pathlib.Path:
@@ -94,10 +113,6 @@ def explained(path: str) -> Iterator[None]:
   except Exception as error:  # each object store's client has its own exceptions
     raise FileError(f'{path}: cannot read it: {error}; check that it exists, that you are signed in (gcloud auth '
                     "application-default login) and that gcsfs is installed (pip install 'vit_jax[tpu]')") from error
-
-
-def _unknown(name: str) -> UserError:
-  return UserError(f'{name}: not a name of public weights; expected {_HELP}')
 
 
 def _cache_folder(cache: files.PathLike | None) -> pathlib.Path:
@@ -161,17 +176,22 @@ def _digest_file(target: pathlib.Path) -> pathlib.Path:
 
 def _alternatives(name: str, code: int | None = None) -> str:
   """Return what to try instead of a name that cannot be downloaded; `code` is the HTTP status, if there was one."""
-  if name.startswith('google/'):
+  public = names.parse(name)
+  if public.host in ('google', 'bit', 'mixer'):
     why = 'The official bucket answers 403 to anonymous users since 2026. ' if code in (401, 403) else ''
-    return f'{why}timm and Hugging Face hold the same weights: {" or ".join(_same_weights(name))}.'
-  if name.startswith('big_vision/'):
+    return f'{why}timm and Hugging Face hold the same weights: {" or ".join(_same_weights(public.path))}.'
+  if public.host == 'big_vision':
     return 'Download the file on a machine with access and give its path.'
-  why = 'The name may be wrong, private, or without a model.safetensors (pickles are never loaded). ' if code else ''
-  return f'{why}Look for it at https://huggingface.co/models; expected {_HELP}.'
+  why = 'The name may be wrong, private, or without a model.safetensors or pytorch_model.bin. ' if code else ''
+  return f'{why}Look for it at https://huggingface.co/models; expected {names.HELP}.'
 
 
 def _same_weights(name: str) -> list[str]:
   """Return names under which timm and Hugging Face hold an official file, as far as its name says."""
+  if match := re.search(r'BiT-M-R(\d+)x(\d)', name):
+    return [f'timm:resnetv2_{match[1]}x{match[2]}_bit.goog_in21k']
+  if match := re.search(r'Mixer-([BL])_(\d+)', name):
+    return [f'timm:mixer_{match[1].lower()}{match[2]}_224.goog_in21k']
   sizes = dict(Ti='tiny', S='small', B='base', L='large', H='huge')
   match = re.search(r'(Ti|S|B|L|H)_(\d+)', name)
   if not match:

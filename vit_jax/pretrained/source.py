@@ -9,12 +9,9 @@ from typing import Any
 from vit_jax.base import files
 from vit_jax.base.errors import FileError, MissingFileError, UserError
 from vit_jax.base.text import listing
-from vit_jax.pretrained import hub
+from vit_jax.pretrained import hub, names
 from vit_jax.rundir.layout import RunDir
 
-_CONFIGS = ('config.json', 'preprocessor_config.json')
-# Where transformers and timm put weights, the best first.
-WEIGHT_FILES = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin', 'pytorch_model.bin.index.json')
 _PICKLES = ('.pth', '.pt', '.bin')
 _MAX_CONFIG_BYTES = 16 << 20
 # What may have a colon of its own, a place, and the sub-tree: a path of names such as img or model_ema.module.
@@ -51,6 +48,8 @@ def locate(source: Source) -> files.PathLike:
     MissingFileError: neither a path nor a name of public weights.
     FileError: it cannot be downloaded.
   """
+  if source.place.startswith(('http://', 'https://')):
+    return hub.fetch(source.place)
   if files.is_remote(source.place):
     with hub.explained(source.place):
       is_run = RunDir(source.place).is_run()
@@ -58,8 +57,14 @@ def locate(source: Source) -> files.PathLike:
   path = files.local(source.place)
   if path.exists():
     return path
-  if hub.is_name(source.place):
+  if names.is_name(source.place):
     return hub.fetch(source.place)
+  if names.is_bare(source.place) and not path.parent.exists():
+    try:
+      return hub.fetch(source.place)
+    except FileError as error:
+      raise FileError(f'{source.text}: no such file or directory; as the name of a Hugging Face model: {error}'
+                      ) from error
   raise MissingFileError(f'{source.text}: not found; expected an .npz, .safetensors or .pth file, a directory with '
                          "model.safetensors, a run directory, or a name such as 'google/ViT-B_16', "
                          "'hf:google/vit-base-patch16-224' or 'timm:vit_base_patch16_224.augreg_in21k'")
@@ -73,7 +78,7 @@ def find_weight_file(path: pathlib.Path, source: Source) -> pathlib.Path:
   """
   if path.is_file():
     return path
-  for name in WEIGHT_FILES:
+  for name in names.WEIGHT_FILES:
     if (path / name).is_file():
       return path / name
   for suffixes in (('.npz', '.safetensors'), _PICKLES):
@@ -93,7 +98,7 @@ def read_configs(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     FileError: one of them is not a JSON object.
   """
   configs = {}
-  for name in _CONFIGS if path.suffix != '.npz' else ():
+  for name in names.CONFIG_FILES if path.suffix != '.npz' else ():
     file = path.parent / name
     if not file.is_file():
       continue

@@ -23,7 +23,10 @@ def shard_names(path: pathlib.Path) -> dict[str, str]:
   """
   if path.stat().st_size > MAX_INDEX:
     raise UserError(f'an index of {path.stat().st_size:,} bytes; at most {MAX_INDEX:,} are read')
-  index = json.loads(path.read_text('utf-8'), object_pairs_hook=_without_duplicates)
+  try:
+    index = json.loads(path.read_text('utf-8'), object_pairs_hook=_without_duplicates)
+  except (ValueError, RecursionError) as error:
+    raise UserError(f'not an index: {error}') from error
   shards = index.get('weight_map') if isinstance(index, dict) else None
   if not isinstance(shards, dict) or not 0 < len(shards) <= tensors_lib.MAX_ENTRIES:
     raise UserError(f'expected an index with a weight_map of 1 to {tensors_lib.MAX_ENTRIES:,} arrays')
