@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from tests import golden_files, torch_files
 from tests.golden_files import MODELS
 from vit_jax.base.errors import FileError, MissingFileError, UserError
-from vit_jax.pretrained import hub, load, names
+from vit_jax.pretrained import hub, load, public_names
 
 
 @pytest.fixture(scope='module')
@@ -163,7 +163,7 @@ def test_a_complete_repository_is_not_asked_for_again(site, monkeypatch):
     hub.fetch('hf:someone/once')
 
 
-PUBLIC = names.PublicName
+PUBLIC = public_names.PublicName
 
 
 @pytest.mark.parametrize('name, expected', [
@@ -189,7 +189,7 @@ PUBLIC = names.PublicName
     ('https://storage.googleapis.com/bit_models/BiT-M-R50x1.npz', PUBLIC('bit', 'BiT-M-R50x1')),
 ])
 def test_what_names_mean(name, expected):
-  assert names.parse(name) == expected
+  assert public_names.parse(name) == expected
 
 
 @pytest.mark.parametrize('url, message', [

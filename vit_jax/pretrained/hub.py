@@ -16,11 +16,11 @@ import tqdm
 
 from vit_jax.base import files, platform
 from vit_jax.base.errors import FileError, UserError
-from vit_jax.pretrained import names
+from vit_jax.pretrained import public_names
 from vit_jax.pretrained.files import sharded
 
 BASES = {
-    **{host: f'https://storage.googleapis.com/{bucket}' for host, bucket in names.BUCKETS.items()},
+    **{host: f'https://storage.googleapis.com/{bucket}' for host, bucket in public_names.BUCKETS.items()},
     'hf': 'https://huggingface.co',
 }
 _CHUNK = 1 << 20
@@ -40,7 +40,7 @@ def fetch(name: str, cache: files.PathLike | None = None) -> pathlib.Path:
   """Return the local copy of public weights; download them unless they are in the cache.
 
   Args:
-    name: see `names.parse`: files of public buckets are `.npz` files, models of Hugging Face ('hf:ORG/NAME',
+    name: see `public_names.parse`: files of public buckets are `.npz` files, models of Hugging Face ('hf:ORG/NAME',
       'timm:NAME.TAG', 'ORG/NAME', optionally with '@REVISION') are directories of weight and config files.
     cache: directory; None is $VIT_JAX_CACHE, else ~/.cache/vit_jax.
 
@@ -51,7 +51,7 @@ def fetch(name: str, cache: files.PathLike | None = None) -> pathlib.Path:
     UserError: a name of an unknown form.
     FileError: no network, or no access; the message names alternatives.
   """
-  public, folder = names.parse(name), _cache_folder(cache)
+  public, folder = public_names.parse(name), _cache_folder(cache)
   if public.host != 'hf':
     url = f'{BASES[public.host]}/{urllib.parse.quote(public.path)}.npz'
     return _download(url, folder / public.host / f'{public.path}.npz', name)
@@ -63,22 +63,22 @@ def fetch(name: str, cache: files.PathLike | None = None) -> pathlib.Path:
 
 
 def _fetch_repository(url: str, folder: pathlib.Path, name: str) -> None:
-  """Download the config files and the first of `names.WEIGHT_FILES` that is there, with its shards."""
+  """Download the config files and the first of `public_names.WEIGHT_FILES` that is there, with its shards."""
   get = lambda file, required=True: _download(f'{url}/{urllib.parse.quote(file)}', folder / file, name, required)
   get('config.json')
   get('preprocessor_config.json', required=False)
-  for file in names.WEIGHT_FILES:
+  for file in public_names.WEIGHT_FILES:
     if get(file, required=False).is_file():
       for shard in _shards(folder / file):
         get(shard)
       return
-  raise FileError(f'{url}: holds none of {", ".join(names.WEIGHT_FILES)}. {_alternatives(name, 404)}')
+  raise FileError(f'{url}: holds none of {", ".join(public_names.WEIGHT_FILES)}. {_alternatives(name, 404)}')
 
 
 def _is_complete(folder: pathlib.Path) -> bool:
   """Return whether a repository was downloaded as a whole: then no server is asked again."""
-  weights = [folder / file for file in names.WEIGHT_FILES if (folder / file).is_file()][:1]
-  others = [folder / file for file in names.CONFIG_FILES if (folder / file).is_file()]
+  weights = [folder / file for file in public_names.WEIGHT_FILES if (folder / file).is_file()][:1]
+  others = [folder / file for file in public_names.CONFIG_FILES if (folder / file).is_file()]
   return bool(weights) and len(others) > 0 and all(
       _is_intact(path) for path in (*others, *weights, *(folder / shard for shard in _shards(weights[0]))))
 
@@ -176,14 +176,14 @@ def _digest_file(target: pathlib.Path) -> pathlib.Path:
 
 def _alternatives(name: str, code: int | None = None) -> str:
   """Return what to try instead of a name that cannot be downloaded; `code` is the HTTP status, if there was one."""
-  public = names.parse(name)
+  public = public_names.parse(name)
   if public.host in ('google', 'bit', 'mixer'):
     why = 'The official bucket answers 403 to anonymous users since 2026. ' if code in (401, 403) else ''
     return f'{why}timm and Hugging Face hold the same weights: {" or ".join(_same_weights(public.path))}.'
   if public.host == 'big_vision':
     return 'Download the file on a machine with access and give its path.'
   why = 'The name may be wrong, private, or without a model.safetensors or pytorch_model.bin. ' if code else ''
-  return f'{why}Look for it at https://huggingface.co/models; expected {names.HELP}.'
+  return f'{why}Look for it at https://huggingface.co/models; expected {public_names.HELP}.'
 
 
 def _same_weights(name: str) -> list[str]:

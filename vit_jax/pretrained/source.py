@@ -9,7 +9,7 @@ from typing import Any
 from vit_jax.base import files
 from vit_jax.base.errors import FileError, MissingFileError, UserError
 from vit_jax.base.text import listing
-from vit_jax.pretrained import hub, names
+from vit_jax.pretrained import hub, public_names
 from vit_jax.rundir.layout import RunDir
 
 _PICKLES = ('.pth', '.pt', '.bin')
@@ -57,9 +57,9 @@ def locate(source: Source) -> files.PathLike:
   path = files.local(source.place)
   if path.exists():
     return path
-  if names.is_name(source.place):
+  if public_names.is_name(source.place):
     return hub.fetch(source.place)
-  if names.is_bare(source.place) and not path.parent.exists():
+  if public_names.is_bare(source.place) and not path.parent.exists():
     try:
       return hub.fetch(source.place)
     except FileError as error:
@@ -78,7 +78,7 @@ def find_weight_file(path: pathlib.Path, source: Source) -> pathlib.Path:
   """
   if path.is_file():
     return path
-  for name in names.WEIGHT_FILES:
+  for name in public_names.WEIGHT_FILES:
     if (path / name).is_file():
       return path / name
   for suffixes in (('.npz', '.safetensors'), _PICKLES):
@@ -98,7 +98,7 @@ def read_configs(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     FileError: one of them is not a JSON object.
   """
   configs = {}
-  for name in names.CONFIG_FILES if path.suffix != '.npz' else ():
+  for name in public_names.CONFIG_FILES if path.suffix != '.npz' else ():
     file = path.parent / name
     if not file.is_file():
       continue
