@@ -243,7 +243,7 @@ BAD = {
     'evaluation split': ({'evaluators': {'x': {'kind': 'classification', 'split': 'dev'}}}, "split.*'dev'"),
     'evaluator': ({'evaluators': {'x': {'kind': 'guess'}}}, "evaluators.x.kind: unknown 'guess'"),
     'transform': ({'data.train_transform': 'spin'}, 'spin'),
-    'patch': ({'model.patch_size': 3}, r'data.image_size: \(8, 8\) is not divisible by the patch size \(3, 3\)'),
+    'patch': ({'model.patch_size': 9}, r'data.image_size: \(8, 8\) is smaller than a patch, \(9, 9\)'),
     'heads': ({'model.heads': 3}, 'model.heads: must divide the width 16, got 3'),
     'micro-batch': ({'data.batch_size': 64, 'train.micro_batch': 15},
                     'train.micro_batch: must divide the 64 images.* got 15. Try 16'),

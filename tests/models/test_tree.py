@@ -24,7 +24,8 @@ TINY = dict(image_size=(8, 12), patch_size=4, width=16, depth=3, heads=2, mlp_di
 MODELS_OF_ALL_KINDS = [
     dict(), dict(unroll=True, representation_size=6), dict(pool='map', position='learned2d', registers=2),
     dict(pool='gap', position='sincos2d', qk_norm=True, layer_scale=0.1), dict(position=None, token_position=False),
-    dict(relative_position='table'), dict(relative_position='keys1d', relative_position_shared=True)]
+    dict(relative_position='table'), dict(relative_position='keys1d', relative_position_shared=True),
+    dict(pool='distilled', pre_norm=True, patch_bias=False, registers=2, register_position=True)]
 
 
 def model_and_params(**fields):
@@ -38,7 +39,8 @@ def test_the_tree_describes_the_parameters(fields):
   model, params = model_and_params(**fields)
   below = lambda path, subtrees: any(path.startswith(f'{subtree}/') for subtree in subtrees)
   assert params[model.stem].shape == (4, 4, 3, 16)
-  assert {path.split('/')[0] for path in params if below(path, model.head_paths)} == {'head'}
+  heads = {'head', 'head_distilled'} if model.config.pool == 'distilled' else {'head'}
+  assert {path.split('/')[0] for path in params if below(path, model.head_paths)} == heads
   assert any(below(path, model.hidden_head_paths) for path in params) == (model.config.representation_size is not None)
   sizes = dict(grid=(2, 3, 16), rows=(2, 8), columns=(3, 8), token=(16,), offsets=(3, 3 * 5 + 3, 2), places=(13, 2, 8))
   layouts = dict(table='offsets', keys='places')
@@ -52,7 +54,7 @@ def test_the_tree_describes_the_parameters(fields):
     assert len(model.logical_axes(path, leaf.ndim)) == leaf.ndim
   layers = {path.split('/')[0]: model.layer_of(path) for path in params if not path.startswith('encoder/')}
   top = model.num_layers + 1
-  assert layers == {name: top if name in ('norm', 'pool', 'pre_logits', 'head') else 0 for name in layers}
+  assert layers == {name: top if name in ('norm', 'pool', 'pre_logits', 'head', 'head_distilled') else 0 for name in layers}
 
 
 def test_no_layer_of_a_model_hides_what_its_tree_says():
@@ -69,7 +71,7 @@ def test_logical_axes_have_the_sizes_of_the_config(fields):
   named = set()
   for path, leaf in params.items():
     for axis, size in zip(model.logical_axes(path, leaf.ndim), leaf.shape, strict=True):
-      features = model.config.representation_size or 16 if path.startswith('head/') else 16
+      features = model.config.representation_size or 16 if path.startswith('head') else 16
       assert axis is None or size == dict(width=features, heads=2, mlp_dim=24)[axis], path
       named.add(axis)
     assert model.logical_axes(f'opt_state/0/mu/{path}', leaf.ndim) == model.logical_axes(path, leaf.ndim)
@@ -116,8 +118,9 @@ def test_multiply_adds_of_another_image_size():
   # torchvision's numbers of multiply-adds for vit_b_16, at 224 and (SWAG weights) at 384.
   assert tree.multiply_adds() == pytest.approx(17.564e9, rel=0.005)
   assert tree.multiply_adds(384) == pytest.approx(55.484e9, rel=0.005)
-  with pytest.raises(UserError, match='data.image_size: .* not divisible by the patch size'):
-    tree.multiply_adds(100)
+  assert tree.multiply_adds(100) == tree.multiply_adds(96)  # whole patches only
+  with pytest.raises(UserError, match='data.image_size: .* is smaller than a patch'):
+    tree.multiply_adds(15)
 
 
 SMALLEST = dict(bit='R26x1', vit='Ti/16')

@@ -244,6 +244,46 @@ def test_unrolled_scan_gives_the_same():
   np.testing.assert_allclose(*outputs, atol=1e-5)
 
 
+# Options of other code bases' encoders; their golden outputs are in tests/pretrained/test_formats.py.
+
+
+def test_quick_gelu_equals_its_definition():
+  x = np.linspace(-9, 9, 50).astype(np.float32)
+  np.testing.assert_allclose(layers.gelu_quick(jnp.asarray(x)), x / (1 + np.exp(-1.702 * x.astype(np.float64))), atol=1e-6)
+
+
+def test_pixels_beyond_the_last_whole_patch_are_ignored():
+  ragged, whole = make(image_size=(18, 23), patch_size=4), make(image_size=(16, 20))
+  ragged = randomized(ragged)
+  images = pictures(2, 18, 23)
+  np.testing.assert_array_equal(
+      forward(ragged, images), forward(with_params(whole, params_of(ragged)), images[:, :16, :20]))
+  assert 'sees the 16×20 pixels' in ragged.config.unseen_pixels and whole.config.unseen_pixels is None
+
+
+def test_tokens_with_pre_norm_distillation_token_and_positions_of_registers():
+  model = randomized(make(pool='distilled', pre_norm=True, patch_bias=False, registers=2, register_position=True))
+  images, p = pictures(2), float64(params_of(model))
+  assert 'bias' not in p['patch_embed'] and p['prefix_position'].shape == (3, 24)
+  patches = images.reshape(2, 4, 4, 4, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 16, 48)
+  patches = patches @ p['patch_embed']['kernel'].reshape(48, 24) + p['position']['grid'].reshape(16, 24)
+  prefix = np.concatenate([(p['token'] + p['position']['token'])[None], p['distillation_token'][None], p['registers']])
+  prefix[1:] += p['prefix_position']
+  tokens = np.concatenate([np.broadcast_to(prefix, (2, 4, 24)), patches], axis=1)
+  np.testing.assert_allclose(model.tokens(images), numpy_layer_norm(tokens, p['pre_norm']), atol=1e-5)
+
+
+def test_two_heads_give_the_mean_of_their_logits():
+  model, images = randomized(make(pool='distilled')), pictures()
+  class_token, distillation_token = np.asarray(model.features(images))[:, :2].swapaxes(0, 1)
+  apply = lambda head, x: x @ np.asarray(head.kernel[...]) + np.asarray(head.bias[...])
+  logits = apply(model.head, class_token), apply(model.head_distilled, distillation_token)
+  np.testing.assert_allclose(forward(model, images), (logits[0] + logits[1]) / 2, atol=1e-5)
+  np.testing.assert_allclose(model.embed(images), (class_token + distillation_token) / 2, atol=1e-5)
+  one_head = randomized(make(distillation_token=True))
+  assert one_head.head_distilled is None and one_head.config.num_prefix_tokens == 2
+
+
 # Initial values (facts of the authors' code).
 
 
@@ -423,11 +463,14 @@ def test_gradients_with_dropout_are_finite_and_reach_every_parameter(dtype):
     (dict(variant='B'), "model.variant: unknown 'B'.*'B/16'"),
     (dict(variant='B/0'), "model.variant: unknown 'B/0'"),
     (dict(variant='B/16x'), "model.variant: unknown 'B/16x'"),
-    (dict(pool='max'), r"model.pool: unknown 'max'; choose from \['gap', 'map', 'token'\]"),
+    (dict(pool='max'), r"model.pool: unknown 'max'; choose from \['distilled', 'gap', 'map', 'token'\]"),
     (dict(position='rotary'), r"model.position: unknown 'rotary'; choose from \['learned', .*'none', .*'sincos2d'"),
-    (dict(patch_size=5), r'data.image_size: \(16, 16\) is not divisible by the patch size \(5, 5\)'),
-    (dict(image_size=(16, 18)), r'data.image_size: \(16, 18\) is not divisible by the patch size \(4, 4\)'),
-    (dict(patch_size=32), r'data.image_size: \(16, 16\) is not divisible by the patch size \(32, 32\)'),
+    (dict(patch_size=32), r'data.image_size: \(16, 16\) is smaller than a patch, \(32, 32\)'),
+    (dict(pool='distilled', distillation_token=False), "model.distillation_token: model.pool='distilled' reads"),
+    (dict(pool='gap', distillation_token=True), 'model.distillation_token: needs a class token'),
+    (dict(pool='distilled', representation_size=8), "model.representation_size: model.pool='distilled' has no hidden"),
+    (dict(distillation_token=True, registers=1, register_position=True, token_position=False),
+     'model.register_position: needs model.token_position=True'),
     (dict(class_token=False), "model.class_token: model.pool='token' reads the class token"),
     (dict(heads=5), 'model.heads: must divide the width 24, got 5'),
     (dict(heads=0), 'model.heads: must be at least 1, got 0'),

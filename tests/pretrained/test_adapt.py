@@ -138,5 +138,8 @@ def test_the_evaluation_transform_follows_the_size(transform, size, expected):
 
 
 def test_sizes_that_do_not_divide():
-  with pytest.raises(UserError, match=r'image_size: \(29, 29\) is not divisible by the patch size \(2, 2\)'):
-    adapt(random_weights(), image_size=29)
+  weights, lines = adapt(random_weights(), image_size=29)
+  assert weights.config.grid == (14, 14)
+  assert any('sees the 28×28 pixels' in line for line in lines)
+  with pytest.raises(UserError, match=r'image_size: \(1, 1\) is smaller than a patch, \(2, 2\)'):
+    adapt(random_weights(), image_size=1)

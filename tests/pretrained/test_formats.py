@@ -186,7 +186,7 @@ def test_timm_hub_config(tmp_path):
   assert load.read(variant(tmp_path, 'timm_reg_map', dict(siglip, global_pool='map'))).config.gelu == 'tanh'
 
 
-def test_timm_positions_of_registers_are_added_to_them(tmp_path):
+def test_timm_positions_of_registers(tmp_path):
   weights = golden_files.read('timm_reg4')
   rows = np.random.default_rng(0).normal(size=(5, 24)).astype(np.float32)
   arrays = load_file(MODELS['timm_reg4'] / 'model.safetensors')
@@ -194,9 +194,17 @@ def test_timm_positions_of_registers_are_added_to_them(tmp_path):
       cls_token=arrays['cls_token'] - rows[0], reg_token=arrays['reg_token'] - rows[1:],
       pos_embed=np.concatenate([rows[None], arrays['pos_embed']], axis=1)))
   images, output = golden_files.vectors('timm_reg4')
-  folded = load.read(path)
-  assert folded.config.token_position and not weights.config.token_position
-  np.testing.assert_allclose(golden_files.logits(folded, images), output, rtol=0, atol=1e-5)
+  read = load.read(path)
+  assert read.config.token_position and read.config.register_position and not weights.config.register_position
+  np.testing.assert_array_equal(read.params['prefix_position'], rows[1:])
+  np.testing.assert_allclose(golden_files.logits(read, images), output, rtol=0, atol=1e-5)
+
+
+def test_sizes_that_the_patch_does_not_divide_are_noted():
+  weights = golden_files.read('timm_siglip_floor')
+  assert weights.config.image_size == (20, 20) and weights.config.grid == (2, 2)
+  assert any('sees the 16×16 pixels' in note for note in weights.notes)
+  assert not any('ignores' in note for note in golden_files.read('timm_token').notes)
 
 
 @pytest.mark.parametrize('name, config, message', [

@@ -24,20 +24,26 @@ class ViTConfig:
     depth: number of encoder blocks.
     heads: attention heads per block; divides width.
     mlp_dim: hidden features of the MLP.
-    patch_size: (rows, columns) of a patch in pixels; divides image_size. In a hybrid, of places of the feature map.
+    patch_size: (rows, columns) of a patch in pixels; in a hybrid, of places of the feature map.
+    patch_bias: whether the patch embedding has a bias; CLIP's has none.
+    pre_norm: whether the embedded tokens are layer-normalized before the first block, as in CLIP (arXiv 2103.00020).
     resnet: units per stage of a ResNet whose last feature map is cut into patches instead of the image (section 3.1,
       "Hybrid architecture"); () for its root alone, None for no ResNet.
     resnet_width: features after the ResNet's first convolution.
     resnet_numerics: whose arithmetic the ResNet has, a row of `bit.shape.NUMERICS`.
-    pool: a name of `pooling.POOLS`: class token, mean over the patches, or attention.
+    pool: a name of `pooling.POOLS`: class token, mean over the patches, attention, or class and distillation token with
+      a head each.
     position: a name of `positions.embeddings.POSITIONS`; None or 'none' for no position embedding.
     class_token: whether there is one; None: if `pool` reads it.
+    distillation_token: whether there is one (DeiT, arXiv 2012.12877); None: if `pool` reads it.
     relative_position: a name of `positions.relative.RELATIVES`, what attention scores get for the offset between query
       and key; None or 'none': nothing. `position` is independent of it.
     relative_position_shared: whether all blocks share its parameters, or each has its own.
     relative_position_dim: hidden features of 'mlp' and 'mlp_swin'.
-    token_position: whether the class token has a position embedding, as in the paper; big_vision's has none.
+    token_position: whether class and distillation token have position embeddings, as in the paper; big_vision's have
+      none.
     registers: extra learned tokens that nothing reads (arXiv 2309.16588).
+    register_position: whether registers have learned position embeddings, as in timm's models without a class token.
     representation_size: features of the hidden tanh layer before the head ("pre_logits", section 3.1); None or 0: none.
     head_bias: initial bias of the head; -10 with a sigmoid loss over many classes.
     dropout: rate after every dense layer except q, k and v, and after the position embedding (appendix B.1).
@@ -49,7 +55,8 @@ class ViTConfig:
     qkv_bias: whether the query, key and value projections have biases.
     norm_after_pool: whether the last LayerNorm comes after the pooling (timm's `fc_norm`) instead of before it.
     norm_epsilon: epsilon of every LayerNorm.
-    gelu: 'tanh' (official and big_vision weights) or 'exact' (timm, Hugging Face).
+    gelu: 'tanh' (official and big_vision weights), 'exact' (timm, Hugging Face), or 'quick', x · sigmoid(1.702 x)
+      (OpenAI's CLIP).
     dtype: type of activations and products; parameters, softmax and LayerNorm statistics are always float32.
     unroll: whether each block is compiled separately: faster on TPUs, but compile time grows with depth; otherwise one
       block is compiled and scanned.
@@ -57,7 +64,8 @@ class ViTConfig:
       its products with weights, so that nothing of N x N elements is kept; 'full': everything but its input; 'offload':
       like 'full', and the input waits in host memory. Offloading saves memory if deep models are scanned, not if they
       are unrolled, and never on a CPU.
-    image_size: (rows, columns) of an image in pixels.
+    image_size: (rows, columns) of an image in pixels; what is left of it at the bottom and at the right of the last whole
+      patch is not seen.
     channels: image channels.
     num_classes: number of logits; None or 0 for a model without a head, whose call returns what `embed` does.
   """
@@ -68,6 +76,8 @@ class ViTConfig:
   heads: int = derived()
   mlp_dim: int = derived()
   patch_size: tuple[int, int] = derived()
+  patch_bias: bool = True
+  pre_norm: bool = False
   resnet: tuple[int, ...] | None = None
   resnet_width: int = 64
   resnet_numerics: str = 'vit'
@@ -77,8 +87,10 @@ class ViTConfig:
   relative_position_shared: bool = False
   relative_position_dim: int = 128
   class_token: bool = derived()
+  distillation_token: bool = derived()
   token_position: bool = True
   registers: int = 0
+  register_position: bool = False
   representation_size: int | None = off(0)
   head_bias: float = 0.0
   dropout: float = 0.0
@@ -110,7 +122,8 @@ class ViTConfig:
     self._set('resnet', None if resnet is None else tuple(resnet))
     self._set('patch_size', size(self.patch_size, 'model.patch_size'))
     self._set('image_size', size(self.image_size, 'data.image_size'))
-    self._set('class_token', self.pool == 'token' if self.class_token is None else self.class_token)
+    for name, pools in dict(class_token=('token', 'distilled'), distillation_token=('distilled',)).items():
+      self._set(name, self.pool in pools if getattr(self, name) is None else getattr(self, name))
     for field in dataclasses.fields(self):
       if getattr(self, field.name) in field.metadata.get('off', ()):
         self._set(field.name, None)
@@ -127,8 +140,18 @@ class ViTConfig:
         raise UserError(f'model.{name}: must be at least 1, got {value}')
     if self.width % self.heads:
       raise UserError(f'model.heads: must divide the width {self.width}, got {self.heads}')
-    if self.pool == 'token' and not self.class_token:
-      raise UserError("model.class_token: model.pool='token' reads the class token, but model.class_token=False")
+    if self.pool in ('token', 'distilled') and not self.class_token:
+      raise UserError(f'model.class_token: model.pool={self.pool!r} reads the class token, but model.class_token=False')
+    if self.pool == 'distilled' and not self.distillation_token:
+      raise UserError("model.distillation_token: model.pool='distilled' reads the distillation token, but "
+                      'model.distillation_token=False')
+    if self.distillation_token and not self.class_token:
+      raise UserError('model.distillation_token: needs a class token before it, but model.class_token=False')
+    if self.pool == 'distilled' and self.representation_size is not None:
+      raise UserError("model.representation_size: model.pool='distilled' has no hidden layer before its two heads, got "
+                      f'{self.representation_size}')
+    if self.distillation_token and self.register_position and not self.token_position:
+      raise UserError('model.register_position: needs model.token_position=True in a model with a distillation token')
     if self.dtype not in DTYPES:
       raise UserError(f'model.dtype: unknown {self.dtype!r}; choose from {list(DTYPES)}')
     for name in ('dropout', 'attention_dropout', 'stochastic_depth'):
@@ -160,20 +183,39 @@ class ViTConfig:
 
   @property
   def grid(self) -> tuple[int, int]:
-    """Patches per image, (rows, columns).
+    """Whole patches per image, (rows, columns).
 
     Raises:
-      UserError: the patch size does not divide the image size.
+      UserError: an image is smaller than a patch, or not whole patches in a hybrid.
     """
     (rows, columns), (patch_rows, patch_columns) = self.image_size, self.patch_pixels
-    if rows % patch_rows or columns % patch_columns:
+    if self.resnet is not None and self.unseen_pixels:
       raise UserError(f'data.image_size: {self.image_size} is not divisible by the patch size {self.patch_pixels}')
+    if rows < patch_rows or columns < patch_columns:
+      raise UserError(f'data.image_size: {self.image_size} is smaller than a patch, {self.patch_pixels}')
     return rows // patch_rows, columns // patch_columns
 
   @property
+  def unseen_pixels(self) -> str | None:
+    """A message about the pixels that no patch covers; None if the patch size divides the image size."""
+    size, patch = self.image_size, self.patch_pixels
+    seen = [pixels - pixels % step for pixels, step in zip(size, patch, strict=True)]
+    if tuple(seen) == size:
+      return None
+    return (f'image size {size[0]}×{size[1]} is not divisible by the patch size {patch[0]}×{patch[1]}: the model sees the '
+            f'{seen[0]}×{seen[1]} pixels at the top left and ignores the rest')
+
+  @property
   def num_prefix_tokens(self) -> int:
-    """Tokens before the patches: the class token and the registers."""
-    return int(self.class_token) + self.registers
+    """Tokens before the patches: the class token, the distillation token and the registers."""
+    return int(self.class_token) + int(self.distillation_token) + self.registers
+
+  @property
+  def num_prefix_positions(self) -> int:
+    """Learned positions of the tokens between class token and patches."""
+    if self.position not in ('learned', 'learned2d'):
+      return 0
+    return int(self.distillation_token and self.token_position) + self.registers * self.register_position
 
   @property
   def num_tokens(self) -> int:

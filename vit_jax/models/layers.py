@@ -163,12 +163,14 @@ def dense(linear: nnx.Linear | nnx.LinearGeneral, x: Float[Array, 'batch tokens 
 def embed_patches(convolution: nnx.Conv, images: Images) -> Tokens:
   """Apply a convolution that moves by its own size; return its outputs row by row, as tokens.
 
-  Computed as a product of patches and kernel: TPUs take three times as long for a convolution over 3 channels.
+  Pixels beyond the last whole patch are ignored. Computed as a product of patches and kernel: TPUs take three times as
+  long for a convolution over 3 channels.
   """
   kernel = convolution.kernel[...]
   height, width, channels, features = kernel.shape
   batch, rows, columns, _ = images.shape
-  x = images.reshape(batch, rows // height, height, columns // width, width, channels).transpose(0, 1, 3, 2, 4, 5)
+  x = images[:, :rows - rows % height, :columns - columns % width]
+  x = x.reshape(batch, rows // height, height, columns // width, width, channels).transpose(0, 1, 3, 2, 4, 5)
   x = x.reshape(batch, -1, height * width * channels).astype(convolution.dtype)
   # Behind a barrier: otherwise TPU's compiler transposes the patches for the kernel's gradient.
   kernel = jax.lax.optimization_barrier(kernel.reshape(-1, features))
@@ -205,22 +207,34 @@ class MlpBlock(nnx.Module):
 
 def gelu_tanh(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
   """Return the tanh approximation of GELU: official and big_vision weights."""
-  return _gelu(True, on_gpu())(x)
+  return _activation(jax.nn.gelu, on_gpu())(x)
 
 
 def gelu_exact(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
   """Return GELU by the error function: timm and Hugging Face weights."""
-  return _gelu(False, on_gpu())(x)
+  return _activation(_gelu_exact, on_gpu())(x)
+
+
+def gelu_quick(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
+  """Return x · sigmoid(1.702 x), the sigmoid approximation of GELU (arXiv 1606.08415, section 2): OpenAI's CLIP."""
+  return _activation(_gelu_quick, on_gpu())(x)
+
+
+def _gelu_exact(x: Array) -> Array:
+  return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_quick(x: Array) -> Array:
+  return x * jax.nn.sigmoid(1.702 * x)
 
 
 @functools.cache  # one function per form, so that jax recognizes it and compiles eager calls once
-def _gelu(approximate: bool, prevent_cse: bool) -> Callable[[Array], Array]:
-  """Return a GELU that keeps only its input for the gradient, nothing in float32.
+def _activation(function: Callable[[Array], Array], prevent_cse: bool) -> Callable[[Array], Array]:
+  """Return an activation that is computed in float32 and keeps only its input for the gradient, nothing in float32.
 
   The barriers of `prevent_cse` cost TPUs 6 %; without them XLA keeps a float32 tanh on GPUs.
   """
-  return jax.checkpoint(lambda x: jax.nn.gelu(x.astype(jnp.float32), approximate=approximate).astype(x.dtype),
-                        prevent_cse=prevent_cse)
+  return jax.checkpoint(lambda x: function(x.astype(jnp.float32)).astype(x.dtype), prevent_cse=prevent_cse)
 
 
 # The checkpoint name of what `affine` returns, for rematerialization policies.
@@ -228,5 +242,6 @@ DENSE = 'dense'
 
 GELUS: dict[str, Callable[[Array], Array]] = {
     'exact': gelu_exact,
+    'quick': gelu_quick,
     'tanh': gelu_tanh,
 }

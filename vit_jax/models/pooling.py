@@ -1,6 +1,6 @@
 """Pools: how the tokens of an image become one vector.
 
-The first `num_prefix` tokens are the class token and the registers, the rest are patches. A pool with `first_only`
+The first `num_prefix` tokens are class token, distillation token and registers, the rest are patches. A pool with `first_only`
 reads only the first token, so it may be given that token alone.
 """
 from collections.abc import Mapping
@@ -29,6 +29,20 @@ class TokenPool(nnx.Module):
     """Return the first token."""
     del num_prefix
     return tokens[:, 0]
+
+
+class DistilledPool(nnx.Module):
+  """The class token and the distillation token, for a head each (DeiT, arXiv 2012.12877, section 4)."""
+
+  first_only = False
+
+  def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    del config, rngs
+
+  def __call__(self, tokens: Tokens, num_prefix: int) -> Float[Array, 'batch 2 width']:
+    """Return the first two tokens."""
+    del num_prefix
+    return tokens[:, :2]
 
 
 class AveragePool(nnx.Module):
@@ -67,6 +81,7 @@ class AttentionPool(nnx.Module):
 
 
 POOLS: Mapping[str, type] = {
+    'distilled': DistilledPool,
     'gap': AveragePool,
     'map': AttentionPool,
     'token': TokenPool,

@@ -40,22 +40,29 @@ class VisionTransformer(nnx.Module, ViTTree):
     common: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
     shape = config.resnet_shape
     self.resnet = None if shape is None else ResNet(shape, dtype=dtype, remat=config.remat, rngs=rngs)
-    self.patch_embed = nnx.Conv(config.channels if shape is None else shape.width, width, config.patch_size, strides=config.patch_size, padding='VALID',
-                                **common)
+    self.patch_embed = nnx.Conv(
+        config.channels if shape is None else shape.width, width, config.patch_size, strides=config.patch_size,
+        padding='VALID', use_bias=config.patch_bias, **common)
     self.token = nnx.Param(jnp.zeros((width,), jnp.float32)) if config.class_token else None
-    self.registers = nnx.Param(nnx.initializers.normal(0.02)(
-        rngs.params(), (config.registers, width), jnp.float32)) if config.registers else None
+    self.distillation_token = nnx.Param(jnp.zeros((width,), jnp.float32)) if config.distillation_token else None
+    self.registers = _rows(config.registers, width, rngs)
     self.position = choose(POSITIONS, config.position or 'none', 'model.position')(
         config.grid, width, class_token=config.class_token and config.token_position, rngs=rngs)
+    self.prefix_position = _rows(config.num_prefix_positions, width, rngs)
+    norm = lambda: nnx.LayerNorm(width, epsilon=config.norm_epsilon, **common)
+    self.pre_norm = norm() if config.pre_norm else None
     self.encoder = Encoder(
         config, shared=relative.make(config, rngs) if config.relative_position_shared else None, rngs=rngs)
-    self.norm = nnx.LayerNorm(width, epsilon=config.norm_epsilon, **common)
+    self.norm = norm()
     self.pool = choose(POOLS, config.pool, 'model.pool')(config, rngs=rngs)
     self.pre_logits = None if config.representation_size is None else nnx.Linear(
         width, config.representation_size, **common)
-    self.head = None if config.num_classes is None else nnx.Linear(
+    head = lambda wanted: nnx.Linear(
         config.representation_size or width, config.num_classes, kernel_init=nnx.initializers.zeros,
-        bias_init=nnx.initializers.constant(config.head_bias), rngs=rngs)  # logits are always float32
+        bias_init=nnx.initializers.constant(config.head_bias), rngs=rngs) if wanted else None
+    # Logits are always float32.
+    self.head = head(config.num_classes is not None)
+    self.head_distilled = head(config.num_classes is not None and config.pool == 'distilled')
 
   @property
   def image_size(self) -> tuple[int, int]:
@@ -83,10 +90,17 @@ class VisionTransformer(nnx.Module, ViTTree):
       float32 logits, or the representation without a head.
     """
     x = self._represent(images, rngs)
-    return (x if self.head is None else self.head(x)).astype(jnp.float32)
+    if self.head is None:
+      return _embedding(x)
+    if self.head_distilled is None:
+      return self.head(x).astype(jnp.float32)
+    # As in DeiT's evaluation; without a teacher to learn from, it is what training needs too.
+    return ((self.head(x[:, 0]) + self.head_distilled(x[:, 1])) / 2).astype(jnp.float32)
 
   def embed(self, images: Images) -> Float[Array, 'batch features']:
     """Return the representation that the head reads: pooled tokens, after the hidden tanh layer if there is one.
+
+    With two heads, for class and distillation token, it is the mean of what they read.
 
     Args:
       images: floats, already normalized.
@@ -94,10 +108,10 @@ class VisionTransformer(nnx.Module, ViTTree):
     Returns:
       float32, representation_size or width features.
     """
-    return self._represent(images, None).astype(jnp.float32)
+    return _embedding(self._represent(images, None))
 
   def features(self, images: Images, layer: int | None = None) -> Tokens:
-    """Return the tokens after some of the blocks: class token, registers, patches row by row.
+    """Return the tokens after some of the blocks: class and distillation token, registers, patches row by row.
 
     Args:
       images: floats, already normalized.
@@ -121,7 +135,7 @@ class VisionTransformer(nnx.Module, ViTTree):
     return self.encoder.attention_weights(self.tokens(images))
 
   def tokens(self, images: Images) -> Tokens:
-    """Return what the encoder takes: class token, registers and patches, with positions added.
+    """Return what the encoder takes: class and distillation token, registers and patches, with positions added.
 
     Args:
       images: floats, already normalized.
@@ -136,11 +150,21 @@ class VisionTransformer(nnx.Module, ViTTree):
     grid, token_position = self.position()
     x += jnp.broadcast_to(grid, (*self.config.grid, x.shape[-1])).reshape(x.shape[1:]).astype(x.dtype)
     prefix = [] if self.token is None else [(self.token[...] + token_position)[None]]
-    prefix += [] if self.registers is None else [self.registers[...]]
-    return jnp.concatenate([*(_repeat(p, x) for p in prefix), x], axis=1)
+    prefix += self._other_tokens()
+    x = jnp.concatenate([*(_repeat(p, x) for p in prefix), x], axis=1)
+    return x if self.pre_norm is None else layers.layer_norm(self.pre_norm, x)
 
-  def _represent(self, images: Images, rngs: Rngs) -> Float[Array, 'batch features']:
-    """Return what the head reads, in the model's dtype."""
+  def _other_tokens(self) -> list[Float[Array, 'tokens width']]:
+    """Return the tokens between class token and patches, with positions added."""
+    found = [] if self.distillation_token is None else [self.distillation_token[...][None]]
+    found += [] if self.registers is None else [self.registers[...]]
+    if self.prefix_position is None:
+      return found
+    tokens, positions = jnp.concatenate(found), self.prefix_position[...]
+    return [tokens + jnp.pad(positions, ((0, len(tokens) - len(positions)), (0, 0)))]
+
+  def _represent(self, images: Images, rngs: Rngs) -> Float[Array, 'batch *heads features']:
+    """Return what the head reads, or each of the two heads, in the model's dtype."""
     embed_rngs, encoder_rngs = layers.split(rngs, 2)
     tokens = layers.dropout(self.tokens(images), self.config.dropout, embed_rngs)
     tokens = self.encoder(tokens, encoder_rngs, first_only=self.pool.first_only)
@@ -150,6 +174,16 @@ class VisionTransformer(nnx.Module, ViTTree):
     else:
       x = self.pool(layers.layer_norm(self.norm, tokens), prefix)
     return x if self.pre_logits is None else jnp.tanh(self.pre_logits(x))
+
+
+def _rows(count: int, width: int, rngs: nnx.Rngs) -> nnx.Param | None:
+  """Return learned rows, standard deviation 0.02; None for no row."""
+  return nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (count, width), jnp.float32)) if count else None
+
+
+def _embedding(x: Float[Array, 'batch *heads features']) -> Float[Array, 'batch features']:
+  """Return a representation as float32, the mean of what two heads read."""
+  return (x if x.ndim == 2 else x.mean(axis=1)).astype(jnp.float32)
 
 
 def _repeat(tokens: Float[Array, 'tokens width'], like: Float[Array, 'batch _ width']) -> Tokens:

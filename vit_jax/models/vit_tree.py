@@ -23,7 +23,7 @@ class ViTTree:
   stacked: tuple[str, ...] = (BLOCKS,)
   renamed: Mapping[str, str] = RENAMED
   patch_kernel: str | None = 'patch_embed/kernel'
-  head_paths: tuple[str, ...] = ('head',)  # not `head`: that is a layer of the model
+  head_paths: tuple[str, ...] = ('head', 'head_distilled')  # not `head`: that is a layer of the model
   hidden_head_paths: tuple[str, ...] = ('pre_logits',)
 
   def __init__(self, config: ViTConfig):
@@ -102,6 +102,8 @@ class ViTTree:
     if config.pool == 'map':  # one query, which every head takes to the tokens themselves
       total += block + 2 * config.heads * tokens * width
     sizes = [width, *filter(None, (config.representation_size, config.num_classes))]
+    if config.pool == 'distilled' and config.num_classes is not None:
+      total += width * config.num_classes  # the second head
     return total + sum(inputs * outputs for inputs, outputs in zip(sizes, sizes[1:], strict=False))
 
 
@@ -136,7 +138,7 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r'mlp/up/kernel', ('width', 'mlp_dim')),
     (r'mlp/up/bias', ('mlp_dim',)),
     (r'mlp/down/kernel', ('mlp_dim', 'width')),
-    (r'(pre_logits|head)/kernel', ('width', None)),
+    (r'(pre_logits|head|head_distilled)/kernel', ('width', None)),
 )
 
 # Of stacked kernels: (depth, width, heads, head_dim) for query, key and value, (depth, heads, head_dim, width) for out.

@@ -45,7 +45,7 @@ def adapt(weights: Weights, adaptation: Adaptation) -> tuple[Weights, list[str]]
     adaptation: what to change.
 
   Raises:
-    UserError: the patch size does not divide the image size, or is given although the model has no patches.
+    UserError: an image is smaller than a patch, or a patch size is given although the model has no patches.
   """
   lines: list[str] = []
   if adaptation.patch_size is not None or adaptation.image_size is not None:
@@ -94,7 +94,7 @@ def _resize(weights: Weights, image_size: tuple[int, int], requested: int | tupl
     if patch_size != old.patch_size:
       leaves[kernel] = resize.resize_patch_kernel(leaves[kernel], patch_size)
       lines.append(f'patch kernel: resampled from {_by(old.patch_size)} to {_by(patch_size)} pixels')
-  model = abstract_model(new)  # raises if the sizes do not divide
+  model = abstract_model(new)  # raises if the sizes do not fit
   if new.grid != old.grid and hasattr(old, 'position'):
     for path, layout in model.positions.items():
       leaves[path] = _resize_positions(leaves[path], layout, new.grid, method)
@@ -102,6 +102,8 @@ def _resize(weights: Weights, image_size: tuple[int, int], requested: int | tupl
                  + (f'resized, {method}' if model.positions else 'nothing to resize'))
   if image_size != old.image_size:
     lines.append(f'image size: {_by(old.image_size)} to {_by(image_size)}')
+    unseen = getattr(new, 'unseen_pixels', None)  # models of patches have it
+    lines += [unseen] if unseen else []
   transform = for_image_size(weights.preprocessing.transform, old.image_size, image_size)
   return dataclasses.replace(weights, config=new, params=unflatten(leaves),
                              preprocessing=dataclasses.replace(weights.preprocessing, transform=transform))

@@ -3,6 +3,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Any
 
+from absl import logging
 from clu import parameter_overview
 from flax import nnx
 import jax
@@ -115,6 +116,8 @@ def build_program(config: RunConfig, strategy: Strategy, info: DatasetInfo) -> P
   """
   config = dataclasses.replace(config, model=dataclasses.replace(
       config.model, image_size=config.data.image_size, channels=info.channels, num_classes=info.num_classes))
+  if unseen := getattr(config.model, 'unseen_pixels', None):  # models of patches have it
+    logging.warning('%s', unseen)
   pace = Pace(config.data.batch_size, info.num_examples * config.data.repeats)
   num_steps = pace.steps(config.train.duration)
   split = BatchSplit(strategy.num_micro_batches(config.data.batch_size, config.train.micro_batch),

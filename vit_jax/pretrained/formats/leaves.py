@@ -20,6 +20,7 @@ from vit_jax.pretrained.formats import weights as weights_lib
 
 BLOCKS = 'encoder/blocks/'
 POSITIONS = 'position/'
+PREFIX_POSITIONS = 'prefix_position'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,31 +91,32 @@ def prefixed(table: Table, ours: str, theirs: str) -> Table:
   return {ours + path: dataclasses.replace(leaf, name=theirs + leaf.name) for path, leaf in table.items()}
 
 
-def read_weights(tensors: Tensors, fields: Mapping[str, Any], table: Table, positions: str, between: int = 0,
-                 **metadata: Any) -> weights_lib.Weights:
+def read_weights(tensors: Tensors, fields: Mapping[str, Any], table: Table, positions: str,
+                 notes: tuple[str, ...] = (), **metadata: Any) -> weights_lib.Weights:
   """Read a model whose config is known; what was missing, unused or not finite is in `problems`.
 
   Args:
     tensors: the open file.
     fields: of the config, see `weights.read_config`.
     table: {our path: Leaf} without the positions.
-    positions: name of the array of position embeddings, (1, [class token,] between + patches, width).
-    between: rows of it that belong to neither the class token nor the patches.
+    positions: name of the array of position embeddings, (1, [class token,] [other tokens,] patches, width).
+    notes: messages about what was assumed.
     **metadata: other attributes of `Weights`.
   """
   config = weights_lib.read_config(fields)
-  params, missing = _read_params(config, table, tensors, positions, between)
+  params, missing = _read_params(config, table, tensors, positions)
+  unseen = getattr(config, 'unseen_pixels', None)  # models of patches have it
+  notes += (unseen,) if unseen else ()
   problems = [*missing, *(f'unused: {name}' for name in tensors.unused()), *tensors.problems]
-  return weights_lib.Weights(config, params, problems=tuple(problems), **metadata)
+  return weights_lib.Weights(config, params, notes=notes, problems=tuple(problems), **metadata)
 
 
-def to_arrays(weights: weights_lib.Weights, table: Table, positions: str, between: int = 0) -> dict[str, np.ndarray]:
+def to_arrays(weights: weights_lib.Weights, table: Table, positions: str) -> dict[str, np.ndarray]:
   """Lay out a model's parameters as another format has them.
 
   Args:
     weights: a model whose position embedding is learned or absent.
     table, positions: as for `read_weights`.
-    between: rows of zeros between the class token's position, if it has one, and the grid.
 
   Returns:
     {name: float32 array}, sorted.
@@ -124,10 +126,10 @@ def to_arrays(weights: weights_lib.Weights, table: Table, positions: str, betwee
   """
   parts: dict[str, dict[int, np.ndarray]] = {}
   leaves = flatten(weights.params)
-  if absent := sorted(path for path in leaves if path not in table and not path.startswith(POSITIONS)):
+  if absent := sorted(path for path in leaves if path not in table and not _is_position(path)):
     raise UserError(f'the format has no place for the parameters {listing(absent)}')
   for path, array in leaves.items():
-    if path.startswith(POSITIONS):
+    if _is_position(path):
       continue
     leaf = table[path]
     stacked = _is_stacked(path, leaf)
@@ -137,17 +139,16 @@ def to_arrays(weights: weights_lib.Weights, table: Table, positions: str, betwee
   arrays = {name: np.concatenate([found[k] for k in sorted(found)]) if len(found) > 1 else found[0]
             for name, found in parts.items()}
   if f'{POSITIONS}grid' in leaves:
-    arrays[positions] = _flat_positions(leaves, between)
+    arrays[positions] = _flat_positions(leaves)
   return {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
 
 
-def _read_params(config: Any, table: Table, tensors: Tensors, positions: str,
-                 between: int) -> tuple[weights_lib.Params, list[str]]:
+def _read_params(config: Any, table: Table, tensors: Tensors, positions: str) -> tuple[weights_lib.Params, list[str]]:
   """Return (parameters, messages about those that were missing and are newly initialized)."""
   leaves: dict[str, np.ndarray] = {}
   missing: list[tuple[str, str]] = []
   for path, shape in weights_lib.shapes(config).items():
-    if path.startswith(POSITIONS):
+    if _is_position(path):
       continue
     if (leaf := table.get(path)) is None:
       raise tensors.error(f'this format has no place for the parameter {path}')
@@ -159,9 +160,13 @@ def _read_params(config: Any, table: Table, tensors: Tensors, positions: str,
       tensors.skip(names)
     else:
       leaves[path] = _read_stacked(leaf, names, shape, tensors) if stacked else _read(leaf, leaf.name, shape, tensors)
-  leaves.update(_read_positions(config, tensors, positions, between, missing))
+  leaves.update(_read_positions(config, tensors, positions, missing))
   _initialize(leaves, config, missing)
   return weights_lib.unflatten(leaves), [f'missing: {name} ({path})' for path, name in missing]
+
+
+def _is_position(path: str) -> bool:
+  return path.startswith(POSITIONS) or path == PREFIX_POSITIONS
 
 
 def _is_stacked(path: str, leaf: Leaf) -> bool:
@@ -182,27 +187,28 @@ def _read_stacked(leaf: Leaf, names: list[str], shape: Shape, tensors: Tensors) 
   return stacked
 
 
-def _read_positions(config: Any, tensors: Tensors, name: str, between: int,
+def _read_positions(config: Any, tensors: Tensors, name: str,
                     missing: list[tuple[str, str]]) -> dict[str, np.ndarray]:
-  expected = {path: shape for path, shape in weights_lib.shapes(config).items() if path.startswith(POSITIONS)}
+  expected = {path: shape for path, shape in weights_lib.shapes(config).items() if _is_position(path)}
   if not expected:
     return {}
   if name not in tensors:
     missing.extend((path, name) for path in expected)
     return {}
-  grid = expected[f'{POSITIONS}grid']
-  prefix = int(f'{POSITIONS}token' in expected)
-  array = tensors.read(name, (1, prefix + between + math.prod(grid[:2]), grid[2]))[0]
-  leaves = {f'{POSITIONS}grid': array[prefix + between:].reshape(grid).copy()}
-  return {**leaves, f'{POSITIONS}token': array[0].copy()} if prefix else leaves
+  grid, token, prefix = f'{POSITIONS}grid', f'{POSITIONS}token', PREFIX_POSITIONS
+  rows = {token: int(token in expected), prefix: expected.get(prefix, (0,))[0], grid: math.prod(expected[grid][:2])}
+  array = tensors.read(name, (1, sum(rows.values()), expected[grid][2]))[0]
+  ends = np.cumsum(list(rows.values()))
+  return {path: array[end - rows[path]:end].reshape(expected[path]).copy()
+          for path, end in zip(rows, ends, strict=True) if path in expected}
 
 
-def _flat_positions(leaves: Mapping[str, np.ndarray], between: int) -> np.ndarray:
-  """Return our position embeddings as one array (1, [class token + between,] patches, width)."""
-  grid = leaves[f'{POSITIONS}grid']
-  token = leaves.get(f'{POSITIONS}token')
-  rows = [] if token is None else [token[None], np.zeros((between, token.shape[0]), np.float32)]
-  return np.concatenate([*rows, grid.reshape(-1, grid.shape[-1])])[None].astype(np.float32)
+def _flat_positions(leaves: Mapping[str, np.ndarray]) -> np.ndarray:
+  """Return our position embeddings as one array (1, [class token,] [other tokens,] patches, width)."""
+  width = leaves[f'{POSITIONS}grid'].shape[-1]
+  paths = (f'{POSITIONS}token', PREFIX_POSITIONS, f'{POSITIONS}grid')
+  rows = [leaves[path].reshape(-1, width) for path in paths if path in leaves]
+  return np.concatenate(rows)[None].astype(np.float32)
 
 
 def _initialize(leaves: dict[str, np.ndarray], config: Any, missing: list[tuple[str, str]]) -> None:

@@ -11,7 +11,9 @@ from vit_jax.models.positions.embeddings import POSITIONS
 from vit_jax.pretrained.formats.weights import Weights
 
 # What a format can hold unless it says more: options of the encoder that only some code bases have.
-_PLAIN: dict[str, Collection[Any]] = dict(relative_position=(None,))
+_PLAIN: dict[str, Collection[Any]] = dict(
+    patch_bias=(True,), pre_norm=(False,), distillation_token=(False,), register_position=(False,),
+    relative_position=(None,))
 
 
 def require(weights: Weights, form: str, **allowed: Collection[Any]) -> None:
@@ -22,8 +24,8 @@ def require(weights: Weights, form: str, **allowed: Collection[Any]) -> None:
     form: name of the format.
     **allowed: field → values; those of `_PLAIN` where it is not given.
   """
-  plain = {name: values for name, values in _PLAIN.items() if hasattr(weights.config, name)}
-  for name, values in {**plain, **allowed}.items():
+  plain = {name: values for name, values in _PLAIN.items() if name not in allowed and hasattr(weights.config, name)}
+  for name, values in {**allowed, **plain}.items():
     found = getattr(weights.config, name)
     if found not in values:
       raise UserError(f'model.{name}: the {form} format can only hold {" or ".join(map(repr, values))}, got {found!r}; '
@@ -71,6 +73,18 @@ def learned_positions(weights: Weights, fixed: Collection[str | None] = ()) -> W
   return dataclasses.replace(
       weights, config=dataclasses.replace(config, position='learned', token_position=bool(token)),
       params=dict(params, position=dict(grid=grid, **token)), notes=(*weights.notes, note))
+
+
+def register_position(weights: Weights) -> Weights:
+  """Return the same model with positions for all of its prefix tokens, zeros for registers that had none."""
+  config = weights.config
+  if not config.registers or config.register_position:
+    return weights
+  config = dataclasses.replace(config, register_position=True)
+  rows = weights.params.get('prefix_position', np.zeros((0, config.width), np.float32))
+  rows = np.pad(rows, ((0, config.num_prefix_positions - len(rows)), (0, 0)))
+  return dataclasses.replace(weights, config=config, params=dict(weights.params, prefix_position=rows),
+                             notes=(*weights.notes, 'registers: get position embeddings of zeros'))
 
 
 def token_position(weights: Weights) -> Weights:

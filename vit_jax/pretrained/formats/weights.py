@@ -108,7 +108,12 @@ def missing_or_different(config: Any, params: Params) -> list[str]:
   return sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
 
 
-def pixels(grid: Iterable[int], patch_size: tuple[int, int]) -> tuple[int, int]:
-  """Return the image size (rows, columns) of a grid of patches."""
-  rows, columns = (patches * pixels for patches, pixels in zip(grid, patch_size, strict=True))
-  return rows, columns
+def pixels(grid: Iterable[int], patch_size: tuple[int, int],
+           requested: int | tuple[int, int] | None = None) -> tuple[int, int]:
+  """Return the image size (rows, columns) of a grid of patches: the requested one if it has that grid."""
+  rows, columns = grid
+  if requested is not None:
+    size = sections.size(requested, 'trained_at')
+    if (size[0] // patch_size[0], size[1] // patch_size[1]) == (rows, columns):
+      return size
+  return rows * patch_size[0], columns * patch_size[1]

@@ -99,7 +99,8 @@ def _current_name(names: Iterable[str]) -> Callable[[str], str | None]:
 def _position_fields(tensors: Tensors, fields: dict[str, Any], image_size: ImageSize, moved: bool) -> dict[str, Any]:
   """Return the image size, and whether the class token has a position (row 0) or it was added to the token ("folded")."""
   rows = tensors.shape(POSITIONS, 3)[1]
-  size = lambda patches: pixels(infer.grid(tensors, patches, fields['patch_size'], image_size), fields['patch_size'])
+  size = lambda patches: pixels(
+      infer.grid(tensors, patches, fields['patch_size'], image_size), fields['patch_size'], image_size)
   if not fields['class_token']:
     return dict(image_size=size(rows))
   if not moved:

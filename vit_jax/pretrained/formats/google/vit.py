@@ -36,7 +36,7 @@ class GoogleViT:
     fields = linen.read_fields(tensors, linen.LOOP)
     patches = tensors.shape(POSITIONS, 3)[1] - fields['class_token']
     grid = infer.grid(tensors, patches, fields['patch_size'], image_size)
-    fields['image_size'] = pixels(grid, fields['patch_size'])
+    fields['image_size'] = pixels(grid, fields['patch_size'], image_size)
     # The authors evaluate with a plain resize of the whole image and values in [-1, 1] (input_pipeline.py).
     return leaves.read_weights(tensors, fields, _TABLE, POSITIONS, preprocessing=Preprocessing())
 

@@ -74,19 +74,11 @@ class TimmViT:
     """
     config, notes = config_lib.parse(tensors, configs.get('config.json')), []
     fields = _read_fields(tensors, config)
-    positions, has_register_positions = _read_positions(tensors, fields, config.image_size, image_size, notes)
-    fields.update(positions)
-    between = fields['registers'] if has_register_positions else 0
+    fields.update(_read_positions(tensors, fields, config.image_size, image_size, notes))
     prepared = preprocessing.read(tensors, config.pretrained, fields['image_size'], fields['channels'], notes)
-    weights = leaves.read_weights(
-        tensors, fields, _table(fields['norm_after_pool']), POSITIONS, between, class_names=config.class_names,
+    return leaves.read_weights(
+        tensors, fields, _table(fields['norm_after_pool']), POSITIONS, class_names=config.class_names,
         notes=(*config.notes, *notes), preprocessing=prepared)
-    if not between:
-      return weights
-    # timm adds positions to its registers too; their sum is all that the model ever sees.
-    rows = tensors.read(POSITIONS, tensors.shape(POSITIONS))[0, 1:1 + between]
-    params = dict(weights.params, registers=weights.params['registers'] + rows)
-    return dataclasses.replace(weights, params=params)
 
   def holds(self, config: Any) -> bool:
     """Return whether it is a Vision Transformer."""
@@ -95,14 +87,15 @@ class TimmViT:
   def write(self, weights: Weights, approximate: bool = False) -> Written:
     """Lay weights out in this format; see `base.Family.write`."""
     weights = representable.norm_before_pool(weights)
-    representable.require(weights, 'timm', representation_size=(None,))
-    if weights.config.norm_after_pool:
-      representable.require(weights, 'timm', pool=('gap',))
+    representable.require(
+        weights, 'timm', representation_size=(None,), register_position=(False, True),
+        pool=('gap',) if weights.config.norm_after_pool else ('gap', 'map', 'token'))
     representable.require_numerics(weights, 'timm', approximate, norm_epsilon=1e-6)
     weights = representable.learned_positions(weights, fixed=(None,))
-    # If the class token has a position, timm expects one for every register too: zeros.
-    table = _table(weights.config.norm_after_pool)
-    arrays = leaves.to_arrays(weights, table, POSITIONS, between=weights.config.registers)
+    if weights.config.register_position or 'token' in weights.params.get('position', {}):
+      # timm's prefix tokens have positions all together or not at all.
+      weights = representable.register_position(representable.token_position(weights))
+    arrays = leaves.to_arrays(weights, _table(weights.config.norm_after_pool), POSITIONS)
     notes = list(weights.notes)
     config = config_lib.write(weights, notes)
     return Written(arrays, {'config.json': config}, dataclasses.replace(weights, notes=tuple(notes)))
@@ -142,15 +135,15 @@ def _read_pool(tensors: Tensors, config: config_lib.Config, class_token: bool) -
 
 
 def _read_positions(tensors: Tensors, fields: dict[str, Any], stored_size: tuple[int, int] | None, requested: ImageSize,
-                    notes: list[str]) -> tuple[dict[str, Any], bool]:
-  """Return (fields for image size and positions, whether registers have positions).
+                    notes: list[str]) -> dict[str, Any]:
+  """Return the fields for image size and positions.
 
   `stored_size` is the image size of the config; if there is one, it determines the grid.
   """
   patch_size = fields['patch_size']
   if POSITIONS not in tensors:
     size = stored_size or infer.image_size(tensors, patch_size, requested, notes)
-    return dict(image_size=size, position=None), False
+    return dict(image_size=size, position=None)
   rows = tensors.shape(POSITIONS, 3)[1]
   prefix = fields['class_token'] + fields['registers']
   # Rows for the prefix or none: the stated size decides; without one, which of the two leaves a square.
@@ -160,7 +153,8 @@ def _read_positions(tensors: Tensors, fields: dict[str, Any], stored_size: tuple
       break
   else:
     own, size = _guess_positions(tensors, rows, prefix, patch_size, requested)
-  return dict(image_size=size, position='learned', token_position=own and fields['class_token']), own
+  return dict(image_size=size, position='learned', token_position=bool(own and fields['class_token']),
+              register_position=bool(own and fields['registers']))
 
 
 def _guess_positions(tensors: Tensors, rows: int, prefix: int, patch_size: tuple[int, int],
@@ -168,7 +162,7 @@ def _guess_positions(tensors: Tensors, rows: int, prefix: int, patch_size: tuple
   """Return (whether the prefix has positions, image size) for the first of both that leaves a grid of patches."""
   if prefix:
     try:
-      return True, pixels(infer.grid(tensors, rows - prefix, patch_size, requested), patch_size)
+      return True, pixels(infer.grid(tensors, rows - prefix, patch_size, requested), patch_size, requested)
     except ValueError:
       pass
-  return False, pixels(infer.grid(tensors, rows, patch_size, requested), patch_size)
+  return False, pixels(infer.grid(tensors, rows, patch_size, requested), patch_size, requested)
