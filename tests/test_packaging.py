@@ -66,6 +66,11 @@ def test_the_wheel_has_every_module_and_recipe(wheel):
   assert zipfile.ZipFile(wheel).read('vit_jax/configs/__init__.py') == (tiny.ROOT / 'configs/__init__.py').read_bytes()
 
 
+def test_the_wheel_has_the_names_of_imagenet(wheel):
+  name = 'vit_jax/pretrained/classes/imagenet1k.txt'
+  assert zipfile.ZipFile(wheel).read(name) == (tiny.ROOT / name).read_bytes()
+
+
 def test_a_recipe_trains_by_name_in_an_empty_folder(site, tmp_path):
   """The installed command, recipes that import their siblings, and evaluation of the run, without a clone."""
   work, data = tmp_path / 'work', tmp_path / 'data'

@@ -1,4 +1,5 @@
 """Names of classes: from a file, those of ImageNet-1k, and two lists matched."""
+import dataclasses
 import json
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 
 from tests import golden_files, tiny
 from vit_jax.base.errors import MissingFileError, UserError
-from vit_jax.pretrained import describe, load
+from vit_jax.pretrained import describe, load, save
 from vit_jax.pretrained.classes import imagenet, names
 
 
@@ -74,6 +75,26 @@ def test_a_head_of_1000_classes_gets_the_names_of_imagenet_with_a_note(tmp_path,
   assert not caplog.text
   text = describe.describe(path).to_text()
   assert 'class names    tench, Tinca tinca; goldfish, Carassius auratus;' in text and '--classes=FILE' in text
+
+
+def test_timm_says_in_its_config_that_the_classes_are_those_of_imagenet(tmp_path):
+  """And names of another number than the head has classes are left out."""
+  weights = golden_files.read('timm_token')
+  head = {'kernel': np.zeros((24, 1000), np.float32), 'bias': np.zeros(1000, np.float32)}
+  weights = dataclasses.replace(weights, config=dataclasses.replace(weights.config, num_classes=1000),
+                                params=dict(weights.params, head=head))
+  save.save(weights, tmp_path / 'model', 'timm')
+  config = json.loads((tmp_path / 'model' / 'config.json').read_text())
+  assert load.read(tmp_path / 'model').class_names is None
+  config['pretrained_cfg']['tag'] = 'augreg_in21k_ft_in1k'
+  (tmp_path / 'model' / 'config.json').write_text(json.dumps(config))
+  back = load.read(tmp_path / 'model')
+  assert back.class_names == imagenet.names()
+  assert 'class names: those of ImageNet-1k, as the name augreg_in21k_ft_in1k says' in back.notes
+  (tmp_path / 'model' / 'config.json').write_text(json.dumps(dict(config, label_names=['a', 'b'])))
+  back = load.read(tmp_path / 'model')
+  assert back.class_names is None
+  assert 'class names: left out, as the config has 2 names and the head 1,000 classes' in back.notes
 
 
 def test_the_commands_take_a_file_of_names(tmp_path):

@@ -152,6 +152,7 @@ def _read(found: Found, configs: dict[str, dict[str, Any]], trained_at: ImageSiz
   tensors = found.tensors
   try:
     weights = found.form.read(tensors, configs, trained_at)
+    weights = names.checked(imagenet.with_stated_names(weights, configs))
     return dataclasses.replace(weights, notes=(*found.notes, *weights.notes), dtypes=tensors.dtypes,
                                problems=(*weights.problems, *found.problems))
   except UnstatedSizeError as unstated:

@@ -35,7 +35,7 @@ def evaluate(workdir: PathLike, step: int | None = None,
   parts = build_on_any_devices(config)
   checkpoints = Checkpoints(run_dir.checkpoints_path, parts.config.checkpoint, read_only=True)
   try:
-    at = start.restore(parts, checkpoints, pick_step(checkpoints.steps(), step, run_dir))
+    at = start.restore(parts, checkpoints, pick_step(checkpoints.steps(), step, run_dir), any_class_order=True)
   finally:
     checkpoints.close()
   return at.step, loop.evaluate(parts, at.state), run_dir.metrics_at(at.step)

@@ -8,22 +8,26 @@ import jax
 from vit_jax.base import platform
 from vit_jax.base.errors import UserError
 from vit_jax.pretrained import transfer
+from vit_jax.pretrained.classes.names import find_order, permute_head
 from vit_jax.pretrained.formats.weights import Weights
 from vit_jax.run.build import Parts
 from vit_jax.run.loop import LoopState
 from vit_jax.run.writer import Writer
 from vit_jax.rundir.checkpoint import Checkpoints
 from vit_jax.rundir.record import RunRecord
-from vit_jax.training.state import join_params, model_params, own_params
+from vit_jax.training.state import TrainState, join_params, model_params, own_params
 
 
-def restore(parts: Parts, checkpoints: Checkpoints, step: int | None = None) -> LoopState:
+def restore(parts: Parts, checkpoints: Checkpoints, step: int | None = None, *,
+            any_class_order: bool = False) -> LoopState:
   """Return the state to resume from.
 
   Args:
     parts: of the run.
     checkpoints: of the run.
     step: which checkpoint; None is the latest, or a new state if there is none.
+    any_class_order: whether the data may have the same classes in another order, so that the head's rows are moved; for
+      an evaluation, as the optimizer's state stays as it is.
 
   Raises:
     UserError: the checkpoint cannot be read, or is of other classes than the data has.
@@ -34,9 +38,20 @@ def restore(parts: Parts, checkpoints: Checkpoints, step: int | None = None) -> 
   state, record = checkpoints.restore(step, parts.strategy.abstract(jax.eval_shape(parts.create)))
   names = parts.data.source.class_names
   if record.class_names != names:
+    order = find_order(record.class_names, names) if any_class_order else None
+    if order is not None and getattr(parts.config.objective, 'class_weights', None) is None:
+      return LoopState(step, parts.strategy.place(_reorder(state, parts, order)), record.position, record)
     raise UserError(f'data.name: the classes of {parts.config.data.name} have changed since step {step}: they were '
                     f'{list(record.class_names)}, they are {list(names)}; labels would be mixed up')
   return LoopState(step, parts.strategy.place(state), record.position, make_record(parts, record))
+
+
+def _reorder(state: TrainState, parts: Parts, order: list[int]) -> TrainState:
+  """Return a state whose model, and its EMA, gives the logits in another order of the classes."""
+  permute = jax.jit(lambda params: permute_head(params, parts.model.head_paths, order))
+  permuted = lambda params: join_params(permute(model_params(params)), own_params(params))
+  return dataclasses.replace(state, params=permuted(state.params),
+                             ema=None if state.ema is None else permuted(state.ema))
 
 
 def make_record(parts: Parts, before: RunRecord | None = None) -> RunRecord:
@@ -83,6 +98,10 @@ def from_weights(parts: Parts, at: LoopState, weights: Weights | None, writer: W
   weights = weights or transfer.read_init(config.init or '', config.transfer)
   fresh = model_params(at.state.params)
   params, lines = transfer.fit(weights, fresh, config.model, parts.data.source.class_names, config.transfer)
+  own_loss = getattr(config.objective, 'loss', weights.loss)
+  if own_loss != weights.loss and weights.config.num_classes is not None:
+    lines.append(f'head: trained with the loss {weights.loss!r}, this run uses {own_loss!r}: '
+                 f'--config.objective.loss={weights.loss}')
   writer.say('\n'.join([f'Starting from {config.init}:', *(f'  {line}' for line in lines or ['everything as it is'])]))
   params = join_params(params, own_params(at.state.params))
   ema = None if at.state.ema is None else jax.tree.map(lambda x: x.copy(), params)

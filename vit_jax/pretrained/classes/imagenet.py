@@ -7,6 +7,7 @@ import os
 import re
 
 from vit_jax.base.files import PathLike
+from vit_jax.pretrained.formats.base import Configs
 from vit_jax.pretrained.formats.weights import Weights
 
 NUM_CLASSES = 1000
@@ -59,6 +60,12 @@ def is_said_by(text: str) -> bool:
   (True, False)
   """
   return bool(_SAYS_IMAGENET.search(text.lower().replace('_', ' ')))
+
+
+def with_stated_names(weights: Weights, configs: Configs) -> Weights:
+  """Return weights with ImageNet's names if timm's config says that its 1,000 classes are these; see `with_names`."""
+  tag = str((configs.get('config.json', {}).get('pretrained_cfg') or {}).get('tag', ''))
+  return with_names(weights, tag) if is_said_by(tag) else weights
 
 
 def with_names(weights: Weights, source: PathLike) -> Weights:

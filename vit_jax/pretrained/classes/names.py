@@ -59,6 +59,15 @@ def with_names(weights: Weights, class_names: Sequence[str] | None) -> Weights:
   return dataclasses.replace(weights, class_names=tuple(class_names))
 
 
+def checked(weights: Weights) -> Weights:
+  """Return weights as they were read without class names that are not one per logit, and a note that says so."""
+  given, classes = weights.class_names, weights.config.num_classes or 0
+  if given is None or len(given) == classes:
+    return weights
+  note = (f'class names: left out, as the config has {count(len(given), "name")} and the head {classes:,} classes')
+  return dataclasses.replace(weights, class_names=None, notes=(*weights.notes, note))
+
+
 def find_order(theirs: Sequence[str], ours: Sequence[str]) -> list[int] | None:
   """Return where each of our classes is among theirs, or None if these are not the same names, each once.
 
