@@ -51,6 +51,7 @@ ROOMS = (
     Room('models', 2, 'Flax NNX models: images in, logits out'),
     Room('models/bit', 2, 'BiT ResNets, and the ResNet below the patches of a hybrid'),
     Room('models/positions', 2, 'where a token is on the grid of patches'),
+    Room('models/mixer', 2, 'the MLP-Mixer'),
     Room('data/sources', 2, 'random-access datasets on disk'),
     Room('data/transforms', 2, 'image transforms on uint8 arrays'),
     Room('data/images', 1, 'encoded bytes to pixels'),

@@ -24,6 +24,7 @@ RECIPES = sorted(path.stem for path in CONFIGS.glob('*.py') if path.stem not in 
 ARGUMENTS = {
     'vit': [f'{model},{data}' for model in common.MODELS for data in common.DATASETS],
     'augreg': ['ti16,imagenet,none', 's32,imagenet21k,strong2', 'l16,imagenet'],
+    'mixer': ['b32,imagenet', 'l16,imagenet21k'],
     'vit_b16': ['imagenet', 'imagenet21k', 'jft'],
     'vit_h14': ['imagenet', 'imagenet21k', 'jft'],
     'finetune': ['ti16,folder', 'h14,imagenet', *(f'b16,{task}' for task in common.TASKS)],
@@ -181,6 +182,21 @@ def test_augreg(data, classes, bias, hidden, no_data):
   assert float(parts.schedule(10_000)) == pytest.approx(1e-3) and float(parts.schedule(5_000)) == pytest.approx(5e-4)
   assert float(parts.schedule(parts.num_steps)) == pytest.approx(0.0, abs=1e-9)
   assert config.optim.weight_decay in (0.1, 0.03) and config.optim.clip_norm == 1.0
+
+
+@pytest.mark.parametrize('argument, magnitude, mixup, bias', [
+    ('b16,imagenet', 15, 0.5, -6.9), ('b16,imagenet21k', 10, 0.2, -10.0), ('l16,imagenet21k', 20, 0.5, -10.0)])
+def test_mixer(argument, magnitude, mixup, bias, no_data):
+  """arXiv 2105.01601, appendix B; big_vision's mlp_mixer_i1k.py."""
+  parts = build(recipe('mixer', argument))
+  config = parts.config
+  assert config.data.train_transform == f'inception_crop|flip|randaugment(2, {magnitude})'
+  assert (config.mix.mixup, config.model.head_bias, config.model.stochastic_depth) == (mixup, bias, 0.1)
+  assert (config.data.batch_size, config.objective.loss, config.optim.clip_norm) == (4096, 'sigmoid', 1.0)
+  assert parts.num_steps == pytest.approx(300 * len(parts.data.source) / 4096, abs=1)
+  assert float(parts.schedule(10_000)) == pytest.approx(1e-3) and float(parts.schedule(5_000)) == pytest.approx(5e-4)
+  assert float(parts.schedule(parts.num_steps)) == pytest.approx(1e-5)
+  assert argument != 'b16,imagenet' or parts.num_params == 59_880_472
 
 
 def test_better_plain_vit(no_data):

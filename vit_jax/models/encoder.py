@@ -87,18 +87,20 @@ def constrain_batch_sharding(x: Float[Array, 'batch *shape']) -> Float[Array, 'b
 
 
 class Encoder(nnx.Module):
-  """A stack of encoder blocks.
+  """A stack of blocks.
 
   Their parameters are arrays (depth, …), or as `vit_tree.unstack_blocks` makes them.
 
   Args:
-    config: of the model.
+    config: of the model; has depth, stochastic_depth, unroll and remat.
+    block: class of the blocks, called with the config and rngs; a block is called like an `EncoderBlock`.
     shared: relative positions that all blocks share; None: there are none, or each block has its own.
     rngs: parameter stream.
   """
 
-  def __init__(self, config: ViTConfig, *, shared: Relative | None = None, rngs: nnx.Rngs):
-    self.blocks = nnx.vmap(lambda rngs: EncoderBlock(config, rngs=rngs))(rngs.split(config.depth))
+  def __init__(self, config: Any, block: Callable[..., Any] = EncoderBlock, *, shared: Relative | None = None,
+               rngs: nnx.Rngs):
+    self.blocks = nnx.vmap(lambda rngs: block(config, rngs=rngs))(rngs.split(config.depth))
     self.relative = shared
     self.depth = config.depth
     self.stochastic_depth = config.stochastic_depth
@@ -117,10 +119,10 @@ class Encoder(nnx.Module):
     """
     shared = {} if self.relative is None else dict(relative=self.relative())
 
-    def body(x: Array, block: EncoderBlock, number: int | Array, first_only: bool = False) -> tuple[Array, None]:
+    def body(x: Array, block: Any, number: int | Array, **options: bool) -> tuple[Array, None]:
       x = checkpoint_name(x, BLOCK_INPUT)
       rate = self.stochastic_depth * number / max(self.depth - 1, 1) if self.stochastic_depth else 0.0
-      return constrain_batch_sharding(block(x, layers.fold_in(rngs, number), rate, first_only, **shared)), None
+      return constrain_batch_sharding(block(x, layers.fold_in(rngs, number), rate, **options, **shared)), None
 
     if not first_only:
       return self._run(body, x, num_layers)[0]

@@ -60,14 +60,17 @@ def uniform(rngs: Rngs, shape: tuple[int, ...]) -> UInt32[Array, 'batch ...']:
   return (bits ^ bits >> 15) * jnp.uint32(0x846ca68b)
 
 
-def drop_path(x: Float[Array, 'batch *shape'], rate: float | Float[Array, ''],
-              rngs: Rngs) -> Float[Array, 'batch *shape']:
-  """Zero whole examples of x (stochastic depth, arXiv 1603.09382); `rate` may be traced, 0.0 returns x."""
+def drop_path(x: Float[Array, 'batch *shape'], rate: float | Float[Array, ''], rngs: Rngs,
+              scale: bool = True) -> Float[Array, 'batch *shape']:
+  """Zero whole examples of x (stochastic depth, arXiv 1603.09382); `rate` may be traced, 0.0 returns x.
+
+  With `scale`, the others are divided by 1 - rate.
+  """
   if rngs is None or (isinstance(rate, float) and rate == 0.0):
     return x
   keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate))(rngs)
   keep = keep.reshape(-1, *[1] * (x.ndim - 1))
-  return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x)).astype(x.dtype)
+  return jnp.where(keep, x / (1.0 - rate) if scale else x, jnp.zeros_like(x)).astype(x.dtype)
 
 
 def einsum(product: str, a: Float[ArrayLike, '...'], b: Float[ArrayLike, '...']) -> Float[Array, '...']:
@@ -188,13 +191,17 @@ def layer_norm(norm: nnx.LayerNorm, x: Float[Array, '*shape width']) -> Float[Ar
 
 
 class MlpBlock(nnx.Module):
-  """Dense, GELU, Dense; dropout after each (paper, equation 3 and appendix B.1)."""
+  """Dense, GELU, Dense; dropout after each (paper, equation 3 and appendix B.1).
 
-  def __init__(self, width: int, mlp_dim: int, *, dropout: float, gelu: str, dtype: DTypeLike, rngs: nnx.Rngs):
-    # Initializers of the authors' code: Xavier uniform kernels, biases of standard deviation 1e-6.
-    init: dict[str, Any] = dict(kernel_init=nnx.initializers.xavier_uniform(), bias_init=nnx.initializers.normal(1e-6))
-    self.up = nnx.Linear(width, mlp_dim, dtype=dtype, rngs=rngs, **init)
-    self.down = nnx.Linear(mlp_dim, width, dtype=dtype, rngs=rngs, **init)
+  The default initializers are those of the authors' code.
+  """
+
+  def __init__(self, width: int, mlp_dim: int, *, dropout: float, gelu: str, dtype: DTypeLike, rngs: nnx.Rngs,
+               kernel_init: nnx.Initializer | None = None, bias_init: nnx.Initializer | None = None):
+    init: dict[str, Any] = dict(kernel_init=kernel_init or nnx.initializers.xavier_uniform(),
+                                bias_init=bias_init or nnx.initializers.normal(1e-6), dtype=dtype, rngs=rngs)
+    self.up = nnx.Linear(width, mlp_dim, **init)
+    self.down = nnx.Linear(mlp_dim, width, **init)
     self.dropout = dropout
     self.gelu = choose(GELUS, gelu, 'model.gelu')
 

@@ -16,15 +16,33 @@ from vit_jax.models.positions.relative import RELATIVES, Place
 BLOCKS = 'encoder/blocks'
 RENAMED = {'embed': 'patch_embed'}
 
+# The last axes of a parameter; a stack's layer axis comes before them and stays whole, since each turn of the scan
+# takes one block of it. What is not here (vectors, positions, the patch embedding) is about a hundredth of a model and
+# replicated: sharding the patch embedding makes the compiler move images and tokens for the sake of its small gradient.
+LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r'attention/(query|key|value)/kernel', ('width', 'heads', None)),
+    (r'attention/(query|key|value)/bias', ('heads', None)),
+    (r'attention/out/kernel', ('heads', None, 'width')),
+    (r'mlp/up/kernel', ('width', 'mlp_dim')),
+    (r'mlp/up/bias', ('mlp_dim',)),
+    (r'mlp/down/kernel', ('mlp_dim', 'width')),
+    (r'(pre_logits|head|head_distilled)/kernel', ('width', None)),
+)
+
 
 class ViTTree:
-  """The parameter tree of a config; see `base.ParamTree`."""
+  """The parameter tree of a config; see `base.ParamTree`.
+
+  Attributes:
+    named_axes: (regular expression of the end of a path, names of the last axes) for `logical_axes`.
+  """
 
   stacked: tuple[str, ...] = (BLOCKS,)
   renamed: Mapping[str, str] = RENAMED
   patch_kernel: str | None = 'patch_embed/kernel'
   head_paths: tuple[str, ...] = ('head', 'head_distilled')  # not `head`: that is a layer of the model
   hidden_head_paths: tuple[str, ...] = ('pre_logits',)
+  named_axes: tuple[tuple[str, tuple[str | None, ...]], ...] = LOGICAL_AXES
 
   def __init__(self, config: ViTConfig):
     self.config = config
@@ -58,7 +76,7 @@ class ViTTree:
 
   def logical_axes(self, path: str, ndim: int) -> tuple[str | None, ...]:
     """Return 'width', 'heads', 'mlp_dim' or None for each axis of a parameter; see `base.ParamTree.logical_axes`."""
-    for pattern, names in LOGICAL_AXES:
+    for pattern, names in self.named_axes:
       if re.search(rf'(^|/){pattern}$', path) and ndim >= len(names):
         return (None,) * (ndim - len(names)) + names
     return bit_tree.logical_axes(path, ndim) or (None,) * ndim
@@ -127,19 +145,6 @@ def stack_blocks(tree: Any, params: Any) -> Any:
   return jax.tree.map(lambda x, like: jnp.stack(x).reshape(like.shape) if is_tuple(x) else x, tree, params,
                       is_leaf=is_tuple)
 
-
-# The last axes of a parameter; a stack's layer axis comes before them and stays whole, since each turn of the scan
-# takes one block of it. What is not here (vectors, positions, the patch embedding) is about a hundredth of a model and
-# replicated: sharding the patch embedding makes the compiler move images and tokens for the sake of its small gradient.
-LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r'attention/(query|key|value)/kernel', ('width', 'heads', None)),
-    (r'attention/(query|key|value)/bias', ('heads', None)),
-    (r'attention/out/kernel', ('heads', None, 'width')),
-    (r'mlp/up/kernel', ('width', 'mlp_dim')),
-    (r'mlp/up/bias', ('mlp_dim',)),
-    (r'mlp/down/kernel', ('mlp_dim', 'width')),
-    (r'(pre_logits|head|head_distilled)/kernel', ('width', None)),
-)
 
 # Of stacked kernels: (depth, width, heads, head_dim) for query, key and value, (depth, heads, head_dim, width) for out.
 _MATRIX_AXES = {

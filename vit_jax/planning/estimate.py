@@ -76,13 +76,18 @@ def _abstract_inputs(program: build.Program, info: DatasetInfo) -> tuple[Any, di
   return program.strategy.abstract(jax.eval_shape(program.create)), program.strategy.abstract_batch(batch)
 
 
+def _name(model: Any) -> str | None:
+  """Return the variant, with the kind unless it is a Vision Transformer."""
+  return model.variant if model.kind == 'vit' else f'{model.kind} {model.variant or ""}'.strip()
+
+
 def _setup(program: build.Program, tpu: Slice | None, num_devices: int) -> Setup:
   config, versions = program.config, platform.versions()
   if tpu:
     versions['libtpu'] = importlib.metadata.version('libtpu')
   return Setup(
       device=f'TPU {tpu.chip.name}' if tpu else jax.devices()[0].device_kind, topology=tpu.name if tpu else None,
-      devices=num_devices, strategy=str(program.strategy), model=config.model.variant, dtype=config.model.dtype,
+      devices=num_devices, strategy=str(program.strategy), model=_name(config.model), dtype=config.model.dtype,
       remat=config.model.remat, unroll=config.model.unroll, parameters=program.num_params,
       batch_size=config.data.batch_size, batch_per_device=config.data.batch_size // program.strategy.num_shards,
       num_micro_batches=program.num_micro_batches, multiply_adds=program.model.multiply_adds(),

@@ -8,10 +8,11 @@ import numpy as np
 from vit_jax.base.errors import UserError
 from vit_jax.base.preprocessing import adapt_statistics
 from vit_jax.base.sections import size
+from vit_jax.base.text import listing
 from vit_jax.data.transforms.evaluation import for_image_size
 from vit_jax.models.base import flatten
 from vit_jax.pretrained import resize
-from vit_jax.pretrained.formats.weights import Weights, abstract_model, shapes, unflatten
+from vit_jax.pretrained.formats.weights import Weights, abstract_model, missing_or_different, shapes, unflatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,8 @@ def adapt(weights: Weights, adaptation: Adaptation) -> tuple[Weights, list[str]]
     adaptation: what to change.
 
   Raises:
-    UserError: an image is smaller than a patch, or a patch size is given although the model has no patches.
+    UserError: an image is smaller than a patch, a patch size is given although the model has no
+      patches, or the model fits only one number of patches.
   """
   lines: list[str] = []
   if adaptation.patch_size is not None or adaptation.image_size is not None:
@@ -95,6 +97,9 @@ def _resize(weights: Weights, image_size: tuple[int, int], requested: int | tupl
       leaves[kernel] = resize.resize_patch_kernel(leaves[kernel], patch_size)
       lines.append(f'patch kernel: resampled from {_by(old.patch_size)} to {_by(patch_size)} pixels')
   model = abstract_model(new)  # raises if the sizes do not fit
+  if fixed := sorted(set(missing_or_different(new, weights.params)) - {kernel, *model.positions}):
+    raise UserError(f'image_size: a model of kind {new.kind!r} fits one number of patches, here {_by(old.grid)} (images '
+                    f'of {_by(old.image_size)} pixels), got {_by(new.grid)}; {listing(fixed, 2)} depend on it')
   if new.grid != old.grid and hasattr(old, 'position'):
     for path, layout in model.positions.items():
       leaves[path] = _resize_positions(leaves[path], layout, new.grid, method)

@@ -77,7 +77,8 @@ def fill_model(config: dict[str, Any], run_dir: RunDir | None = None) -> tuple[d
     weights = read_init(init, sections.read(TransferConfig, config.get('transfer'), 'transfer'))
     model = sections.to_dict(weights.config)
     normalization = dict(mean=weights.preprocessing.mean, std=weights.preprocessing.std)
-  given = config.get('model') or {}
+  # A key that is off and that models of this kind lack, such as representation_size, says nothing.
+  given = {key: value for key, value in (config.get('model') or {}).items() if value is not None or key in model}
   _check_same_model(given, read_config(model), init)
   return dict(config, model={**model, **given},
               normalization={**normalization, **(config.get('normalization') or {})}), weights

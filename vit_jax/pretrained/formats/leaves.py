@@ -91,7 +91,7 @@ def prefixed(table: Table, ours: str, theirs: str) -> Table:
   return {ours + path: dataclasses.replace(leaf, name=theirs + leaf.name) for path, leaf in table.items()}
 
 
-def read_weights(tensors: Tensors, fields: Mapping[str, Any], table: Table, positions: str,
+def read_weights(tensors: Tensors, fields: Mapping[str, Any], table: Table, positions: str = '',
                  notes: tuple[str, ...] = (), **metadata: Any) -> weights_lib.Weights:
   """Read a model whose config is known; what was missing, unused or not finite is in `problems`.
 
@@ -99,7 +99,7 @@ def read_weights(tensors: Tensors, fields: Mapping[str, Any], table: Table, posi
     tensors: the open file.
     fields: of the config, see `weights.read_config`.
     table: {our path: Leaf} without the positions.
-    positions: name of the array of position embeddings, (1, [class token,] [other tokens,] patches, width).
+    positions: name of the array of position embeddings, (1, [class token,] [other tokens,] patches, width), if any.
     notes: messages about what was assumed.
     **metadata: other attributes of `Weights`.
   """
@@ -111,7 +111,7 @@ def read_weights(tensors: Tensors, fields: Mapping[str, Any], table: Table, posi
   return weights_lib.Weights(config, params, notes=notes, problems=tuple(problems), **metadata)
 
 
-def to_arrays(weights: weights_lib.Weights, table: Table, positions: str) -> dict[str, np.ndarray]:
+def to_arrays(weights: weights_lib.Weights, table: Table, positions: str = '') -> dict[str, np.ndarray]:
   """Lay out a model's parameters as another format has them.
 
   Args:

@@ -3,15 +3,17 @@ from vit_jax.base.text import listing
 from vit_jax.pretrained.files.tensors import Tensors
 from vit_jax.pretrained.formats.base import Configs, Format
 from vit_jax.pretrained.formats.big_vision.vit import BigVisionViT
+from vit_jax.pretrained.formats.google.mixer import GoogleMixer
 from vit_jax.pretrained.formats.google.vit import GoogleViT
 from vit_jax.pretrained.formats.huggingface.vit import HuggingFaceViT
+from vit_jax.pretrained.formats.timm.mixer import TimmMixer
 from vit_jax.pretrained.formats.timm.vit import TimmViT
 
 FORMATS: dict[str, Format] = {form.name: form for form in (
     Format('big_vision', '.npz', (BigVisionViT(),)),
-    Format('google', '.npz', (GoogleViT(),)),
+    Format('google', '.npz', (GoogleMixer(), GoogleViT())),
     Format('huggingface', '.safetensors', (HuggingFaceViT(),)),
-    Format('timm', '.safetensors', (TimmViT(),)),
+    Format('timm', '.safetensors', (TimmMixer(), TimmViT())),
 )}
 
 

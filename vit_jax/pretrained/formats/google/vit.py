@@ -10,7 +10,6 @@ from vit_jax.pretrained.formats.weights import Weights, pixels
 POSITIONS = 'Transformer/posembed_input/pos_embedding'
 _TABLE = {**linen.STEM, **linen.BLOCKS[linen.LOOP]}
 _HYBRID = ('conv_root/', 'gn_root/', 'block1/')
-_MIXER = ('MixerBlock_0/', 'Mixer/')
 
 
 class GoogleViT:
@@ -19,16 +18,16 @@ class GoogleViT:
   resize_method = 'bilinear'
 
   def matches(self, tensors: Tensors, configs: Configs) -> bool:
-    """Return whether one of these names is in the official files, Mixer and hybrid models included."""
+    """Return whether one of these names is in the official files, hybrid models included."""
     del configs
     names = tensors.shapes
-    return 'embedding/kernel' in names or any(name.startswith((*_HYBRID, *_MIXER)) for name in names)
+    return 'embedding/kernel' in names or any(name.startswith(_HYBRID) for name in names)
 
   def read(self, tensors: Tensors, configs: Configs, image_size: ImageSize = None) -> Weights:
     """Read an open file; `configs` is unused, there are none.
 
     Raises:
-      UserError: a hybrid or a Mixer, or not a file in this format.
+      UserError: a hybrid, or not a file in this format.
     """
     del configs
     _refuse_other_models(tensors)
@@ -56,6 +55,6 @@ class GoogleViT:
 
 
 def _refuse_other_models(tensors: Tensors) -> None:
-  for kind, prefixes in (('hybrid (ResNet and transformer)', _HYBRID), ('MLP-Mixer', _MIXER)):
-    if any(name.startswith(prefixes) for name in tensors.shapes):
-      raise tensors.error(f'expected a plain Vision Transformer, got a {kind} model, which vit_jax does not have yet')
+  if any(name.startswith(_HYBRID) for name in tensors.shapes):
+    raise tensors.error('expected a plain Vision Transformer, got a hybrid (ResNet and transformer) model, which vit_jax '
+                        'does not have yet')

@@ -100,11 +100,28 @@ def write(weights: Weights, notes: list[str]) -> dict[str, Any]:
       pos_embed='' if config.position is None else 'learn',
       fc_norm=config.norm_after_pool, pool_include_prefix=config.pool == 'map',
       act_layer={ours: theirs for theirs, ours in _GELUS.items()}[config.gelu], global_pool=pool)
-  pretrained = dict(preprocessing.write(weights, notes), num_classes=config.num_classes or 0,
-                    first_conv='patch_embed.proj', classifier='head')
+  return _hub(weights, notes, 'vit_base_patch16_224', args, pool, first_conv='patch_embed.proj')
+
+
+def write_mixer(weights: Weights, notes: list[str]) -> dict[str, Any]:
+  """Return the config.json of a Mixer's weights; see `write`."""
+  config = weights.config
+  args = dict(
+      img_size=list(config.image_size), patch_size=_int_or_list(config.patch_size), in_chans=config.channels,
+      embed_dim=config.width, num_blocks=config.depth,
+      mlp_ratio=[_mlp_ratio(config.token_mlp_dim, config.width), _mlp_ratio(config.channel_mlp_dim, config.width)],
+      act_layer={ours: theirs for theirs, ours in _GELUS.items()}[config.gelu], global_pool='avg')
+  return _hub(weights, notes, 'mixer_b16_224', args, 'avg', first_conv='stem.proj')
+
+
+def _hub(weights: Weights, notes: list[str], architecture: str, args: dict[str, Any], pool: str,
+         first_conv: str) -> dict[str, Any]:
+  num_classes = weights.config.num_classes or 0
+  pretrained = dict(preprocessing.write(weights, notes), num_classes=num_classes, first_conv=first_conv,
+                    classifier='head')
   hub: dict[str, Any] = dict(
-      architecture='vit_base_patch16_224', num_classes=config.num_classes or 0, num_features=config.width,
-      global_pool=pool, model_args=args, pretrained_cfg=pretrained)
+      architecture=architecture, num_classes=num_classes, num_features=weights.config.width, global_pool=pool,
+      model_args=args, pretrained_cfg=pretrained)
   if weights.class_names:
     hub['label_names'] = list(weights.class_names)
   return hub

@@ -1,0 +1,1 @@
+"""The MLP-Mixer: patches, and two kinds of MLP that mix them."""
