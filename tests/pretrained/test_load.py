@@ -42,6 +42,32 @@ def test_positions_are_resized_as_the_source_does(name, method):
   np.testing.assert_array_equal(model.position.grid[...], resize.resize_grid(grid, (6, 5), other))
 
 
+@pytest.mark.parametrize('name', [
+    'Transformer/encoderblock_0/LayerScale_0/gamma', 'Transformer/rope/freqs', 'registers/reg_tokens', 'dist_token',
+    'MAPHead_0/probe', 'Transformer/pre_norm/scale', 'conv_extra/kernel'])
+def test_arrays_that_change_the_computation_are_never_left_out(name, tmp_path):
+  arrays = golden_files.arrays_of(MODELS['vit_token'])
+  np.savez(tmp_path / 'file.npz', **arrays, **{name: np.zeros(3, np.float32)})
+  for strict in (True, False):
+    with pytest.raises(UserError) as error:
+      load.load(tmp_path / 'file.npz', strict=strict)
+    assert name in str(error.value) or 'hybrid' in str(error.value)
+
+
+def test_other_arrays_are_left_out_with_a_warning(tmp_path, caplog):
+  names = ('surplus', 'text_model/layers/0/kernel', 'decoder/blocks/0/kernel', 'mask_token')
+  np.savez(tmp_path / 'file.npz', **golden_files.arrays_of(MODELS['vit_token']), **{name: np.zeros(3) for name in names})
+  load.load(tmp_path / 'file.npz', strict=False)
+  assert {record.levelname for record in caplog.records} == {'WARNING'}
+  for name in names:
+    assert f'unused: {name}' in caplog.text
+
+
+def test_what_was_assumed_is_a_warning(caplog):
+  load.load(MODELS['bv_nonsquare_sincos2d'])
+  assert 'is assumed; give trained_at' in caplog.text
+
+
 def test_changes_are_made_and_logged(caplog):
   with caplog.at_level(logging.INFO, logger='absl'):
     model = load.load(MODELS['vit_token_prelogits_old'], image_size=32, patch_size=8, channels=1, num_classes=3,

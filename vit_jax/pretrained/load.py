@@ -2,6 +2,7 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
+import re
 from typing import Any
 
 from absl import logging
@@ -30,6 +31,16 @@ from vit_jax.pretrained.formats.weights import Weights
 from vit_jax.rundir.layout import RunDir
 
 _MAX_PROBLEMS_SHOWN = 20
+# Notes about what was assumed are warnings.
+_GUESSED = re.compile(r'\b(assumed|guessed)\b')
+# Parts of names of arrays that take part in the computation of an encoder, its stem, its pooling and its head …
+_COMPUTES = re.compile(
+    r'(^|[./])(blocks?|layers?|encoderblock(_\d+)?|encoder|transformer|embeddings?|patch_embed\w*|pos_embed\w*|rope\w*|'
+    r'rotary\w*|rel_pos\w*|\w*_tokens?|dist\w*|\w*norm\w*|pre_?layrnorm|attn_?pool\w*|probe|head_dist|'
+    r'\w*projection|conv\w*|stages?)([./]|$)', re.IGNORECASE)
+# … and of those that do not: what is used in pre-training only, buffers that are computed again, other towers.
+_HARMLESS = re.compile(r'mask_token|(^|[./])(text\w*|\w*decoder\w*|predictor\w*|teacher\w*|num_batches_tracked|'
+                       r'position_ids|\w*_index|inv_freq|periods)([./]|$)', re.IGNORECASE)
 
 
 def load(source: files.PathLike, *, strict: bool = True, ema: bool = False, step: int | None = None,
@@ -61,12 +72,12 @@ def load(source: files.PathLike, *, strict: bool = True, ema: bool = False, step
   weights = read(source, trained_at=trained_at, image_size=image_size, class_names=class_names, strict=strict, ema=ema,
                  step=step)
   weights = imagenet.with_names(weights, source)
-  for line in weights.notes:
-    if line.startswith(imagenet.GUESS):
-      logging.warning('%s: %s', source, line)
+  for line in (*weights.notes, *weights.problems):
+    logging.log(logging.WARNING if line in weights.problems or _GUESSED.search(line) else logging.INFO, '%s: %s', source,
+                line)
   weights, lines = adapt(weights, Adaptation(image_size, patch_size, channels, num_classes, reset_head, drop_pre_logits,
                                              method))
-  for line in (*weights.notes, *weights.problems, *lines):
+  for line in lines:
     logging.info('%s: %s', source, line)
   return build(weights, **dict(fields or {}, **(dict(dtype=dtype) if dtype else {})))
 
@@ -110,6 +121,7 @@ def read(source: files.PathLike, *, trained_at: ImageSize = None, image_size: Im
     rest = more(weights.problems, _MAX_PROBLEMS_SHOWN)
     problems = count(len(weights.problems), 'problem')
     raise UserError(f'{path}: {problems}; strict=False loads it anyway:\n  {shown}{rest}')
+  _refuse_other_computation(weights, path)
   return names.with_names(_check_trained_at(weights, trained_at, parsed.text), class_names)
 
 
@@ -170,6 +182,14 @@ def _read(found: Found, configs: dict[str, dict[str, Any]], trained_at: ImageSiz
     if not configs:
       raise
     raise tensors.error(f'the config.json beside it has a value of the wrong type or size: {error!r}') from error
+
+
+def _refuse_other_computation(weights: Weights, path: pathlib.Path) -> None:
+  """Raise UserError if arrays that were not used are of the model's own computation, also without strict loading."""
+  unused = [line.removeprefix('unused: ') for line in weights.problems if line.startswith('unused: ')]
+  if computing := [name for name in unused if _COMPUTES.search(name) and not _HARMLESS.search(name)]:
+    raise UserError(f'{path}: an architecture that vit_jax does not have, as a model without these arrays would compute '
+                    f'something else: {listing(computing)}; strict=False does not change that')
 
 
 def _check_trained_at(weights: Weights, trained_at: ImageSize, source: str) -> Weights:

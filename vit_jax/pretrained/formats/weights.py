@@ -29,7 +29,8 @@ class Weights:
       probabilities.
     source: the format they were read from, a name of `registry.FORMATS`, or 'workdir' for a run directory.
     resize_method: how the code that they come from resizes position embeddings, a name of `resize.METHODS`.
-    notes: messages about what the file did not say and was assumed.
+    notes: messages about what was left out or renamed, and what the file did not say and was "assumed" or "guessed":
+      `load` logs those as warnings.
     problems: messages about arrays that were missing, unused or not finite; strict loading refuses them.
     dtypes: {name: dtype} of the arrays in the file; `params` are float32 whatever it had.
   """
