@@ -186,7 +186,8 @@ def _read(found: Found, configs: dict[str, dict[str, Any]], trained_at: ImageSiz
 
 def _refuse_other_computation(weights: Weights, path: pathlib.Path) -> None:
   """Raise UserError if arrays that were not used are of the model's own computation, also without strict loading."""
-  unused = [line.removeprefix('unused: ') for line in weights.problems if line.startswith('unused: ')]
+  unused = [line.removeprefix('unused: ') for line in weights.problems
+            if line.startswith('unused: ') and ', beside ' not in line]
   if computing := [name for name in unused if _COMPUTES.search(name) and not _HARMLESS.search(name)]:
     raise UserError(f'{path}: an architecture that vit_jax does not have, as a model without these arrays would compute '
                     f'something else: {listing(computing)}; strict=False does not change that')

@@ -120,9 +120,9 @@ def source_options() -> dict[str, Any]:
   return dict(trained_at=pair(flags.FLAGS.trained_at), class_names=names.read_file(classes) if classes else None)
 
 
-def pair(numbers: list[int] | None) -> tuple[int, ...] | None:
+def pair(numbers: list[int] | None) -> tuple[int, int] | None:
   """Return a size that was given as one number or two as (rows, columns)."""
-  return tuple(numbers * 2 if len(numbers) == 1 else numbers) if numbers else None
+  return (numbers[0], numbers[-1]) if numbers else None
 
 
 def define_host_flags() -> None:

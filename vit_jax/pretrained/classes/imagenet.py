@@ -21,7 +21,7 @@ _FILE = 'imagenet1k.txt'
 @functools.cache
 def _rows() -> tuple[tuple[str, str], ...]:
   """Return ((WordNet id, names), …)."""
-  text = importlib.resources.files(__package__).joinpath(_FILE).read_text(encoding='utf-8')
+  text = importlib.resources.files('vit_jax.pretrained.classes').joinpath(_FILE).read_text(encoding='utf-8')
   pairs = (line.partition('\t') for line in text.splitlines() if not line.startswith('#'))
   return tuple((wordnet_id, name) for wordnet_id, _, name in pairs)
 
