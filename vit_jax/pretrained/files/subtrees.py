@@ -1,4 +1,4 @@
-"""Sub-trees of a file: the arrays whose names begin with the same path, such as `params/img/` or `model_ema.`."""
+"""Sub-trees of a file: the arrays whose names begin with the same path, such as `img` or `model_ema`."""
 import re
 
 from vit_jax.base.text import listing
