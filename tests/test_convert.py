@@ -209,6 +209,15 @@ def test_command_describe():
   assert status == 1 and err.startswith('error: nothing.npz: not found; expected')
 
 
+def test_describe_shows_what_tells_the_model_from_others():
+  description = describe.describe(MODELS['timm_gap'])
+  text = description.to_text()
+  assert description.fields['dropout'] == 0.0 and 'dropout' not in text and "pool='gap'" in text and 'width=24' in text
+  assert f'head           {description.fields["num_classes"]} classes, one class per image (softmax)' in text
+  text = describe.describe(MODELS['vit_features']).to_text()
+  assert 'head           none: the model returns embeddings' in text and 'class names' not in text
+
+
 def test_describe_lists_problems(tmp_path):
   np.savez(tmp_path / 'a.npz', surplus=np.zeros(3), **golden_files.arrays_of(MODELS['vit_token']))
   description = describe.describe(tmp_path / 'a.npz')

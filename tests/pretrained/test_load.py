@@ -16,6 +16,7 @@ from vit_jax.base.errors import FileError, MissingFileError, UserError
 from vit_jax.base.preprocessing import Preprocessing
 from vit_jax.data.sources import registry
 from vit_jax.pretrained import load, resize
+from vit_jax.pretrained.formats import weights as weights_lib
 from vit_jax.run import claim, start
 from vit_jax.run.build import build
 from vit_jax.rundir.checkpoint import Checkpoints
@@ -135,7 +136,12 @@ def test_without_a_head(name):
   call = nnx.jit(lambda model, x: model(x))
   np.testing.assert_array_equal(call(model, images), nnx.jit(lambda model, x: model.embed(x))(whole, images))
   np.testing.assert_array_equal(call(model, images), nnx.jit(lambda model, x: model.embed(x))(model, images))
-  assert vit_jax.ViTConfig(variant='B/16', num_classes=0).num_classes is None
+
+
+@pytest.mark.parametrize('kind, variant', [('vit', 'B/16'), ('mixer', 'B/16'), ('bit', 'R50x1')])
+def test_no_classes_are_stored_as_none(kind, variant):
+  config = weights_lib.read_config(dict(kind=kind, variant=variant, num_classes=0))
+  assert config.num_classes is None and weights_lib.abstract_model(config).num_classes is None
 
 
 def test_class_names_that_are_given():

@@ -108,7 +108,7 @@ class _Classifier:
 
   def __init__(self, model: Any, size: int, loss: str):
     if model.num_classes is None:
-      raise UserError('model: has no head, so it predicts no classes; fine-tune it first, or use model.features')
+      raise UserError('model: has no head, so it predicts no classes; fine-tune it first, or use model.embed in Python')
     probabilities, normalize = choose(PROBABILITIES, loss, 'loss'), _normalization(model)
     graphdef, self._params = nnx.split(model)
     self._step = jax.jit(lambda params, images: probabilities(nnx.merge(graphdef, params)(normalize(images))))

@@ -5,6 +5,7 @@ from typing import Any
 
 from clu import parameter_overview
 
+from vit_jax.base import sections
 from vit_jax.base.files import PathLike
 from vit_jax.base.text import listing
 from vit_jax.pretrained.adapt import Adaptation, adapt
@@ -22,6 +23,7 @@ class Description:
   Attributes:
     format: a name of `registry.FORMATS`, or 'workdir' for a run directory.
     fields: of the model's config.
+    telling: names of the fields that tell the model from others of its kind: sizes, and whatever is not the default.
     parameters: how many numbers.
     preprocessing: transform, mean and std.
     loss: what the model was trained with: 'softmax' for one class per image, 'sigmoid' for any number.
@@ -33,6 +35,7 @@ class Description:
   """
   format: str
   fields: dict[str, Any]
+  telling: tuple[str, ...]
   parameters: int
   preprocessing: dict[str, Any]
   loss: str
@@ -44,18 +47,24 @@ class Description:
 
   def to_json(self) -> dict[str, Any]:
     """Return all but the table as plain values."""
-    return {name: value for name, value in dataclasses.asdict(self).items() if name != 'table'}
+    return {name: value for name, value in dataclasses.asdict(self).items() if name not in ('table', 'telling')}
 
   def to_text(self) -> str:
-    """Return all of it as several lines for a person."""
+    """Return all of it as several lines for a person; fields with default values are left out."""
     preprocessing = '  '.join(f'{name}={value!r}' for name, value in self.preprocessing.items())
     lines = [f'format         {self.format}', f'parameters     {self.parameters:,}', f'preprocessing  {preprocessing}',
-             f'loss           {self.loss}',
-             'class names    ' + (listing(self.class_names, _NAMES_SHOWN, '; ') if self.class_names else 'unknown')]
-    details = {'fields': [f'{name}={value!r}' for name, value in self.fields.items()], 'notes': self.notes,
+             *self._describe_head()]
+    details = {'fields': [f'{name}={self.fields[name]!r}' for name in self.telling], 'notes': self.notes,
                'problems': self.problems, 'fine-tune': self.fine_tune}
     lines += [f'{title:15}' + '\n               '.join(values) for title, values in details.items() if values]
     return '\n'.join([*lines, self.table])
+
+  def _describe_head(self) -> list[str]:
+    if self.fields['num_classes'] is None:
+      return ['head           none: the model returns embeddings']
+    names = listing(self.class_names, _NAMES_SHOWN, '; ') if self.class_names else 'unknown'
+    kind = {'softmax': 'one class per image', 'sigmoid': 'any number of classes per image'}.get(self.loss, self.loss)
+    return [f'head           {self.fields["num_classes"]:,} classes, {kind} ({self.loss})', f'class names    {names}']
 
 
 def describe(source: PathLike, *, ema: bool = False, adaptation: Adaptation | None = None,
@@ -76,10 +85,12 @@ def describe(source: PathLike, *, ema: bool = False, adaptation: Adaptation | No
                  ema=ema)
   weights = imagenet.with_names(weights, source)
   _, lines = adapt(weights, adaptation)
-  fields = {field.name: getattr(weights.config, field.name) for field in dataclasses.fields(weights.config)
-            if field.name not in ('kind', 'variant')}
+  known = [field for field in dataclasses.fields(weights.config) if field.name != 'variant']
+  fields = {field.name: getattr(weights.config, field.name) for field in known}
+  telling = tuple(field.name for field in known if field.name == 'kind' or field.default != fields[field.name]
+                  or not sections.is_key(field))
   return Description(
-      format=weights.source, fields=fields, parameters=int(parameter_overview.count_parameters(weights.params)),
+      format=weights.source, fields=fields, telling=telling, parameters=int(parameter_overview.count_parameters(weights.params)),
       preprocessing=dataclasses.asdict(weights.preprocessing), loss=weights.loss, class_names=weights.class_names,
       notes=weights.notes, problems=weights.problems, fine_tune=lines,
       table=str(parameter_overview.get_parameter_overview(weights.params, include_stats=False)))

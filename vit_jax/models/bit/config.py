@@ -46,7 +46,7 @@ class BiTConfig:
   remat: str | None = off('none')
   image_size: tuple[int, int] = from_data((224, 224))
   channels: int = from_data(3)
-  num_classes: int | None = from_data(1000)
+  num_classes: int | None = from_data(1000, 0)
 
   def __post_init__(self):
     given = {'stem_width': 64, **(self.variant_fields(self.variant) if self.variant else {})}

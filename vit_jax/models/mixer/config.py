@@ -47,7 +47,7 @@ class MixerConfig:
   remat: str | None = off('none')
   image_size: tuple[int, int] = from_data((224, 224))
   channels: int = from_data(3)
-  num_classes: int | None = from_data(1000)
+  num_classes: int | None = from_data(1000, 0)
 
   def __post_init__(self):
     shape = self.variant_fields(self.variant) if self.variant else {}
@@ -59,7 +59,9 @@ class MixerConfig:
       self._set(name, shape[name] if getattr(self, name) is None else getattr(self, name))
     self._set('patch_size', size(self.patch_size, 'model.patch_size'))
     self._set('image_size', size(self.image_size, 'data.image_size'))
-    self._set('remat', None if self.remat == 'none' else self.remat)
+    for field in dataclasses.fields(self):
+      if getattr(self, field.name) in field.metadata.get('off', ()):
+        self._set(field.name, None)
     self._check()
 
   def _set(self, name: str, value: object) -> None:
