@@ -31,8 +31,9 @@ def products(jaxpr):
     dict(representation_size=5, patch_size=2),
     dict(pool='gap', class_token=True, num_classes=None), dict(relative_position='keys1d'),
     dict(relative_position='mlp', relative_position_dim=6, registers=1),
-    dict(relative_position='mlp_swin', relative_position_shared=True), dict(pool='distilled', image_size=(18, 17))],
-                         ids=str)
+    dict(relative_position='mlp_swin', relative_position_shared=True), dict(pool='distilled', image_size=(18, 17)),
+    dict(attention_kind='axial', pool='gap', image_size=(8, 24)), dict(attention_kind='local', attention_window=1),
+    dict(attention_kind='local', attention_window=9, registers=2, pool='map')], ids=str)
 def test_multiply_adds_are_those_of_the_forward_pass(fields):
   shape = dict(width=16, depth=3, heads=2, mlp_dim=24, patch_size=4, image_size=16, num_classes=7, channels=1)
   config = ViTConfig(**{**shape, **fields})

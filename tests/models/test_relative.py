@@ -72,7 +72,7 @@ def by_pairs(name, module, place, query):
   return bias
 
 
-@pytest.mark.parametrize('place', PLACES, ids=lambda place: f'class {place.class_token}, registers {place.registers}')
+@pytest.mark.parametrize('place', PLACES, ids=lambda place: f'class {place.class_token}, others {place.others}')
 @pytest.mark.parametrize('name', sorted(RELATIVES))
 def test_biases_equal_those_of_plain_loops(name, place):
   module, query = make(name, place), random(3, HEADS, place.num_tokens, WIDTH // HEADS, seed=9)

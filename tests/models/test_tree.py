@@ -25,7 +25,9 @@ MODELS_OF_ALL_KINDS = [
     dict(), dict(unroll=True, representation_size=6), dict(pool='map', position='learned2d', registers=2),
     dict(pool='gap', position='sincos2d', qk_norm=True, layer_scale=0.1), dict(position=None, token_position=False),
     dict(relative_position='table'), dict(relative_position='keys1d', relative_position_shared=True),
-    dict(pool='distilled', pre_norm=True, patch_bias=False, registers=2, register_position=True)]
+    dict(pool='distilled', pre_norm=True, patch_bias=False, registers=2, register_position=True),
+    dict(position_at='every'), dict(position_at='shared', position='learned2d'),
+    dict(position_at='every', attention_kind='axial', pool='gap'), dict(attention_kind='local', attention_window=1)]
 
 
 def model_and_params(**fields):
@@ -42,13 +44,14 @@ def test_the_tree_describes_the_parameters(fields):
   heads = {'head', 'head_distilled'} if model.config.pool == 'distilled' else {'head'}
   assert {path.split('/')[0] for path in params if below(path, model.head_paths)} == heads
   assert any(below(path, model.hidden_head_paths) for path in params) == (model.config.representation_size is not None)
-  sizes = dict(grid=(2, 3, 16), rows=(2, 8), columns=(3, 8), token=(16,), offsets=(3, 3 * 5 + 3, 2), places=(13, 2, 8))
+  sizes = dict(grid=(2, 3, 16), rows=(2, 8), columns=(3, 8), token=(16,), offsets=(3 * 5 + 3, 2), places=(13, 2, 8))
   layouts = dict(table='offsets', keys='places')
   assert model.positions == {path: layouts.get(name := path.split('/')[-1], name) for path in params
                              if re.search(r'(^|/)(position|relative)/', path)}
   for path, leaf in params.items():
     if path in model.positions:
-      assert leaf.shape == sizes[model.positions[path]]
+      layers = (3,) if below(path, model.stacked) else ()
+      assert leaf.shape == (*layers, *sizes[model.positions[path]])
     assert (model.layer_of(path) is None) == below(path, model.stacked)
     assert not below(path, model.stacked) or leaf.shape[0] == model.num_layers
     assert len(model.logical_axes(path, leaf.ndim)) == leaf.ndim

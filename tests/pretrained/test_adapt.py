@@ -58,6 +58,43 @@ def test_learned2d_and_sincos2d():
   assert golden_files.logits(after, images(1, 32, 24, 3)).shape == (1, 5)
 
 
+def test_relative_positions():
+  grids, shape = ((14, 14), (16, 12)), dict(image_size=(32, 24))
+  before = random_weights(relative_position='table', depth=2)
+  after, lines = adapt(before, **shape)
+  tables = [weights.params['encoder']['blocks']['relative']['table'] for weights in (before, after)]
+  assert tables[1].shape == (2, 31 * 23 + 3, 2)
+  for old, new in zip(*tables, strict=True):
+    np.testing.assert_array_equal(new, resize.resize_offsets(old, *grids))
+    np.testing.assert_array_equal(new[-3:], old[-3:])
+  assert lines[:2] == ['position embedding (learned): grid 14×14 to 16×12, resized, bilinear',
+                       'relative positions (table): grid 14×14 to 16×12, resized']
+  assert golden_files.logits(after, images(1, 32, 24, 3)).shape == (1, 5)
+  before = random_weights(relative_position='keys1d', relative_position_shared=True, position=None, pool='gap')
+  after, lines = adapt(before, **shape)
+  old, new = (weights.params['encoder']['relative']['keys'] for weights in (before, after))
+  # Linear in the offset, with both ends and the middle in place.
+  at = np.linspace(0, 2 * 196 - 2, 2 * 192 - 1)
+  np.testing.assert_allclose(new[:, 1, 2], np.interp(at, np.arange(2 * 196 - 1), old[:, 1, 2]), atol=1e-6)
+  assert lines[:2] == ['position embedding (None): grid 14×14 to 16×12, nothing to resize',
+                       'relative positions (keys1d): grid 14×14 to 16×12, resized, bilinear']
+  after, lines = adapt(random_weights(relative_position='mlp'), **shape)
+  assert lines[1] == 'relative positions (mlp): grid 14×14 to 16×12, nothing to resize'
+  assert golden_files.logits(after, images(1, 32, 24, 3)).shape == (1, 5)
+
+
+@pytest.mark.parametrize('at', ['every', 'shared'])
+def test_positions_of_every_block(at):
+  before = random_weights(position_at=at, depth=2)
+  after, _ = adapt(before, image_size=(32, 24))
+  tables = lambda weights: weights.params['encoder']['blocks' if at == 'every' else 'position']
+  old, new = ([tables(weights)['position']['grid'][i] for i in range(2)] if at == 'every' else [tables(weights)['grid']]
+              for weights in (before, after))
+  for before_grid, after_grid in zip(old, new, strict=True):
+    np.testing.assert_array_equal(after_grid, resize.resize_grid(before_grid, (16, 12)))
+  assert golden_files.logits(after, images(1, 32, 24, 3)).shape == (1, 5)
+
+
 def test_patch_size_keeps_the_embedding_of_a_patch():
   before = random_weights()
   after, lines = adapt(before, patch_size=4, image_size=56)

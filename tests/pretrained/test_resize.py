@@ -9,6 +9,7 @@ from vit_jax.base.errors import UserError
 from vit_jax.pretrained import resize
 
 ZOOM = golden_files.arrays_of(golden_files.GOLDEN / 'posemb_zoom.npz')
+OFFSETS = golden_files.arrays_of(golden_files.GOLDEN / 'relative_resize.npz')
 BICUBIC = golden_files.arrays_of(golden_files.GOLDEN / 'posemb_bicubic.npz')
 
 
@@ -44,6 +45,19 @@ def test_grids_keep_constants_and_identity(method):
   assert resize.resize_grid(grid, (4, 6), method) is grid
   np.testing.assert_allclose(resize.resize_grid(np.ones_like(grid), (7, 3), method), np.ones((7, 3, 2)), atol=1e-6)
   assert resize.resize_grid(grid, (7, 3), method).dtype == np.float32
+
+
+@pytest.mark.parametrize('name', inputs(OFFSETS))
+def test_offsets_are_resized_as_in_timm(name):
+  *grids, extra = name.split('_')
+  old, new = (tuple(map(int, grid.split('x'))) for grid in grids)
+  table, expected = OFFSETS[f'in_{name}'], OFFSETS[f'out_{name}']
+  resized = resize.resize_offsets(table, old, new)
+  np.testing.assert_allclose(resized, expected, atol=2e-5)
+  assert resized.dtype == np.float32 and resize.resize_offsets(table, old, old) is table
+  rows = resized.reshape(-1, 2) if extra == '0' else resized[:-3].reshape(-1, 2)
+  middle = table[(len(table) - int(extra)) // 2]
+  np.testing.assert_allclose(rows[len(rows) // 2], middle, atol=1e-6)  # the offset of a patch to itself
 
 
 def test_bad_grids():

@@ -19,7 +19,8 @@ def read_grid(source: PathLike | None = None) -> np.ndarray:
   """Return a position grid (rows, columns, width): that of a model, or 14×14 sines and cosines.
 
   Args:
-    source: of a model with learned positions, see `load.read`; None for sines and cosines.
+    source: of a model with learned positions, see `load.read`; None for sines and cosines. If every layer has its own,
+      they are the first one's.
 
   Raises:
     UserError: the model has no such positions.
@@ -28,7 +29,7 @@ def read_grid(source: PathLike | None = None) -> np.ndarray:
     weights = load.read(source)
     for path, layout in abstract_model(weights.config).positions.items():
       if layout == 'grid':
-        return flatten(weights.params)[path]
+        return flatten(weights.params)[path].reshape(-1, *weights.config.grid, weights.config.width)[0]
     raise UserError(f"{source}: has no learned table of positions (model.position='learned')")
   return np.asarray(SinCos2D((14, 14), 64, class_token=False, rngs=nnx.Rngs(0))()[0])
 

@@ -1,6 +1,5 @@
 """Multi-head attention (paper, appendix A)."""
 from collections.abc import Callable
-import functools
 from typing import Any
 
 from flax import nnx
@@ -146,9 +145,8 @@ class Attention(nnx.Module):
     else:
       query, key = self._project_qk(x, queries)
       query, value = query * query.shape[-1] ** -0.5, _heads(self.value, x)
-      bias = () if relative is None else (relative(query),)
-      attend = functools.partial(self._attend_with_dropout, rngs) if dropout else self.attend
-      output = attend(query, key, value, *bias)
+      bias = None if relative is None else relative(query)
+      output = self._mix(query, key, value, bias, rngs if dropout else None)
     return layers.affine('bhnk,hkd->bnd', output, self.out.kernel[...], layers.value_of(self.out.bias))
 
   def weights(self, x: Tokens, queries: Float[Array, 'batch queries width'] | None = None,
@@ -178,8 +176,10 @@ class Attention(nnx.Module):
     bias = layers.value_of(self.value.bias)
     return layers.affine('bhqd,dhk->bhqk', output, _kernel(self.value), None if bias is None else bias[:, None])
 
-  def _attend_with_dropout(self, rngs: Rngs, query: Queries, key: Keys, value: Keys, bias: Bias | None = None) -> Output:
-    """Return what `attend` does, with dropout on the weights, so that they no longer sum to 1."""
+  def _mix(self, query: Queries, key: Keys, value: Keys, bias: Bias | None, rngs: Rngs) -> Output:
+    """Return what `attend` does; with keys, after dropout on the weights, so that they no longer sum to 1."""
+    if rngs is None:
+      return self.attend(query, key, value) if bias is None else self.attend(query, key, value, bias)
     weights = layers.dropout(attention_weights(query, key, bias).astype(value.dtype), self.dropout, rngs)
     return layers.einsum('bhqk,bhkd->bhqd', weights, value).astype(value.dtype)
 

@@ -34,6 +34,8 @@ class ViTConfig:
     pool: a name of `pooling.POOLS`: class token, mean over the patches, attention, or class and distillation token with
       a head each.
     position: a name of `positions.embeddings.POSITIONS`; None or 'none' for no position embedding.
+    position_at: where `position` is added (appendix D.4): 'stem': to the embedded patches, 'every': to the input of each
+      block, each with its own, 'shared': to the input of each block, all with the same one.
     class_token: whether there is one; None: if `pool` reads it.
     distillation_token: whether there is one (DeiT, arXiv 2012.12877); None: if `pool` reads it.
     relative_position: a name of `positions.relative.RELATIVES`, what attention scores get for the offset between query
@@ -48,6 +50,10 @@ class ViTConfig:
     head_bias: initial bias of the head; -10 with a sigmoid loss over many classes.
     dropout: rate after every dense layer except q, k and v, and after the position embedding (appendix B.1).
     attention_dropout: rate on the attention weights.
+    attention_kind: a name of `attention_kinds.ATTENTION_KINDS`: 'full'; 'axial': a block is attention within rows and an
+      MLP, then attention within columns and an MLP (appendix D.6), without class token and registers; 'local': a patch
+      attends to the patches around it and the tokens before the patches, and those attend to all.
+    attention_window: rows and columns between a patch and the farthest that it attends to, in 'local'.
     attention: 'xla', or 'cudnn' for its fused kernel on GPUs (not in float32, not with attention_dropout).
     stochastic_depth: rate at which the last block's branches are dropped; falls linearly to 0 at the first block.
     layer_scale: initial value of a learned scale on each branch (arXiv 2103.17239); None: no scale.
@@ -83,6 +89,7 @@ class ViTConfig:
   resnet_numerics: str = 'vit'
   pool: str = 'token'
   position: str | None = off('none', default='learned')
+  position_at: str = 'stem'
   relative_position: str | None = off('none')
   relative_position_shared: bool = False
   relative_position_dim: int = 128
@@ -95,6 +102,8 @@ class ViTConfig:
   head_bias: float = 0.0
   dropout: float = 0.0
   attention_dropout: float = 0.0
+  attention_kind: str = 'full'
+  attention_window: int = 3
   attention: str = 'xla'
   stochastic_depth: float = 0.0
   layer_scale: float | None = None
@@ -134,7 +143,7 @@ class ViTConfig:
 
   def _check(self) -> None:
     for name in ('width', 'depth', 'heads', 'mlp_dim', 'channels', 'num_classes', 'representation_size',
-                 'relative_position_dim'):
+                 'relative_position_dim', 'attention_window'):
       value = getattr(self, name)
       if value is not None and value < 1:
         raise UserError(f'model.{name}: must be at least 1, got {value}')
@@ -152,6 +161,9 @@ class ViTConfig:
                       f'{self.representation_size}')
     if self.distillation_token and self.register_position and not self.token_position:
       raise UserError('model.register_position: needs model.token_position=True in a model with a distillation token')
+    if self.position_at != 'stem' and self.num_prefix_positions:
+      raise UserError(f'model.position_at: {self.position_at!r} gives positions to patches and class token only, but '
+                      'model.register_position or model.distillation_token asks for others; use model.position_at=stem')
     if self.dtype not in DTYPES:
       raise UserError(f'model.dtype: unknown {self.dtype!r}; choose from {list(DTYPES)}')
     for name in ('dropout', 'attention_dropout', 'stochastic_depth'):

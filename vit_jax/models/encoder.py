@@ -1,5 +1,6 @@
 """The transformer encoder: a stack of pre-norm blocks, their parameters stacked along a leading depth axis."""
 from collections.abc import Callable
+import dataclasses
 import functools
 from typing import Any
 
@@ -12,10 +13,12 @@ from jax.sharding import PartitionSpec, get_abstract_mesh
 from jaxtyping import Float
 
 from vit_jax.base.choices import choose
-from vit_jax.models import attention, layers
+from vit_jax.base.errors import UserError
+from vit_jax.models import attention, attention_kinds, layers
 from vit_jax.models.base import Rngs, Tokens
 from vit_jax.models.config import ViTConfig
-from vit_jax.models.positions import relative
+from vit_jax.models.positions import embeddings, relative
+from vit_jax.models.positions.embeddings import Position
 from vit_jax.models.positions.relative import Relative, Scores
 
 # Tokens, block (parameters), number of the block → tokens, and whatever else the caller collects from each block.
@@ -25,14 +28,17 @@ _Body = Callable[..., tuple[Array, Any]]
 class EncoderBlock(nnx.Module):
   """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)) (paper, equations 2 and 3)."""
 
-  def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+  def __init__(self, config: ViTConfig, *, attend: Callable[..., attention.Attention] = attention.Attention,
+               rngs: nnx.Rngs):
+    self.config = config
     width, dtype = config.width, jnp.dtype(config.dtype)
     norm = lambda: nnx.LayerNorm(width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
     self.attention_norm = norm()
-    self.attention = attention.Attention(
+    self.attention = attend(
         width, config.heads, dropout=config.attention_dropout, kind=config.attention, qk_norm=config.qk_norm,
         qkv_bias=config.qkv_bias, norm_epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
-    self.relative = None if config.relative_position_shared else relative.make(config, rngs)
+    self.position = embeddings.make(config, 'every', rngs)
+    self.relative = relative.make(config, False, rngs)
     self.mlp_norm = norm()
     self.mlp = layers.MlpBlock(width, config.mlp_dim, dropout=config.dropout, gelu=config.gelu, dtype=dtype, rngs=rngs)
     scale = lambda: None if config.layer_scale is None else nnx.Param(jnp.full((width,), config.layer_scale))
@@ -40,7 +46,7 @@ class EncoderBlock(nnx.Module):
     self.dropout = config.dropout
 
   def __call__(self, x: Tokens, rngs: Rngs = None, drop_rate: float | Float[Array, ''] = 0.0,
-               first_only: bool = False, relative: Scores | None = None) -> Float[Array, 'batch outputs width']:
+               first_only: bool = False, **shared: Any) -> Float[Array, 'batch outputs width']:
     """Return the block's output for all tokens, or for the first only.
 
     Args:
@@ -48,24 +54,60 @@ class EncoderBlock(nnx.Module):
       rngs: one PRNG key per example in training, None in evaluation.
       drop_rate: stochastic depth rate of this block.
       first_only: compute the output of the first token only.
-      relative: relative positions that all blocks share; None: the block's own, if it has them.
+      **shared: see `Encoder.shared`.
     """
+    x, relative = self._with_positions(x, **shared)
     weights_rngs, output_rngs, mlp_rngs, *path_rngs = layers.split(rngs, 5)
     y = layers.layer_norm(self.attention_norm, x)
     x, queries = (_first(x), _first(y)) if first_only else (x, None)
-    y = self.attention(y, queries, weights_rngs, self._relative(relative))
+    y = self.attention(y, queries, weights_rngs, relative)
     y = layers.dropout(y, self.dropout, output_rngs)
     x += layers.drop_path(_scaled(y, self.attention_scale), drop_rate, path_rngs[0])
     y = self.mlp(layers.layer_norm(self.mlp_norm, x), mlp_rngs)
     return x + layers.drop_path(_scaled(y, self.mlp_scale), drop_rate, path_rngs[1])
 
-  def attention_weights(self, x: Tokens, relative: Scores | None = None) -> Float[Array, 'batch heads tokens tokens']:
+  def attention_weights(self, x: Tokens, **shared: Any) -> Float[Array, 'batch heads tokens tokens']:
     """Return the attention weights of the block, float32; arguments as for calls."""
-    y = layers.layer_norm(self.attention_norm, x)
-    return self.attention.weights(y, relative=self._relative(relative))
+    x, relative = self._with_positions(x, **shared)
+    return self.attention.weights(layers.layer_norm(self.attention_norm, x), relative=relative)
 
-  def _relative(self, shared: Scores | None) -> Scores | None:
-    return shared if self.relative is None else self.relative()
+  def _with_positions(self, x: Tokens, position: Float[Array, 'tokens width'] | None = None,
+                      relative: Scores | None = None) -> tuple[Tokens, Scores | None]:
+    """Return the tokens with positions added, and relative positions: the block's own, or else those given."""
+    own = embeddings.per_token(self.position, self.config)
+    position = position if own is None else own
+    x = x if position is None else x + position.astype(x.dtype)
+    return x, relative if self.relative is None else self.relative()
+
+
+class AxialBlock(nnx.Module):
+  """Attention within rows and an MLP, then attention within columns and an MLP (paper, appendix D.6)."""
+
+  def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    rows, columns = attention_kinds.ATTENTION_KINDS['axial'](config)
+    self.rows = EncoderBlock(config, attend=rows, rngs=rngs)
+    self.columns = EncoderBlock(dataclasses.replace(config, position_at='stem'), attend=columns, rngs=rngs)
+
+  def __call__(self, x: Tokens, rngs: Rngs = None, drop_rate: float | Float[Array, ''] = 0.0,
+               first_only: bool = False, **shared: Any) -> Tokens:
+    """Return the block's output for all tokens; arguments as for `EncoderBlock`."""
+    assert not first_only
+    row_rngs, column_rngs = layers.split(rngs, 2)
+    return self.columns(self.rows(x, row_rngs, drop_rate, **shared), column_rngs, drop_rate)
+
+  def attention_weights(self, x: Tokens, **shared: Any) -> Float[Array, 'batch heads tokens tokens']:
+    """Raise UserError: there are two attentions, and neither is from all tokens to all."""
+    del x, shared
+    raise UserError("model.attention_kind: 'axial' has no attention weights from all tokens to all; 'full' and 'local' "
+                    'have')
+
+
+def make_block(config: ViTConfig, *, rngs: nnx.Rngs) -> EncoderBlock | AxialBlock:
+  """Return the block of a config."""
+  if config.attention_kind == 'axial':
+    return AxialBlock(config, rngs=rngs)
+  attend, = attention_kinds.ATTENTION_KINDS[config.attention_kind](config)
+  return EncoderBlock(config, attend=attend, rngs=rngs)
 
 
 def _first(x: Tokens) -> Float[Array, 'batch 1 width']:
@@ -93,15 +135,17 @@ class Encoder(nnx.Module):
 
   Args:
     config: of the model; has depth, stochastic_depth, unroll and remat.
-    block: class of the blocks, called with the config and rngs; a block is called like an `EncoderBlock`.
-    shared: relative positions that all blocks share; None: there are none, or each block has its own.
+    block: makes a block, called with the config and rngs; a block is called like an `EncoderBlock`.
+    position: embedding that is added to the input of every block; None: none.
+    relative: relative positions that all blocks share; None: none.
     rngs: parameter stream.
   """
 
-  def __init__(self, config: Any, block: Callable[..., Any] = EncoderBlock, *, shared: Relative | None = None,
-               rngs: nnx.Rngs):
+  def __init__(self, config: Any, block: Callable[..., Any] = make_block, *, position: Position | None = None,
+               relative: Relative | None = None, rngs: nnx.Rngs):
+    self.config = config
     self.blocks = nnx.vmap(lambda rngs: block(config, rngs=rngs))(rngs.split(config.depth))
-    self.relative = shared
+    self.position, self.relative = position, relative
     self.depth = config.depth
     self.stochastic_depth = config.stochastic_depth
     self.unroll = config.unroll
@@ -117,7 +161,7 @@ class Encoder(nnx.Module):
       num_layers: number of blocks to run; None: all.
       first_only: return only the first token; the last block then does not compute the others.
     """
-    shared = {} if self.relative is None else dict(relative=self.relative())
+    shared = self.shared()
 
     def body(x: Array, block: Any, number: int | Array, **options: bool) -> tuple[Array, None]:
       x = checkpoint_name(x, BLOCK_INPUT)
@@ -129,9 +173,15 @@ class Encoder(nnx.Module):
     x, _ = self._run(body, x, self.depth - 1)
     return self._run_one(functools.partial(body, first_only=True), x, self.depth - 1)[0]
 
+  def shared(self) -> dict[str, Any]:
+    """Return what every block is given: `position`, (tokens, width), and `relative`, if blocks share them."""
+    position = None if self.position is None else embeddings.per_token(self.position, self.config)
+    found = dict(position=position, relative=None if self.relative is None else self.relative())
+    return {name: value for name, value in found.items() if value is not None}
+
   def attention_weights(self, x: Tokens) -> Float[Array, 'depth batch heads tokens tokens']:
     """Return the attention weights of every block, float32."""
-    shared = {} if self.relative is None else dict(relative=self.relative())
+    shared = self.shared()
     return self._scan(lambda x, block, number: (block(x, **shared), block.attention_weights(x, **shared)),
                       x, None)[1]
 

@@ -8,14 +8,13 @@ from jaxtyping import Float
 
 from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError
-from vit_jax.models import attention, layers
+from vit_jax.models import attention, attention_kinds, layers
 from vit_jax.models.base import Images, Rngs, Tokens
 from vit_jax.models.bit.resnet import ResNet
 from vit_jax.models.config import ViTConfig
 from vit_jax.models.encoder import Encoder
 from vit_jax.models.pooling import POOLS
-from vit_jax.models.positions import relative
-from vit_jax.models.positions.embeddings import POSITIONS
+from vit_jax.models.positions import embeddings, relative
 from vit_jax.models.vit_tree import ViTTree
 
 
@@ -34,6 +33,7 @@ class VisionTransformer(nnx.Module, ViTTree):
 
   def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
     self.config = config
+    attention_kinds.check(config)
     relative.check(config.relative_position, config.attention)
     attention.check(config.attention, config.dtype, config.attention_dropout)
     width, dtype = config.width, jnp.dtype(config.dtype)
@@ -46,13 +46,12 @@ class VisionTransformer(nnx.Module, ViTTree):
     self.token = nnx.Param(jnp.zeros((width,), jnp.float32)) if config.class_token else None
     self.distillation_token = nnx.Param(jnp.zeros((width,), jnp.float32)) if config.distillation_token else None
     self.registers = _rows(config.registers, width, rngs)
-    self.position = choose(POSITIONS, config.position or 'none', 'model.position')(
-        config.grid, width, class_token=config.class_token and config.token_position, rngs=rngs)
+    self.position = embeddings.make(config, 'stem', rngs)
     self.prefix_position = _rows(config.num_prefix_positions, width, rngs)
     norm = lambda: nnx.LayerNorm(width, epsilon=config.norm_epsilon, **common)
     self.pre_norm = norm() if config.pre_norm else None
-    self.encoder = Encoder(
-        config, shared=relative.make(config, rngs) if config.relative_position_shared else None, rngs=rngs)
+    self.encoder = Encoder(config, position=embeddings.make(config, 'shared', rngs),
+                           relative=relative.make(config, True, rngs), rngs=rngs)
     self.norm = norm()
     self.pool = choose(POOLS, config.pool, 'model.pool')(config, rngs=rngs)
     self.pre_logits = None if config.representation_size is None else nnx.Linear(
@@ -135,7 +134,7 @@ class VisionTransformer(nnx.Module, ViTTree):
     return self.encoder.attention_weights(self.tokens(images))
 
   def tokens(self, images: Images) -> Tokens:
-    """Return what the encoder takes: class and distillation token, registers and patches, with positions added.
+    """Return what the encoder takes: class and distillation token, registers and patches, with positions of the stem.
 
     Args:
       images: floats, already normalized.

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import attention
+from vit_jax.models import attention, attention_kinds
 from vit_jax.models.base import path_of
 from vit_jax.models.bit import tree as bit_tree
 from vit_jax.models.config import ViTConfig
@@ -62,7 +62,9 @@ class ViTTree:
     """{path: layout} of the learned tables of positions; see `base.ParamTree.positions`."""
     tables = {'learned': ('grid',), 'learned2d': ('rows', 'columns')}.get(self.config.position or '', ())
     token = ('token',) if tables and self.config.class_token and self.config.token_position else ()
-    positions = {f'position/{layout}': layout for layout in (*tables, *token)}
+    block = f'{BLOCKS}/rows' if self.config.attention_kind == 'axial' else BLOCKS
+    at = {'every': f'{block}/', 'shared': 'encoder/'}.get(self.config.position_at, '')
+    positions = {f'{at}position/{layout}': layout for layout in (*tables, *token)}
     relative = {'keys1d': {'keys': 'places'}, 'table': {'table': 'offsets'}}.get(self.config.relative_position or '', {})
     where = 'encoder' if self.config.relative_position_shared else BLOCKS
     return {**positions, **{f'{where}/relative/{name}': layout for name, layout in relative.items()}}
@@ -113,7 +115,8 @@ class ViTTree:
     inputs = config.channels if resnet is None else resnet.width
     total = patches * config.patch_size[0] * config.patch_size[1] * inputs * width
     total += 0 if resnet is None else resnet.multiply_adds(config.image_size)
-    total += config.depth * (tokens * block + 2 * tokens**2 * width)
+    halves = 2 if config.attention_kind == 'axial' else 1
+    total += config.depth * (halves * tokens * block + attention_kinds.multiply_adds(config))
     if config.relative_position is not None:
       made, used = RELATIVES[config.relative_position].multiply_adds(Place.of(config))
       total += made * (1 if config.relative_position_shared else config.depth) + used * config.depth

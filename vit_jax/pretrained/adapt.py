@@ -1,6 +1,7 @@
 """Adapts weights to other images, patches, channels and classes: config and parameters together, with a report."""
 from collections.abc import Iterable
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -102,9 +103,16 @@ def _resize(weights: Weights, image_size: tuple[int, int], requested: int | tupl
                     f'of {_by(old.image_size)} pixels), got {_by(new.grid)}; {listing(fixed, 2)} depend on it')
   if new.grid != old.grid and hasattr(old, 'position'):
     for path, layout in model.positions.items():
-      leaves[path] = _resize_positions(leaves[path], layout, new.grid, method)
-    lines.append(f'position embedding ({old.position}): grid {_by(old.grid)} to {_by(new.grid)}, '
-                 + (f'resized, {method}' if model.positions else 'nothing to resize'))
+      resize_one = functools.partial(_resize_positions, layout=layout, old=old, new=new, method=method)
+      stacked = any(path.startswith(f'{subtree}/') for subtree in model.stacked)
+      leaves[path] = np.stack(list(map(resize_one, leaves[path]))) if stacked else resize_one(leaves[path])
+    relative = {path for path, layout in model.positions.items() if layout in ('offsets', 'places')}
+    for what, name, resized in (('position embedding', old.position, model.positions.keys() - relative),
+                                ('relative positions', old.relative_position, relative)):
+      if name is not None or what == 'position embedding':
+        how = 'nothing to resize' if not resized else 'resized' if 'offsets' in map(model.positions.get, resized) else (
+            f'resized, {method}')
+        lines.append(f'{what} ({name}): grid {_by(old.grid)} to {_by(new.grid)}, {how}')
   if image_size != old.image_size:
     lines.append(f'image size: {_by(old.image_size)} to {_by(image_size)}')
     unseen = getattr(new, 'unseen_pixels', None)  # models of patches have it
@@ -114,10 +122,16 @@ def _resize(weights: Weights, image_size: tuple[int, int], requested: int | tupl
                              preprocessing=dataclasses.replace(weights.preprocessing, transform=transform))
 
 
-def _resize_positions(table: np.ndarray, layout: str, grid: tuple[int, int], method: str) -> np.ndarray:
-  """Return a table of positions for another grid; layouts as in `models.base.ParamTree.positions`."""
+def _resize_positions(table: np.ndarray, layout: str, old: Any, new: Any, method: str) -> np.ndarray:
+  """Return one layer's table of positions for another config; layouts as in `models.base.ParamTree.positions`."""
+  grid = new.grid
   if layout == 'grid':
     return resize.resize_grid(table, grid, method)
+  if layout == 'offsets':
+    return resize.resize_offsets(table, old.grid, grid)
+  if layout == 'places':
+    flat = table.reshape(len(table), 1, -1)
+    return resize.resize_grid(flat, (2 * new.num_tokens - 1, 1), method).reshape(-1, *table.shape[1:])
   if layout in ('rows', 'columns'):
     length = grid[layout == 'columns']
     return resize.resize_grid(table[:, None], (length, 1), method)[:, 0]

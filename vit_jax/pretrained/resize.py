@@ -34,6 +34,46 @@ def resize_grid(grid: np.ndarray, new: Size, method: str = 'bilinear') -> np.nda
   return np.einsum('ir,jc,rcw->ijw', rows, columns, grid.astype(np.float64), optimize=True).astype(grid.dtype)
 
 
+def resize_offsets(table: np.ndarray, old: Size, new: Size) -> np.ndarray:
+  """Resample a table of relative positions as timm and BEiT's fine-tuning code do.
+
+  Near offsets keep their meaning and far ones are stretched: the old offsets are placed at ±1, ±(1 + q), ±(1 + q + q²),
+  … with the q (1.01 to 1.5) for which the last one reaches the edge of the new grid, and read by linear interpolation
+  (timm's `resize_rel_pos_bias_table`).
+
+  Args:
+    table: (offsets [+ extra rows, which are kept], heads) floats, as `positions.relative.TableBias` has them.
+    old: grid of patches, (rows, columns), that the table is for.
+    new: grid of the result.
+
+  Returns:
+    ((2 rows - 1) (2 columns - 1) [+ extra], heads) of table's dtype; the table itself for the same grid.
+  """
+  if tuple(old) == tuple(new):
+    return table
+  spans = [2 * n - 1 for n in old]
+  count = spans[0] * spans[1]
+  rows, columns = (_stretched(before, after) for before, after in zip(old, new, strict=True))
+  by_offset = table[:count].reshape(*spans, -1).astype(np.float64)
+  resized = np.einsum('ir,jc,rch->ijh', rows, columns, by_offset, optimize=True)
+  return np.concatenate([resized.reshape(-1, table.shape[1]).astype(table.dtype), table[count:]])
+
+
+def _stretched(old: int, new: int) -> np.ndarray:
+  """Return the (2 new - 1, 2 old - 1) matrix of the interpolation of offsets; see `resize_offsets`."""
+  low, high = 1.01, 1.5
+  q = (low + high) / 2
+  while high - low > 1e-6:
+    q = (low + high) / 2
+    if (1 - q ** (old - 1)) / (1 - q) > new - 1:
+      high = q
+    else:
+      low = q
+  far = np.cumsum(q ** np.arange(old - 1))
+  at = np.concatenate([-far[::-1], [0.0], far])
+  return np.stack([np.interp(np.arange(1 - new, new), at, row) for row in np.eye(len(at))], axis=1)
+
+
 def resize_patch_kernel(kernel: np.ndarray, new: Size) -> np.ndarray:
   """Resample the kernel of the patch embedding so that enlarged patches have the embedding of the small ones.
 

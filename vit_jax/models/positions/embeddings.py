@@ -12,7 +12,9 @@ from jax import Array
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError
+from vit_jax.models.config import ViTConfig
 
 Grid = Float[Array, 'rows columns width']
 Token = Float[Array, ' width'] | Float[Array, '']
@@ -90,9 +92,31 @@ class SinCos2D(nnx.Module):
     return jnp.concatenate([f(a) for a in angles for f in (jnp.sin, jnp.cos)], axis=-1), jnp.zeros(())
 
 
+def make(config: ViTConfig, at: str, rngs: nnx.Rngs) -> Position:
+  """Return the position embedding that a config has at `at`, a name of `AT`; `NoPosition` if it has it elsewhere."""
+  choose(AT, config.position_at, 'model.position_at')
+  cls = choose(POSITIONS, config.position or 'none', 'model.position')
+  cls = cls if config.position_at == at else NoPosition
+  return cls(config.grid, config.width, class_token=config.class_token and config.token_position, rngs=rngs)
+
+
+def per_token(position: Position, config: ViTConfig) -> Float[Array, 'tokens width'] | None:
+  """Return an embedding as one vector per token, zeros for those that have none; None for `NoPosition`."""
+  if isinstance(position, NoPosition):
+    return None
+  grid, token = position()
+  first = jnp.broadcast_to(token, (int(config.class_token), config.width))
+  grid = jnp.broadcast_to(grid, (*config.grid, config.width)).reshape(-1, config.width)
+  others = jnp.zeros((config.num_prefix_tokens - len(first), config.width))
+  return jnp.concatenate([first, others, grid])
+
+
 def _token(token: nnx.Param | None) -> Token:
   return jnp.zeros(()) if token is None else token[...]
 
+
+# Where a position embedding is added.
+AT = {'every': 'to the input of each block, each its own', 'shared': 'to the input of each block', 'stem': 'once'}
 
 POSITIONS: Mapping[str, type] = {
     'learned': Learned,

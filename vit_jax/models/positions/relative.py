@@ -33,14 +33,14 @@ class Place:
   Attributes:
     grid: patches, (rows, columns).
     class_token: whether the first token is a class token.
-    registers: further tokens before the patches.
+    others: further tokens before the patches, such as registers.
     heads: of the attention.
     head_dim: features of a head.
     hidden: features of the hidden layer of `LogMlp`.
   """
   grid: tuple[int, int]
   class_token: bool
-  registers: int
+  others: int
   heads: int
   head_dim: int
   hidden: int
@@ -48,13 +48,14 @@ class Place:
   @classmethod
   def of(cls, config: ViTConfig) -> 'Place':
     """Return the place of a config's relative positions."""
-    return cls(config.grid, config.class_token, config.registers, config.heads, config.width // config.heads,
+    others = config.num_prefix_tokens - int(config.class_token)
+    return cls(config.grid, config.class_token, others, config.heads, config.width // config.heads,
                config.relative_position_dim)
 
   @property
   def num_prefix(self) -> int:
     """Tokens before the patches."""
-    return int(self.class_token) + self.registers
+    return int(self.class_token) + self.others
 
   @property
   def num_offsets(self) -> int:
@@ -90,7 +91,8 @@ class TableBias(nnx.Module):
 
   `table` (offsets, heads) has timm's `relative_position_bias_table` and BEiT's row by row: the offset (query - key)
   of (i, j) patches is row (i + rows - 1) (2 columns - 1) + j + columns - 1. A model with a class token has three more
-  rows: class to patch, patch to class, class to class. Registers get zeros. Standard deviation 0.02, as in timm.
+  rows: class to patch, patch to class, class to class. Other tokens before the patches get zeros. Standard deviation
+  0.02, as in timm.
   """
 
   def __init__(self, place: Place, *, rngs: nnx.Rngs):
@@ -123,8 +125,8 @@ class LogMlp(nnx.Module):
   """A small MLP of the logarithm of the offset: timm's `RelPosMlp`, mode 'cr', of `vit_relpos_*`.
 
   The offset d of rows and of columns enters as sign(d) log(1 + |d|); the MLP is dense, ReLU, dense, as `mlp.fc1` and
-  `mlp.fc2` there (`up`, `down` here), in float32. Tokens that are not patches get zeros. It fits a grid of any size. timm
-  drops an eighth of its hidden features in training; here nothing is dropped.
+  `mlp.fc2` there (`up`, `down` here), in float32. Tokens that are not patches get zeros. It fits a grid of any size.
+  timm drops an eighth of its hidden features in training; here nothing is dropped.
   """
   _down_bias = True
 
@@ -176,7 +178,7 @@ class SwinMlp(LogMlp):
 class OffsetKeys(nnx.Module):
   """A learned key per one-dimensional offset, which queries attend to by content (paper, appendix D.4, "relative").
 
-  The tokens, class token and registers first, are numbered in order; the score of query q and key k grows by the product
+  The tokens, those before the patches first, are numbered in order; the score of query q and key k grows by the product
   of the scaled query and `keys[q - k + tokens - 1]` (2 tokens - 1, heads, head_dim). Standard deviation 0.02.
   """
 
@@ -200,9 +202,9 @@ def check(name: str | None, attention: str) -> None:
     raise UserError(f"model.relative_position: {name!r} needs model.attention='xla', got {attention!r}")
 
 
-def make(config: ViTConfig, rngs: nnx.Rngs) -> Relative | None:
-  """Return the relative positions of one attention, or None for a config without."""
-  if config.relative_position is None:
+def make(config: ViTConfig, shared: bool, rngs: nnx.Rngs) -> Relative | None:
+  """Return the relative positions of all blocks (`shared`) or of one; None if a config has none there."""
+  if config.relative_position is None or config.relative_position_shared != shared:
     return None
   return choose(RELATIVES, config.relative_position, 'model.relative_position')(Place.of(config), rngs=rngs)
 

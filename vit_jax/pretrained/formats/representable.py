@@ -13,7 +13,7 @@ from vit_jax.pretrained.formats.weights import Weights
 # What a format can hold unless it says more: options of the encoder that only some code bases have.
 _PLAIN: dict[str, Collection[Any]] = dict(
     patch_bias=(True,), pre_norm=(False,), distillation_token=(False,), register_position=(False,),
-    relative_position=(None,))
+    relative_position=(None,), position_at=('stem',), attention_kind=('full',))
 
 
 def require(weights: Weights, form: str, **allowed: Collection[Any]) -> None:
