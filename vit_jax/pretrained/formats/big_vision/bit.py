@@ -1,0 +1,86 @@
+"""big_vision's ResNets: `models/bit_paper.py` (BiT, v2) and `models/bit.py` (v1 with group normalization)."""
+from collections.abc import Iterable
+from typing import Any
+
+from vit_jax.base.preprocessing import Preprocessing
+from vit_jax.pretrained.files.tensors import Tensors
+from vit_jax.pretrained.formats import infer, leaves, representable, resnet
+from vit_jax.pretrained.formats.base import Configs, ImageSize, Written
+from vit_jax.pretrained.formats.big_vision.names import parameter_name
+from vit_jax.pretrained.formats.google import hybrid
+from vit_jax.pretrained.formats.leaves import SAME, Leaf, Table
+from vit_jax.pretrained.formats.weights import Weights
+
+_ROOT_V2 = 'root_block/conv_root/kernel'
+_HEAD = {f'head/{name}': Leaf(f'head/{name}', SAME) for name in ('kernel', 'bias')}
+# Its GroupNorm of v2 has arrays (1, 1, 1, features).
+_NORM = leaves.leading(3)
+
+
+class BigVisionBiT:
+  """big_vision's format of ResNets; see `base.Family`."""
+
+  resize_method = 'bilinear'
+
+  def matches(self, tensors: Tensors, configs: Configs) -> bool:
+    """Return whether there is the root of one of the two, and nothing of a ViT."""
+    del configs
+    names = _current_names(tensors.shapes)
+    is_vit = any(name.startswith(('Transformer/', 'embedding/')) for name in names)
+    return _ROOT_V2 in names or (hybrid.ROOT in names and not is_vit)
+
+  def read(self, tensors: Tensors, configs: Configs, image_size: ImageSize = None) -> Weights:
+    """Read an open file; `configs` is unused, there are none.
+
+    Args:
+      tensors: the open file.
+      configs: {}.
+      image_size: what the model is to take, as the file does not say what it was trained at.
+
+    Raises:
+      UserError: not a file in this format.
+    """
+    del configs
+    tensors, notes = tensors.rename(parameter_name(tensors.shapes)), []
+    if _ROOT_V2 not in tensors:
+      fields = hybrid.bit_fields(tensors, image_size, notes)
+      table = {**hybrid.table(fields['blocks'], hybrid.is_old(tensors)), **_HEAD}
+    else:
+      fields = _fields_v2(tensors, image_size, notes)
+      table = _table_v2(fields['blocks'])
+    return leaves.read_weights(tensors, fields, table, '', notes=tuple(notes), preprocessing=Preprocessing())
+
+  def holds(self, config: Any) -> bool:
+    """Return whether it is a ResNet."""
+    return config.kind == 'bit'
+
+  def write(self, weights: Weights, approximate: bool = False) -> Written:
+    """Lay weights out in this format; see `base.Family.write`."""
+    config = weights.config
+    representable.require(weights, 'big_vision', groups=(32,), representation_size=(None,),
+                          stage_widths=(representable.resnet_widths(config),))
+    representable.require_numerics(weights, 'big_vision', approximate,
+                                   numerics='bit_vision' if config.preactivation else 'vit')
+    table = _table_v2(config.blocks) if config.preactivation else {**hybrid.table(config.blocks), **_HEAD}
+    arrays = leaves.to_arrays(weights, table, '')
+    return Written({f'params/{name}': array for name, array in arrays.items()}, {}, weights)
+
+
+def _current_names(names: Iterable[str]) -> set[str | None]:
+  return set(map(parameter_name(names), names))
+
+
+def _fields_v2(tensors: Tensors, image_size: ImageSize, notes: list[str]) -> dict[str, Any]:
+  blocks = resnet.blocks(tensors, r'block(\d+)/unit(\d+)/')
+  last = lambda stage: f'block{stage}/unit01/conv3/kernel'
+  stem_width, *stage_widths = resnet.widths(tensors, _ROOT_V2, last, len(blocks), axis=3)
+  return dict(
+      kind='bit', blocks=blocks, stem_width=stem_width, stage_widths=tuple(stage_widths), numerics='bit_vision',
+      channels=tensors.shape(_ROOT_V2, 4)[2], image_size=infer.image_size(tensors, (1, 1), image_size, notes),
+      num_classes=tensors.shape('head/kernel', 2)[1] if 'head/kernel' in tensors else None)
+
+
+def _table_v2(blocks: tuple[int, ...]) -> Table:
+  units = resnet.table(blocks, {'conv_root/kernel': Leaf(_ROOT_V2, SAME)}, resnet.flax_unit(_NORM),
+                       lambda stage, unit: f'block{stage}/unit{unit:02}/')
+  return {**units, **resnet.flax_norm('norm', 'norm-pre-head', _NORM), **_HEAD}
