@@ -15,7 +15,9 @@ from vit_jax.pretrained.formats import weights as weights_lib
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 # Every golden model: its file or directory, by name.
 MODELS = {path.stem: path for path in sorted([*GOLDEN.glob('vit_*.npz'), *GOLDEN.glob('bv_*.npz'), *GOLDEN.glob('hf_*'),
-                                              *GOLDEN.glob('timm_*'), *GOLDEN.glob('mixer*.npz')])
+                                              *GOLDEN.glob('timm_*'), *GOLDEN.glob('mixer*.npz'),
+                                              *GOLDEN.glob('hybrid_*.npz'), *GOLDEN.glob('resnet_*.npz'),
+                                              *GOLDEN.glob('bit_*.npz')])
           if not path.name.endswith('.io.npz')}
 
 

@@ -50,11 +50,6 @@ def test_fields(name, fields):
 # npz
 
 
-def test_hybrids_are_recognised(tmp_path):
-  arrays = golden_files.arrays_of(MODELS['vit_token'])
-  np.savez(tmp_path / 'hybrid.npz', **arrays, **{'conv_root/kernel': np.zeros((7, 7, 3, 8), np.float32)})
-  with pytest.raises(UserError, match=r'got a hybrid \(ResNet and transformer\) model'):
-    load.read(tmp_path / 'hybrid.npz')
 
 
 def rewritten(tmp_path, name, rename):

@@ -79,17 +79,16 @@ class BiT(nnx.Module, BiTTree):
     """Return the feature map after some of the stages as tokens, row by row: (batch, rows · columns, features).
 
     Args:
-      images: floats, already normalized.
+      images: floats, already normalized; of any size, `image_size` is that of the data.
       layer: number of stages, 0..num_layers, 0 being the root; None: all of them, and the last norm and ReLU.
 
     Raises:
-      UserError: another layer, or images of another size or number of channels.
+      UserError: another layer, or images of another number of channels.
     """
     if layer is not None and not 0 <= layer <= self.num_layers:
       raise UserError(f'layer: expected a number of stages, 0..{self.num_layers}, got {layer}')
-    expected = (*self.config.image_size, self.config.channels)
-    if images.shape[1:] != expected:
-      raise UserError(f'images: expected shape (B, {", ".join(map(str, expected))}), got {images.shape}')
+    if images.ndim != 4 or images.shape[-1] != self.channels:
+      raise UserError(f'images: expected shape (B, rows, columns, {self.channels}), got {images.shape}')
     x = self.resnet(images, layer)
     if layer is None and self.norm is not None:
       x = jax.nn.relu(self.norm(x))

@@ -2,18 +2,23 @@
 from vit_jax.base.text import listing
 from vit_jax.pretrained.files.tensors import Tensors
 from vit_jax.pretrained.formats.base import Configs, Format
+from vit_jax.pretrained.formats.big_vision.bit import BigVisionBiT
 from vit_jax.pretrained.formats.big_vision.vit import BigVisionViT
+from vit_jax.pretrained.formats.google.bit import GoogleBiT
+from vit_jax.pretrained.formats.google.hybrid import GoogleResNet
 from vit_jax.pretrained.formats.google.mixer import GoogleMixer
 from vit_jax.pretrained.formats.google.vit import GoogleViT
+from vit_jax.pretrained.formats.huggingface.bit import HuggingFaceBiT
 from vit_jax.pretrained.formats.huggingface.vit import HuggingFaceViT
+from vit_jax.pretrained.formats.timm.bit import TimmBiT
 from vit_jax.pretrained.formats.timm.mixer import TimmMixer
 from vit_jax.pretrained.formats.timm.vit import TimmViT
 
 FORMATS: dict[str, Format] = {form.name: form for form in (
-    Format('big_vision', '.npz', (BigVisionViT(),)),
-    Format('google', '.npz', (GoogleMixer(), GoogleViT())),
-    Format('huggingface', '.safetensors', (HuggingFaceViT(),)),
-    Format('timm', '.safetensors', (TimmMixer(), TimmViT())),
+    Format('big_vision', '.npz', (BigVisionBiT(), BigVisionViT())),
+    Format('google', '.npz', (GoogleBiT(), GoogleResNet(), GoogleMixer(), GoogleViT())),
+    Format('huggingface', '.safetensors', (HuggingFaceBiT(), HuggingFaceViT())),
+    Format('timm', '.safetensors', (TimmBiT(), TimmMixer(), TimmViT())),
 )}
 
 
@@ -26,5 +31,5 @@ def recognize(tensors: Tensors, configs: Configs) -> Format:
   for form in FORMATS.values():
     if form.matches(tensors, configs):
       return form
-  raise tensors.error(f'not weights of a Vision Transformer in a known format ({", ".join(FORMATS)}); its arrays are '
+  raise tensors.error(f'not weights of a model in a known format ({", ".join(FORMATS)}); its arrays are '
                       f'{listing(sorted(tensors.shapes))}')

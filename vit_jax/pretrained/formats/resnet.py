@@ -3,7 +3,7 @@ from collections.abc import Callable
 import re
 from typing import Any
 
-from vit_jax.models.bit.shape import default_stage_widths
+from vit_jax.models.bit.shape import ResNetShape, default_stage_widths
 from vit_jax.pretrained.files.tensors import Tensors
 from vit_jax.pretrained.formats import leaves
 from vit_jax.pretrained.formats.leaves import SAME, TORCH_CONV, Layout, Leaf, Table, torch_norm_leaves
@@ -87,6 +87,12 @@ def widths(tensors: Tensors, root: str, last: Callable[[int], str], stages: int,
     UserError: a kernel is missing or not one of a convolution.
   """
   return tuple(tensors.shape(name, 4)[axis] for name in (root, *map(last, range(1, stages + 1))))
+
+
+def patch_pixels(patch_size: tuple[int, int], units: tuple[int, ...]) -> tuple[int, int]:
+  """Return (rows, columns) of a hybrid's patch in pixels, given that in places of the feature map."""
+  stride = ResNetShape(units, 0, (), 0, False, 0, '').stride
+  return patch_size[0] * stride, patch_size[1] * stride
 
 
 def hybrid_fields(tensors: Tensors, units: tuple[int, ...], found: tuple[int, ...]) -> dict[str, Any]:

@@ -3,6 +3,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from vit_jax.base.preprocessing import Preprocessing
+from vit_jax.models.bit.shape import default_stage_widths
 from vit_jax.pretrained.files.tensors import Tensors
 from vit_jax.pretrained.formats import infer, leaves, representable, resnet
 from vit_jax.pretrained.formats.base import Configs, ImageSize, Written
@@ -58,7 +59,7 @@ class BigVisionBiT:
     """Lay weights out in this format; see `base.Family.write`."""
     config = weights.config
     representable.require(weights, 'big_vision', groups=(32,), representation_size=(None,),
-                          stage_widths=(representable.resnet_widths(config),))
+                          stage_widths=(default_stage_widths(config.blocks, config.stem_width),))
     representable.require_numerics(weights, 'big_vision', approximate,
                                    numerics='bit_vision' if config.preactivation else 'vit')
     table = _table_v2(config.blocks) if config.preactivation else {**hybrid.table(config.blocks), **_HEAD}

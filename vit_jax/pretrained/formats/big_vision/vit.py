@@ -1,22 +1,19 @@
 """big_vision's `.npz` files (github.com/google-research/big_vision, `models/vit.py`), loop and scan form."""
 from collections.abc import Callable, Iterable
-import re
 from typing import Any
 
 from vit_jax.base.preprocessing import Preprocessing
 from vit_jax.pretrained.files.tensors import Tensors
 from vit_jax.pretrained.formats import infer, leaves, linen, representable
 from vit_jax.pretrained.formats.base import Configs, ImageSize, Written
+from vit_jax.pretrained.formats.big_vision.names import PREFIX, parameter_name
 from vit_jax.pretrained.formats.weights import Weights, pixels
 
 POSITIONS = 'pos_embedding'
-_PREFIX = re.compile(r'(params|opt/target)/')
 # Older names (vit.py, fix_old_checkpoints): the position embedding was not at the top level and had a row for the class
 # token, and the modules of the MAP head were.
 _OLD_POSITIONS = ('Transformer/posembed_input/pos_embedding', 'Transformer/pos_embedding')
 _INLINED = ('probe', 'LayerNorm_0/', 'MlpBlock_0/', 'MultiHeadDotProductAttention_0/')
-# What else the checkpoint of a training run holds.
-_TRAINING = ('opt/', 'chrono/', 'extra/')
 
 
 class BigVisionViT:
@@ -29,7 +26,7 @@ class BigVisionViT:
     del configs
     names = tensors.shapes
     own = (POSITIONS, 'Transformer/pos_embedding', 'probe', linen.SCAN, 'MAPHead_0/')
-    return any(_PREFIX.match(name) or name.startswith(own) for name in names)
+    return any(PREFIX.match(name) or name.startswith(own) for name in names)
 
   def read(self, tensors: Tensors, configs: Configs, image_size: ImageSize = None) -> Weights:
     """Read an open file; `configs` is unused, there are none.
@@ -64,7 +61,7 @@ class BigVisionViT:
     weights = representable.norm_before_pool(weights)
     representable.require(
         weights, 'big_vision', class_token=(weights.config.pool == 'token',), registers=(0,), layer_scale=(None,),
-        qk_norm=(False,), qkv_bias=(True,), norm_after_pool=(False,))
+        resnet=(None,), qk_norm=(False,), qkv_bias=(True,), norm_after_pool=(False,))
     representable.require_numerics(weights, 'big_vision', approximate, gelu='tanh', norm_epsilon=1e-6)
     weights = representable.learned_positions(weights, fixed=('sincos2d',))
     table = {**linen.STEM, **linen.BLOCKS[linen.LOOP], **linen.MAP_HEAD}
@@ -84,13 +81,13 @@ def _eval_transform(image_size: tuple[int, int]) -> str:
 
 def _current_name(names: Iterable[str]) -> Callable[[str], str | None]:
   """Return a function from a name in a file to today's name, or to None for what is not a parameter."""
-  prefixes = {match[0] for name in names if (match := _PREFIX.match(name))}
-  prefix = 'params/' if 'params/' in prefixes else next(iter(prefixes), '')
+  strip = parameter_name(names)
 
   def current_name(name: str) -> str | None:
-    if not name.startswith(prefix):
-      return None if name.startswith(_TRAINING) else name
-    name = linen.current_name(name.removeprefix(prefix))
+    stripped = strip(name)
+    if stripped is None:
+      return None
+    name = linen.current_name(stripped)
     return f'MAPHead_0/{name}' if name.startswith(_INLINED) else POSITIONS if name in _OLD_POSITIONS else name
 
   return current_name

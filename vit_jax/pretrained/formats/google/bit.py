@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from vit_jax.base.preprocessing import Preprocessing
+from vit_jax.models.bit.shape import default_stage_widths
 from vit_jax.pretrained.files.tensors import Tensors
 from vit_jax.pretrained.formats import infer, leaves, representable, resnet
 from vit_jax.pretrained.formats.base import Configs, ImageSize, Written
@@ -57,7 +58,7 @@ class GoogleBiT:
     """Lay weights out in this format; see `base.Family.write`."""
     config = weights.config
     representable.require(weights, 'google', groups=(32,), representation_size=(None,),
-                          stage_widths=(representable.resnet_widths(config),))
+                          stage_widths=(default_stage_widths(config.blocks, config.stem_width),))
     representable.require_numerics(weights, 'google', approximate, numerics='bit')
     return Written(leaves.to_arrays(weights, _table(config.blocks), ''), {}, weights)
 

@@ -1,7 +1,9 @@
 """The ResNet below a hybrid in the official files, which is also a classifier by itself there."""
 from typing import Any
 
+from vit_jax.base.errors import UserError
 from vit_jax.base.preprocessing import Preprocessing
+from vit_jax.models.bit.shape import default_stage_widths
 from vit_jax.pretrained.files.tensors import Tensors
 from vit_jax.pretrained.formats import infer, leaves, representable, resnet
 from vit_jax.pretrained.formats.base import Configs, ImageSize, Written
@@ -79,8 +81,10 @@ class GoogleResNet:
   def write(self, weights: Weights, approximate: bool = False) -> Written:
     """Lay weights out in this format; see `base.Family.write`."""
     config = weights.config
-    representable.require(weights, 'google', groups=(32,), stage_widths=(representable.resnet_widths(config),))
-    representable.require_some(weights, 'google', 'representation_size')
+    representable.require(weights, 'google', groups=(32,), stage_widths=(default_stage_widths(config.blocks, config.stem_width),))
+    if config.representation_size is None:
+      raise UserError('model.representation_size: the google format of a ResNet v1 has a layer before the head, this '
+                      'model none; choose another format')
     representable.require_numerics(weights, 'google', approximate, numerics='vit')
     return Written(leaves.to_arrays(weights, _own_table(config.blocks), ''), {}, weights)
 

@@ -63,7 +63,7 @@ class HuggingFaceViT:
     prepared = preprocessing.read(
         tensors, configs.get(preprocessing.FILE), fields['image_size'], fields['channels'], notes)
     return leaves.read_weights(tensors, fields, _TABLE, POSITIONS, notes=tuple(notes), preprocessing=prepared,
-                               class_names=_class_names(config, fields['num_classes']))
+                               class_names=class_names(config, fields['num_classes']))
 
   def holds(self, config: Any) -> bool:
     """Return whether it is a Vision Transformer."""
@@ -75,7 +75,7 @@ class HuggingFaceViT:
     weights = representable.norm_before_pool(weights)
     headless = weights.config.num_classes is None
     representable.require(weights, 'huggingface', pool=('token',), registers=(0,), layer_scale=(None,), qk_norm=(False,),
-                          **({} if headless else dict(representation_size=(None,))))
+                          resnet=(None,), **({} if headless else dict(representation_size=(None,))))
     weights = representable.token_position(representable.learned_positions(weights))
     arrays = leaves.to_arrays(weights, _TABLE, POSITIONS)
     if not headless:
@@ -120,7 +120,8 @@ def _read_fields(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Any]:
   return fields
 
 
-def _class_names(config: Mapping[str, Any], num_classes: int | None) -> tuple[str, ...] | None:
+def class_names(config: Mapping[str, Any], num_classes: int | None) -> tuple[str, ...] | None:
+  """Return the names of the classes in a config.json, or None if it has none."""
   labels = config.get('id2label') or {}
   names = [labels.get(str(i)) for i in range(num_classes or 0)]
   # LABEL_0, LABEL_1, … are what transformers writes for unknown names.

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from vit_jax.base import sections
+from vit_jax.base.errors import UserError
 from vit_jax.pretrained.files.tensors import Tensors
 from vit_jax.pretrained.formats.timm import preprocessing
 from vit_jax.pretrained.formats.weights import Weights
@@ -15,6 +16,9 @@ from vit_jax.pretrained.formats.weights import Weights
 _TANH = re.compile(r'vit_((base_patch32|giantopt_patch16|so400m_patch16)_siglip|large_patch16_siglip_(gap_)?512)')
 _HEADS = {'vit_base_patch16_gap': 16, 'vit_giantopt_patch16': 16, 'test_vit_': 2, 'test_vit2': 2}
 _OTHER_MODELS = re.compile(r'_(rpn|xp|18x2|clip|radio)_')
+# Units per stage → an architecture whose ResNet has them; timm builds it before it looks at the other arguments.
+HYBRIDS = {(): 'vit_tiny_r_s16_p8_224', (2, 2, 2, 2): 'vit_small_r26_s32_224', (3, 4, 9): 'vit_base_r50_s16_224',
+           (3, 4, 6, 3): 'vit_large_r50_s32_224'}
 _POOLS = {'token': 'token', 'avg': 'gap', 'map': 'map'}
 _GELUS = {'gelu': 'exact', 'gelu_tanh': 'tanh'}
 # Constructor arguments that change the computation in a way ViTConfig has no field for, and their harmless values.
@@ -100,7 +104,15 @@ def write(weights: Weights, notes: list[str]) -> dict[str, Any]:
       pos_embed='' if config.position is None else 'learn',
       fc_norm=config.norm_after_pool, pool_include_prefix=config.pool == 'map',
       act_layer={ours: theirs for theirs, ours in _GELUS.items()}[config.gelu], global_pool=pool)
-  return _hub(weights, notes, 'vit_base_patch16_224', args, pool, first_conv='patch_embed.proj')
+  if config.resnet is None:
+    return hub_config(weights, notes, 'vit_base_patch16_224', args, pool, first_conv='patch_embed.proj')
+  if config.resnet not in HYBRIDS:
+    raise UserError(f'model.resnet: timm has no hybrid with the stages {config.resnet}, only {sorted(HYBRIDS)}; choose '
+                    'another format')
+  if config.resnet_width != 64:
+    raise UserError(f"model.resnet_width: timm's hybrids have 64, got {config.resnet_width}; choose another format")
+  root = f'patch_embed.backbone.{"stem." if config.resnet else ""}conv'
+  return hub_config(weights, notes, HYBRIDS[config.resnet], args, pool, first_conv=root)
 
 
 def write_mixer(weights: Weights, notes: list[str]) -> dict[str, Any]:
@@ -111,16 +123,27 @@ def write_mixer(weights: Weights, notes: list[str]) -> dict[str, Any]:
       embed_dim=config.width, num_blocks=config.depth,
       mlp_ratio=[_mlp_ratio(config.token_mlp_dim, config.width), _mlp_ratio(config.channel_mlp_dim, config.width)],
       act_layer={ours: theirs for theirs, ours in _GELUS.items()}[config.gelu], global_pool='avg')
-  return _hub(weights, notes, 'mixer_b16_224', args, 'avg', first_conv='stem.proj')
+  return hub_config(weights, notes, 'mixer_b16_224', args, 'avg', first_conv='stem.proj')
 
 
-def _hub(weights: Weights, notes: list[str], architecture: str, args: dict[str, Any], pool: str,
-         first_conv: str) -> dict[str, Any]:
+def hub_config(weights: Weights, notes: list[str], architecture: str, args: dict[str, Any], pool: str, first_conv: str,
+               classifier: str = 'head', width: int | None = None) -> dict[str, Any]:
+  """Return a config.json in the hub's form.
+
+  Args:
+    weights: what is written.
+    notes: messages about what timm does slightly differently are added to it.
+    architecture: timm's name of the model.
+    args: arguments of the model's constructor.
+    pool: timm's `global_pool`.
+    first_conv, classifier: names of these layers.
+    width: features that the head reads; None: the config's width.
+  """
   num_classes = weights.config.num_classes or 0
   pretrained = dict(preprocessing.write(weights, notes), num_classes=num_classes, first_conv=first_conv,
-                    classifier='head')
+                    classifier=classifier)
   hub: dict[str, Any] = dict(
-      architecture=architecture, num_classes=num_classes, num_features=weights.config.width, global_pool=pool,
+      architecture=architecture, num_classes=num_classes, num_features=width or weights.config.width, global_pool=pool,
       model_args=args, pretrained_cfg=pretrained)
   if weights.class_names:
     hub['label_names'] = list(weights.class_names)
