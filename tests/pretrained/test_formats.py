@@ -50,8 +50,6 @@ def test_fields(name, fields):
 # npz
 
 
-
-
 def rewritten(tmp_path, name, rename):
   """Another `.npz` of the same arrays; `rename` maps (name, array) to (name, array)."""
   arrays = dict(rename(*item) for item in golden_files.arrays_of(MODELS[name]).items())
