@@ -71,6 +71,8 @@ def test_a_head_of_1000_classes_gets_the_names_of_imagenet_with_a_note(tmp_path,
   assert 'class names: not in the file; guessed to be those of ImageNet-1k in the usual order' in caplog.text
   caplog.clear()
   assert load.load(path, class_names=[str(i) for i in range(1000)]).class_names[999] == '999' and not caplog.text
+  for options in (dict(num_classes=3), dict(num_classes=0), dict(reset_head=True)):
+    assert load.load(path, **options).class_names is None and not caplog.text
   assert load.load(imagenet_file(tmp_path / 'imagenet21k+imagenet2012')).class_names == imagenet.names()
   assert not caplog.text
   text = describe.describe(path).to_text()

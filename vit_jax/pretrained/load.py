@@ -71,12 +71,13 @@ def load(source: files.PathLike, *, strict: bool = True, ema: bool = False, step
   """
   weights = read(source, trained_at=trained_at, image_size=image_size, class_names=class_names, strict=strict, ema=ema,
                  step=step)
-  weights = imagenet.with_names(weights, source)
+  weights, lines = adapt(weights, Adaptation(image_size, patch_size, channels, num_classes, reset_head, drop_pre_logits,
+                                             method))
+  if not any(line.startswith('head: ') for line in lines):  # a new head has no names
+    weights = imagenet.with_names(weights, source)
   for line in (*weights.notes, *weights.problems):
     logging.log(logging.WARNING if line in weights.problems or _GUESSED.search(line) else logging.INFO, '%s: %s', source,
                 line)
-  weights, lines = adapt(weights, Adaptation(image_size, patch_size, channels, num_classes, reset_head, drop_pre_logits,
-                                             method))
   for line in lines:
     logging.info('%s: %s', source, line)
   return build(weights, **dict(fields or {}, **(dict(dtype=dtype) if dtype else {})))
@@ -116,12 +117,12 @@ def read(source: files.PathLike, *, trained_at: ImageSize = None, image_size: Im
     tensors = subtrees.select(tensors, parsed.subtree) if parsed.subtree else tensors
     configs = source_lib.read_configs(path)
     weights = _read(find_model(tensors, configs, ema), configs, trained_at, image_size)
+  _refuse_other_computation(weights, path)
   if strict and weights.problems:
     shown = '\n  '.join(weights.problems[:_MAX_PROBLEMS_SHOWN])
     rest = more(weights.problems, _MAX_PROBLEMS_SHOWN)
     problems = count(len(weights.problems), 'problem')
     raise UserError(f'{path}: {problems}; strict=False loads it anyway:\n  {shown}{rest}')
-  _refuse_other_computation(weights, path)
   return names.with_names(_check_trained_at(weights, trained_at, parsed.text), class_names)
 
 
