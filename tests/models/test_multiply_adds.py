@@ -28,7 +28,8 @@ def products(jaxpr):
 
 @pytest.mark.parametrize('fields', [
     dict(), dict(pool='gap', registers=3), dict(pool='map', image_size=(8, 24)),
-    dict(representation_size=5, patch_size=2),
+    dict(representation_size=5, patch_size=2), dict(pool='map', mlp='swiglu', mlp_hidden_norm=True, projection_size=5),
+    dict(pool='token_gap', mlp='geglu', rotary='dinov3', num_classes=None, representation_size=3),
     dict(pool='gap', class_token=True, num_classes=None), dict(relative_position='keys1d'),
     dict(relative_position='mlp', relative_position_dim=6, registers=1),
     dict(relative_position='mlp_swin', relative_position_shared=True), dict(pool='distilled', image_size=(18, 17)),

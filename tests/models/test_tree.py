@@ -27,7 +27,9 @@ MODELS_OF_ALL_KINDS = [
     dict(relative_position='table'), dict(relative_position='keys1d', relative_position_shared=True),
     dict(pool='distilled', pre_norm=True, patch_bias=False, registers=2, register_position=True),
     dict(position_at='every'), dict(position_at='shared', position='learned2d'),
-    dict(position_at='every', attention_kind='axial', pool='gap'), dict(attention_kind='local', attention_window=1)]
+    dict(position_at='every', attention_kind='axial', pool='gap'), dict(attention_kind='local', attention_window=1),
+    dict(pool='token_gap', mlp='swiglu', mlp_hidden_norm=True, rotary='dinov3', key_bias=False, mask_token=True),
+    dict(pool='gap', projection_size=6)]
 
 
 def model_and_params(**fields):
@@ -57,7 +59,8 @@ def test_the_tree_describes_the_parameters(fields):
     assert len(model.logical_axes(path, leaf.ndim)) == leaf.ndim
   layers = {path.split('/')[0]: model.layer_of(path) for path in params if not path.startswith('encoder/')}
   top = model.num_layers + 1
-  assert layers == {name: top if name in ('norm', 'pool', 'pre_logits', 'head', 'head_distilled') else 0 for name in layers}
+  names = ('norm', 'pool', 'pre_logits', 'projection', 'head', 'head_distilled')
+  assert layers == {name: top if name in names else 0 for name in layers}
 
 
 def test_no_layer_of_a_model_hides_what_its_tree_says():
@@ -74,7 +77,9 @@ def test_logical_axes_have_the_sizes_of_the_config(fields):
   named = set()
   for path, leaf in params.items():
     for axis, size in zip(model.logical_axes(path, leaf.ndim), leaf.shape, strict=True):
-      features = model.config.representation_size or 16 if path.startswith('head') else 16
+      config = model.config
+      features = config.representation_size or config.projection_size or config.pooled_size
+      features = features if path.startswith('head') else 16
       assert axis is None or size == dict(width=features, heads=2, mlp_dim=24)[axis], path
       named.add(axis)
     assert model.logical_axes(f'opt_state/0/mu/{path}', leaf.ndim) == model.logical_axes(path, leaf.ndim)
@@ -82,15 +87,15 @@ def test_logical_axes_have_the_sizes_of_the_config(fields):
 
 
 def test_matrix_axes_are_those_of_the_kernels_of_blocks():
-  model, params = model_and_params(pool='map')
+  model, params = model_and_params(pool='map', mlp='swiglu')
   matrices = {path: model.matrix_axes(path) for path in params}
   found = {path for path, axes in matrices.items() if axes is not None}
-  assert found == {path for path in params if re.fullmatch('encoder/blocks/.*/kernel', path)} and len(found) == 6
+  assert found == {path for path in params if re.fullmatch('encoder/blocks/.*/kernel', path)} and len(found) == 7
   for path in found:
     inputs, outputs = matrices[path]
     assert sorted((0, *inputs, *outputs)) == list(range(params[path].ndim)), path  # axis 0 is the layers'
     size = lambda axes, path=path: math.prod(params[path].shape[axis] for axis in axes)
-    assert (size(inputs), size(outputs)) == {'up': (16, 24), 'down': (24, 16)}.get(path.split('/')[-2], (16, 16))
+    assert (size(inputs), size(outputs)) == {'up': (16, 24), 'gate': (16, 24), 'down': (24, 16)}.get(path.split('/')[-2], (16, 16))
 
 
 @pytest.mark.parametrize('unroll', [False, True])

@@ -14,6 +14,7 @@ from vit_jax.base.errors import UserError
 from vit_jax.models import layers
 from vit_jax.models.base import ArrayLike, Rngs, Tokens
 from vit_jax.models.positions.relative import Bias, Scores
+from vit_jax.models.positions.rotary import Rotary
 
 Queries = Float[ArrayLike, 'batch heads queries head_dim']
 Keys = Float[ArrayLike, 'batch heads keys head_dim']
@@ -116,17 +117,19 @@ class Attention(nnx.Module):
   """Query, key and value projections (width, heads, head_dim), attention, output projection."""
 
   def __init__(self, width: int, heads: int, *, dropout: float = 0.0, kind: str = 'xla', qk_norm: bool = False,
-               qkv_bias: bool = True, norm_epsilon: float = 1e-6, dtype: DTypeLike, rngs: nnx.Rngs):
+               qkv_bias: bool = True, key_bias: bool = True, rotary: Rotary | None = None, norm_epsilon: float = 1e-6,
+               dtype: DTypeLike, rngs: nnx.Rngs):
     # Xavier uniform over the flattened (width, width) matrix, as in the authors' code.
     init: dict[str, Any] = dict(kernel_init=nnx.initializers.xavier_uniform(), dtype=dtype, rngs=rngs)
     head = (heads, width // heads)
     self.query = nnx.LinearGeneral(width, head, use_bias=qkv_bias, **init)
-    self.key = nnx.LinearGeneral(width, head, use_bias=qkv_bias, **init)
+    self.key = nnx.LinearGeneral(width, head, use_bias=qkv_bias and key_bias, **init)
     self.value = nnx.LinearGeneral(width, head, use_bias=qkv_bias, **init)
     self.out = nnx.LinearGeneral(head, width, axis=(-2, -1), **init)
     norm = lambda: nnx.LayerNorm(head[1], epsilon=norm_epsilon, dtype=dtype, rngs=rngs) if qk_norm else None
     self.query_norm, self.key_norm = norm(), norm()
     self.dropout = dropout
+    self.rotary = rotary
     self.attend = ATTENTIONS[kind]
 
   def __call__(self, x: Tokens, queries: Float[Array, 'batch queries width'] | None = None,
@@ -140,7 +143,7 @@ class Attention(nnx.Module):
       relative: scaled queries → what is added to their scores; see `positions.relative`.
     """
     dropout = self.dropout and rngs is not None
-    if queries is not None and self.key_norm is None and not dropout:
+    if queries is not None and self.key_norm is None and self.rotary is None and not dropout:
       output = self._attend_few_queries(x, queries, relative)
     else:
       query, key = self._project_qk(x, queries)
@@ -185,11 +188,16 @@ class Attention(nnx.Module):
 
   def _project_qk(self, x: Tokens, queries: Float[Array, 'batch queries width'] | None) -> tuple[
       Float[Array, 'batch heads queries head_dim'], Float[Array, 'batch heads tokens head_dim']]:
-    """Return queries and keys per head, layer-normalized if the model does so."""
+    """Return queries and keys per head, layer-normalized and rotated if the model does so.
+
+    Queries that are not `x` are for tokens before the patches, which are not rotated.
+    """
     query = _heads(self.query, x if queries is None else queries)
     key = _heads(self.key, x)
     if self.query_norm is not None and self.key_norm is not None:
       query, key = layers.layer_norm(self.query_norm, query), layers.layer_norm(self.key_norm, key)
+    if self.rotary is not None:
+      query, key = query if queries is not None else self.rotary(query), self.rotary(key)
     return query, key
 
 

@@ -134,7 +134,7 @@ class Model(ParamTree, Protocol):
     ...
 
   def features(self, images: Images, layer: int | None = None) -> Tokens:
-    """Return the tokens after `layer` blocks, 0..num_layers; None: after all of them, normalized.
+    """Return the tokens after `layer` blocks, 0..num_layers; None: what the pooling reads.
 
     A ResNet counts in stages; its tokens are the places of the feature map, row by row.
     """

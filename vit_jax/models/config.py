@@ -10,6 +10,7 @@ from vit_jax.base.sections import derived, from_data, off, size
 from vit_jax.models.bit.shape import DEPTHS, ResNetShape, default_stage_widths
 
 DTYPES = ('float32', 'bfloat16', 'float16')
+GATED_MLPS = ('swiglu', 'geglu')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,8 @@ class ViTConfig:
     depth: number of encoder blocks.
     heads: attention heads per block; divides width.
     mlp_dim: hidden features of the MLP.
+    mlp: 'gelu', the paper's, or gated: 'swiglu' by SiLU, 'geglu' by GELU (arXiv 2002.05202).
+    mlp_hidden_norm: whether the hidden features of the MLP are layer-normalized, as in EVA-02 (arXiv 2303.11331).
     patch_size: (rows, columns) of a patch in pixels; in a hybrid, of places of the feature map.
     patch_bias: whether the patch embedding has a bias; CLIP's has none.
     pre_norm: whether the embedded tokens are layer-normalized before the first block, as in CLIP (arXiv 2103.00020).
@@ -36,6 +39,10 @@ class ViTConfig:
     position: a name of `positions.embeddings.POSITIONS`; None or 'none' for no position embedding.
     position_at: where `position` is added (appendix D.4): 'stem': to the embedded patches, 'every': to the input of each
       block, each with its own, 'shared': to the input of each block, all with the same one.
+    rotary: a name of `positions.rotary.CONVENTIONS`: queries and keys of patches are rotated by their place; None or
+      'none': they are not. `position` is independent of it.
+    rotary_base: of the rotations' frequencies; 100 in DINOv3, 10 000 in EVA-02.
+    rotary_grid: (rows, columns) that the places of the 'eva' convention are scaled to; None: they are not.
     class_token: whether there is one; None: if `pool` reads it.
     distillation_token: whether there is one (DeiT, arXiv 2012.12877); None: if `pool` reads it.
     relative_position: a name of `positions.relative.RELATIVES`, what attention scores get for the offset between query
@@ -46,7 +53,10 @@ class ViTConfig:
       none.
     registers: extra learned tokens that nothing reads (arXiv 2309.16588).
     register_position: whether registers have learned position embeddings, as in timm's models without a class token.
+    mask_token: whether there is a learned token for masked patches; kept for masked prediction, not used by the model.
     representation_size: features of the hidden tanh layer before the head ("pre_logits", section 3.1); None or 0: none.
+    projection_size: features of a linear projection without bias after the pooling (CLIP, arXiv 2103.00020); None or 0:
+      none.
     head_bias: initial bias of the head; -10 with a sigmoid loss over many classes.
     dropout: rate after every dense layer except q, k and v, and after the position embedding (appendix B.1).
     attention_dropout: rate on the attention weights.
@@ -59,6 +69,7 @@ class ViTConfig:
     layer_scale: initial value of a learned scale on each branch (arXiv 2103.17239); None: no scale.
     qk_norm: whether queries and keys are layer-normalized.
     qkv_bias: whether the query, key and value projections have biases.
+    key_bias: whether the key projection has one too; those of DINOv3, EVA-02 and BEiT have none.
     norm_after_pool: whether the last LayerNorm comes after the pooling (timm's `fc_norm`) instead of before it.
     norm_epsilon: epsilon of every LayerNorm.
     gelu: 'tanh' (official and big_vision weights), 'exact' (timm, Hugging Face), or 'quick', x · sigmoid(1.702 x)
@@ -81,6 +92,8 @@ class ViTConfig:
   depth: int = derived()
   heads: int = derived()
   mlp_dim: int = derived()
+  mlp: str = 'gelu'
+  mlp_hidden_norm: bool = False
   patch_size: tuple[int, int] = derived()
   patch_bias: bool = True
   pre_norm: bool = False
@@ -93,12 +106,17 @@ class ViTConfig:
   relative_position: str | None = off('none')
   relative_position_shared: bool = False
   relative_position_dim: int = 128
+  rotary: str | None = off('none')
+  rotary_base: float = 100.0
+  rotary_grid: tuple[int, int] | None = None
   class_token: bool = derived()
   distillation_token: bool = derived()
   token_position: bool = True
   registers: int = 0
   register_position: bool = False
+  mask_token: bool = False
   representation_size: int | None = off(0)
+  projection_size: int | None = off(0)
   head_bias: float = 0.0
   dropout: float = 0.0
   attention_dropout: float = 0.0
@@ -109,6 +127,7 @@ class ViTConfig:
   layer_scale: float | None = None
   qk_norm: bool = False
   qkv_bias: bool = True
+  key_bias: bool = True
   norm_after_pool: bool = False
   norm_epsilon: float = 1e-6
   gelu: str = 'tanh'
@@ -131,7 +150,9 @@ class ViTConfig:
     self._set('resnet', None if resnet is None else tuple(resnet))
     self._set('patch_size', size(self.patch_size, 'model.patch_size'))
     self._set('image_size', size(self.image_size, 'data.image_size'))
-    for name, pools in dict(class_token=('token', 'distilled'), distillation_token=('distilled',)).items():
+    if self.rotary_grid is not None:
+      self._set('rotary_grid', size(self.rotary_grid, 'model.rotary_grid'))
+    for name, pools in dict(class_token=('token', 'token_gap', 'distilled'), distillation_token=('distilled',)).items():
       self._set(name, self.pool in pools if getattr(self, name) is None else getattr(self, name))
     for field in dataclasses.fields(self):
       if getattr(self, field.name) in field.metadata.get('off', ()):
@@ -143,13 +164,13 @@ class ViTConfig:
 
   def _check(self) -> None:
     for name in ('width', 'depth', 'heads', 'mlp_dim', 'channels', 'num_classes', 'representation_size',
-                 'relative_position_dim', 'attention_window'):
+                 'projection_size', 'relative_position_dim', 'attention_window'):
       value = getattr(self, name)
       if value is not None and value < 1:
         raise UserError(f'model.{name}: must be at least 1, got {value}')
     if self.width % self.heads:
       raise UserError(f'model.heads: must divide the width {self.width}, got {self.heads}')
-    if self.pool in ('token', 'distilled') and not self.class_token:
+    if self.pool in ('token', 'token_gap', 'distilled') and not self.class_token:
       raise UserError(f'model.class_token: model.pool={self.pool!r} reads the class token, but model.class_token=False')
     if self.pool == 'distilled' and not self.distillation_token:
       raise UserError("model.distillation_token: model.pool='distilled' reads the distillation token, but "
@@ -164,6 +185,17 @@ class ViTConfig:
     if self.position_at != 'stem' and self.num_prefix_positions:
       raise UserError(f'model.position_at: {self.position_at!r} gives positions to patches and class token only, but '
                       'model.register_position or model.distillation_token asks for others; use model.position_at=stem')
+    if self.pool == 'token_gap' and self.norm_after_pool:
+      raise UserError("model.norm_after_pool: model.pool='token_gap' needs the last LayerNorm before the pooling")
+    if self.representation_size is not None and self.projection_size is not None:
+      raise UserError(f'model.projection_size: expected None beside representation_size={self.representation_size}, got '
+                      f'{self.projection_size}')
+    if self.mlp not in ('gelu', *GATED_MLPS):
+      raise UserError(f"model.mlp: unknown {self.mlp!r}; choose from {['gelu', *GATED_MLPS]}")
+    if self.rotary_grid is not None and self.rotary != 'eva':
+      raise UserError(f"model.rotary_grid: only model.rotary='eva' scales places to a grid, got rotary={self.rotary!r}")
+    if not self.rotary_base > 0:
+      raise UserError(f'model.rotary_base: must be positive, got {self.rotary_base}')
     if self.dtype not in DTYPES:
       raise UserError(f'model.dtype: unknown {self.dtype!r}; choose from {list(DTYPES)}')
     for name in ('dropout', 'attention_dropout', 'stochastic_depth'):
@@ -216,6 +248,11 @@ class ViTConfig:
       return None
     return (f'image size {size[0]}×{size[1]} is not divisible by the patch size {patch[0]}×{patch[1]}: the model sees the '
             f'{seen[0]}×{seen[1]} pixels at the top left and ignores the rest')
+
+  @property
+  def pooled_size(self) -> int:
+    """Features of the pooled tokens."""
+    return 2 * self.width if self.pool == 'token_gap' else self.width
 
   @property
   def num_prefix_tokens(self) -> int:

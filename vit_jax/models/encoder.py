@@ -17,9 +17,11 @@ from vit_jax.base.errors import UserError
 from vit_jax.models import attention, attention_kinds, layers
 from vit_jax.models.base import Rngs, Tokens
 from vit_jax.models.config import ViTConfig
+from vit_jax.models.mlp import Mlp
 from vit_jax.models.positions import embeddings, relative
 from vit_jax.models.positions.embeddings import Position
 from vit_jax.models.positions.relative import Relative, Scores
+from vit_jax.models.positions.rotary import Rotary
 
 # Tokens, block (parameters), number of the block → tokens, and whatever else the caller collects from each block.
 _Body = Callable[..., tuple[Array, Any]]
@@ -36,11 +38,13 @@ class EncoderBlock(nnx.Module):
     self.attention_norm = norm()
     self.attention = attend(
         width, config.heads, dropout=config.attention_dropout, kind=config.attention, qk_norm=config.qk_norm,
-        qkv_bias=config.qkv_bias, norm_epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
+        qkv_bias=config.qkv_bias, key_bias=config.key_bias, rotary=_rotary(config), norm_epsilon=config.norm_epsilon,
+        dtype=dtype, rngs=rngs)
     self.position = embeddings.make(config, 'every', rngs)
     self.relative = relative.make(config, False, rngs)
     self.mlp_norm = norm()
-    self.mlp = layers.MlpBlock(width, config.mlp_dim, dropout=config.dropout, gelu=config.gelu, dtype=dtype, rngs=rngs)
+    self.mlp = Mlp(width, config.mlp_dim, kind=config.mlp, gelu=config.gelu, hidden_norm=config.mlp_hidden_norm,
+                   norm_epsilon=config.norm_epsilon, dropout=config.dropout, dtype=dtype, rngs=rngs)
     scale = lambda: None if config.layer_scale is None else nnx.Param(jnp.full((width,), config.layer_scale))
     self.attention_scale, self.mlp_scale = scale(), scale()
     self.dropout = config.dropout
@@ -108,6 +112,14 @@ def make_block(config: ViTConfig, *, rngs: nnx.Rngs) -> EncoderBlock | AxialBloc
     return AxialBlock(config, rngs=rngs)
   attend, = attention_kinds.ATTENTION_KINDS[config.attention_kind](config)
   return EncoderBlock(config, attend=attend, rngs=rngs)
+
+
+def _rotary(config: ViTConfig) -> Rotary | None:
+  """Return the rotation of a config's queries and keys, or None for a config without."""
+  if config.rotary is None:
+    return None
+  return Rotary(config.rotary, config.grid, config.num_prefix_tokens, config.width // config.heads, config.rotary_base,
+                config.rotary_grid)
 
 
 def _first(x: Tokens) -> Float[Array, 'batch 1 width']:

@@ -7,17 +7,14 @@ from collections.abc import Callable
 import functools
 import math
 import re
-from typing import Any
 
 from flax import nnx
 import jax
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Float, Int, UInt32
 
-from vit_jax.base.choices import choose
 from vit_jax.models.base import ArrayLike, Images, Rngs, Tokens
 
 
@@ -190,28 +187,6 @@ def layer_norm(norm: nnx.LayerNorm, x: Float[Array, '*shape width']) -> Float[Ar
   return y.astype(norm.dtype)
 
 
-class MlpBlock(nnx.Module):
-  """Dense, GELU, Dense; dropout after each (paper, equation 3 and appendix B.1).
-
-  The default initializers are those of the authors' code.
-  """
-
-  def __init__(self, width: int, mlp_dim: int, *, dropout: float, gelu: str, dtype: DTypeLike, rngs: nnx.Rngs,
-               kernel_init: nnx.Initializer | None = None, bias_init: nnx.Initializer | None = None):
-    init: dict[str, Any] = dict(kernel_init=kernel_init or nnx.initializers.xavier_uniform(),
-                                bias_init=bias_init or nnx.initializers.normal(1e-6), dtype=dtype, rngs=rngs)
-    self.up = nnx.Linear(width, mlp_dim, **init)
-    self.down = nnx.Linear(mlp_dim, width, **init)
-    self.dropout = dropout
-    self.gelu = choose(GELUS, gelu, 'model.gelu')
-
-  def __call__(self, x: Tokens, rngs: Rngs = None) -> Tokens:
-    """Return the MLP's output for each token."""
-    hidden_rngs, output_rngs = split(rngs, 2)
-    x = dropout(self.gelu(dense(self.up, x)), self.dropout, hidden_rngs)
-    return dropout(dense(self.down, x), self.dropout, output_rngs)
-
-
 def gelu_tanh(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
   """Return the tanh approximation of GELU: official and big_vision weights."""
   return _activation(jax.nn.gelu, on_gpu())(x)
@@ -225,6 +200,11 @@ def gelu_exact(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
 def gelu_quick(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
   """Return x · sigmoid(1.702 x), the sigmoid approximation of GELU (arXiv 1606.08415, section 2): OpenAI's CLIP."""
   return _activation(_gelu_quick, on_gpu())(x)
+
+
+def silu(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
+  """Return x · sigmoid(x): the gate of SwiGLU."""
+  return _activation(jax.nn.silu, on_gpu())(x)
 
 
 def _gelu_exact(x: Array) -> Array:

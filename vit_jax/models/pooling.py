@@ -13,6 +13,7 @@ from jaxtyping import Float
 from vit_jax.models import attention, layers
 from vit_jax.models.base import Tokens
 from vit_jax.models.config import ViTConfig
+from vit_jax.models.mlp import Mlp
 
 Pooled = Float[Array, 'batch width']
 
@@ -58,6 +59,19 @@ class AveragePool(nnx.Module):
     return tokens[:, num_prefix:].mean(axis=1)
 
 
+class TokenAveragePool(nnx.Module):
+  """The class token beside the mean over all patches (DINOv2's linear classifier, arXiv 2304.07193, section 7.1)."""
+
+  first_only = False
+
+  def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    del config, rngs
+
+  def __call__(self, tokens: Tokens, num_prefix: int) -> Float[Array, 'batch twice_width']:
+    """Return [first token, mean over the patches]."""
+    return jnp.concatenate([tokens[:, 0], tokens[:, num_prefix:].mean(axis=1)], axis=-1)
+
+
 class AttentionPool(nnx.Module):
   """One learned query attends to all tokens, then x + mlp(norm(x)) ("Scaling Vision Transformers", MAP head)."""
 
@@ -70,7 +84,7 @@ class AttentionPool(nnx.Module):
     self.probe = nnx.Param(probe.reshape(width))
     self.attention = attention.Attention(width, config.heads, dtype=dtype, rngs=rngs)
     self.norm = nnx.LayerNorm(width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
-    self.mlp = layers.MlpBlock(width, config.mlp_dim, dropout=0.0, gelu=config.gelu, dtype=dtype, rngs=rngs)
+    self.mlp = Mlp(width, config.mlp_dim, dropout=0.0, gelu=config.gelu, dtype=dtype, rngs=rngs)
 
   def __call__(self, tokens: Tokens, num_prefix: int) -> Pooled:
     """Return what the learned query gets."""
@@ -85,4 +99,5 @@ POOLS: Mapping[str, type] = {
     'gap': AveragePool,
     'map': AttentionPool,
     'token': TokenPool,
+    'token_gap': TokenAveragePool,
 }

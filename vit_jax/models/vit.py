@@ -45,6 +45,7 @@ class VisionTransformer(nnx.Module, ViTTree):
         padding='VALID', use_bias=config.patch_bias, **common)
     self.token = nnx.Param(jnp.zeros((width,), jnp.float32)) if config.class_token else None
     self.distillation_token = nnx.Param(jnp.zeros((width,), jnp.float32)) if config.distillation_token else None
+    self.mask_token = nnx.Param(jnp.zeros((width,), jnp.float32)) if config.mask_token else None
     self.registers = _rows(config.registers, width, rngs)
     self.position = embeddings.make(config, 'stem', rngs)
     self.prefix_position = _rows(config.num_prefix_positions, width, rngs)
@@ -55,9 +56,11 @@ class VisionTransformer(nnx.Module, ViTTree):
     self.norm = norm()
     self.pool = choose(POOLS, config.pool, 'model.pool')(config, rngs=rngs)
     self.pre_logits = None if config.representation_size is None else nnx.Linear(
-        width, config.representation_size, **common)
+        config.pooled_size, config.representation_size, **common)
+    self.projection = None if config.projection_size is None else nnx.Linear(
+        config.pooled_size, config.projection_size, use_bias=False, **common)
     head = lambda wanted: nnx.Linear(
-        config.representation_size or width, config.num_classes, kernel_init=nnx.initializers.zeros,
+        config.representation_size or config.projection_size or config.pooled_size, config.num_classes, kernel_init=nnx.initializers.zeros,
         bias_init=nnx.initializers.constant(config.head_bias), rngs=rngs) if wanted else None
     # Logits are always float32.
     self.head = head(config.num_classes is not None)
@@ -97,7 +100,7 @@ class VisionTransformer(nnx.Module, ViTTree):
     return ((self.head(x[:, 0]) + self.head_distilled(x[:, 1])) / 2).astype(jnp.float32)
 
   def embed(self, images: Images) -> Float[Array, 'batch features']:
-    """Return the representation that the head reads: pooled tokens, after the hidden tanh layer if there is one.
+    """Return the representation that the head reads: pooled tokens, after the hidden tanh layer or the projection if there is one.
 
     With two heads, for class and distillation token, it is the mean of what they read.
 
@@ -105,7 +108,7 @@ class VisionTransformer(nnx.Module, ViTTree):
       images: floats, already normalized.
 
     Returns:
-      float32, representation_size or width features.
+      float32, representation_size, projection_size or `config.pooled_size` features.
     """
     return _embedding(self._represent(images, None))
 
@@ -114,7 +117,8 @@ class VisionTransformer(nnx.Module, ViTTree):
 
     Args:
       images: floats, already normalized.
-      layer: number of blocks, 0..depth; None: all of them and the last LayerNorm.
+      layer: number of blocks, 0..depth; None: all of them, and the last LayerNorm unless it comes after the
+        pooling.
 
     Raises:
       UserError: another layer.
@@ -123,7 +127,7 @@ class VisionTransformer(nnx.Module, ViTTree):
     if layer is not None and not 0 <= layer <= depth:
       raise UserError(f'layer: expected 0..{depth}, got {layer}')
     x = self.encoder(self.tokens(images), num_layers=layer)
-    return layers.layer_norm(self.norm, x) if layer is None else x
+    return x if self.config.norm_after_pool or layer is not None else layers.layer_norm(self.norm, x)
 
   def attention_weights(self, images: Images) -> Float[Array, 'depth batch heads tokens tokens']:
     """Return the attention weights of every block and head, float32; rows sum to 1.
@@ -172,6 +176,8 @@ class VisionTransformer(nnx.Module, ViTTree):
       x = layers.layer_norm(self.norm, self.pool(tokens, prefix))
     else:
       x = self.pool(layers.layer_norm(self.norm, tokens), prefix)
+    if self.projection is not None:
+      return self.projection(x)
     return x if self.pre_logits is None else jnp.tanh(self.pre_logits(x))
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from vit_jax.models import attention, attention_kinds
 from vit_jax.models.base import path_of
 from vit_jax.models.bit import tree as bit_tree
-from vit_jax.models.config import ViTConfig
+from vit_jax.models.config import GATED_MLPS, ViTConfig
 from vit_jax.models.positions.relative import RELATIVES, Place
 
 BLOCKS = 'encoder/blocks'
@@ -23,10 +23,10 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r'attention/(query|key|value)/kernel', ('width', 'heads', None)),
     (r'attention/(query|key|value)/bias', ('heads', None)),
     (r'attention/out/kernel', ('heads', None, 'width')),
-    (r'mlp/up/kernel', ('width', 'mlp_dim')),
-    (r'mlp/up/bias', ('mlp_dim',)),
+    (r'mlp/(gate|up)/kernel', ('width', 'mlp_dim')),
+    (r'mlp/(gate|up)/bias', ('mlp_dim',)),
     (r'mlp/down/kernel', ('mlp_dim', 'width')),
-    (r'(pre_logits|head|head_distilled)/kernel', ('width', None)),
+    (r'(pre_logits|projection|head|head_distilled)/kernel', ('width', None)),
 )
 
 
@@ -73,7 +73,7 @@ class ViTTree:
     """Return 0 for ResNet, patches, tokens and positions, None for the blocks, depth + 1 for last norm, pool and head."""
     if path.startswith(f'{BLOCKS}/'):
       return None
-    top = ('norm', 'pool', *self.hidden_head_paths, *self.head_paths)
+    top = ('norm', 'pool', 'projection', *self.hidden_head_paths, *self.head_paths)
     return self.num_layers + 1 if path.split('/')[0] in top else 0
 
   def logical_axes(self, path: str, ndim: int) -> tuple[str | None, ...]:
@@ -110,7 +110,8 @@ class ViTTree:
     config = self.config if image_size is None else dataclasses.replace(self.config, image_size=image_size)
     width, tokens = config.width, config.num_tokens
     patches = tokens - config.num_prefix_tokens
-    block = 4 * width**2 + 2 * width * config.mlp_dim  # query, key, value and output projections; MLP
+    projections = 4 * width**2  # query, key, value and output
+    block = projections + (3 if config.mlp in GATED_MLPS else 2) * width * config.mlp_dim
     resnet = config.resnet_shape
     inputs = config.channels if resnet is None else resnet.width
     total = patches * config.patch_size[0] * config.patch_size[1] * inputs * width
@@ -121,8 +122,8 @@ class ViTTree:
       made, used = RELATIVES[config.relative_position].multiply_adds(Place.of(config))
       total += made * (1 if config.relative_position_shared else config.depth) + used * config.depth
     if config.pool == 'map':  # one query, which every head takes to the tokens themselves
-      total += block + 2 * config.heads * tokens * width
-    sizes = [width, *filter(None, (config.representation_size, config.num_classes))]
+      total += projections + 2 * width * config.mlp_dim + 2 * config.heads * tokens * width
+    sizes = [config.pooled_size, *filter(None, (config.representation_size, config.projection_size, config.num_classes))]
     if config.pool == 'distilled' and config.num_classes is not None:
       total += width * config.num_classes  # the second head
     return total + sum(inputs * outputs for inputs, outputs in zip(sizes, sizes[1:], strict=False))
@@ -152,5 +153,5 @@ def stack_blocks(tree: Any, params: Any) -> Any:
 # Of stacked kernels: (depth, width, heads, head_dim) for query, key and value, (depth, heads, head_dim, width) for out.
 _MATRIX_AXES = {
     'query': ((1,), (2, 3)), 'key': ((1,), (2, 3)), 'value': ((1,), (2, 3)), 'out': ((1, 2), (3,)),
-    'up': ((1,), (2,)), 'down': ((1,), (2,)),
+    'gate': ((1,), (2,)), 'up': ((1,), (2,)), 'down': ((1,), (2,)),
 }

@@ -10,6 +10,7 @@ from vit_jax.models.base import Images, Rngs, Tokens
 from vit_jax.models.encoder import Encoder
 from vit_jax.models.mixer.config import MixerConfig
 from vit_jax.models.mixer.tree import MixerTree
+from vit_jax.models.mlp import Mlp
 
 
 class MixerBlock(nnx.Module):
@@ -19,7 +20,7 @@ class MixerBlock(nnx.Module):
     dtype = jnp.dtype(config.dtype)
     norm = lambda: nnx.LayerNorm(config.width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
     # The authors' code has the initial values of Flax's dense layer, not those of the Vision Transformer.
-    mlp = lambda features, hidden: layers.MlpBlock(
+    mlp = lambda features, hidden: Mlp(
         features, hidden, dropout=0.0, gelu=config.gelu, kernel_init=nnx.initializers.lecun_normal(),
         bias_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
     self.token_norm = norm()
