@@ -20,10 +20,12 @@ class LoadedModel(Model, Protocol):
     preprocessing: how images are prepared for the model.
     class_names: one name per logit, or None if unknown.
     loss: what the model was trained with, 'softmax' or 'sigmoid'.
+    architecture: what the file says it is, see `Weights.architecture`.
   """
   preprocessing: Preprocessing
   class_names: tuple[str, ...] | None
   loss: str
+  architecture: str | None
 
   def preprocess(self, image: ImageLike) -> jax.Array:
     """Return an image as model input, (1, rows, columns, channels) float32; see `inference.predict.preprocess`."""

@@ -144,6 +144,7 @@ def build(weights: Weights, **fields: Any) -> LoadedModel:
   graphdef = nnx.graphdef(nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0))))
   model = nnx.merge(graphdef, _move_to_device(weights.params))
   model.preprocessing, model.class_names, model.loss = weights.preprocessing, weights.class_names, weights.loss
+  model.architecture = weights.architecture
   return model
 
 
@@ -157,7 +158,8 @@ def to_weights(model: Model) -> Weights:
   preprocessing = getattr(model, 'preprocessing', None)
   notes = () if preprocessing else (f'preprocessing: the model has none, assumed {Preprocessing()}',)
   return Weights(model.config, params, preprocessing or Preprocessing(), getattr(model, 'class_names', None),
-                 loss=getattr(model, 'loss', 'softmax'), source='model', notes=notes)
+                 loss=getattr(model, 'loss', 'softmax'), architecture=getattr(model, 'architecture', None),
+                 source='model', notes=notes)
 
 
 def _read(found: Found, configs: dict[str, dict[str, Any]], trained_at: ImageSize, image_size: ImageSize) -> Weights:

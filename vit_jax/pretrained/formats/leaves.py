@@ -91,7 +91,7 @@ def prefixed(table: Table, ours: str, theirs: str) -> Table:
   return {ours + path: dataclasses.replace(leaf, name=theirs + leaf.name) for path, leaf in table.items()}
 
 
-def read_weights(tensors: Tensors, fields: Mapping[str, Any], table: Table, positions: str = '',
+def read_weights(tensors: Tensors, fields: Mapping[str, Any], table: Table, positions: str = '', position_axes: int = 1,
                  notes: tuple[str, ...] = (), **metadata: Any) -> weights_lib.Weights:
   """Read a model whose config is known; what was missing, unused or not finite is in `problems`.
 
@@ -99,24 +99,26 @@ def read_weights(tensors: Tensors, fields: Mapping[str, Any], table: Table, posi
     tensors: the open file.
     fields: of the config, see `weights.read_config`.
     table: {our path: Leaf} without the positions.
-    positions: name of the array of position embeddings, (1, [class token,] [other tokens,] patches, width), if any.
+    positions: name of the array of position embeddings, ([class token,] [other tokens,] patches, width), if any.
+    position_axes: axes of length 1 before those.
     notes: messages about what was assumed.
     **metadata: other attributes of `Weights`.
   """
   config = weights_lib.read_config(fields)
-  params, missing = _read_params(config, table, tensors, positions)
+  params, missing = _read_params(config, table, tensors, positions, position_axes)
   unseen = getattr(config, 'unseen_pixels', None)  # models of patches have it
   notes += (unseen,) if unseen else ()
   problems = [*missing, *(f'unused: {name}' for name in tensors.unused()), *tensors.problems]
   return weights_lib.Weights(config, params, notes=notes, problems=tuple(problems), **metadata)
 
 
-def to_arrays(weights: weights_lib.Weights, table: Table, positions: str = '') -> dict[str, np.ndarray]:
+def to_arrays(weights: weights_lib.Weights, table: Table, positions: str = '',
+              position_axes: int = 1) -> dict[str, np.ndarray]:
   """Lay out a model's parameters as another format has them.
 
   Args:
     weights: a model whose position embedding is learned or absent.
-    table, positions: as for `read_weights`.
+    table, positions, position_axes: as for `read_weights`.
 
   Returns:
     {name: float32 array}, sorted.
@@ -139,11 +141,12 @@ def to_arrays(weights: weights_lib.Weights, table: Table, positions: str = '') -
   arrays = {name: np.concatenate([found[k] for k in sorted(found)]) if len(found) > 1 else found[0]
             for name, found in parts.items()}
   if f'{POSITIONS}grid' in leaves:
-    arrays[positions] = _flat_positions(leaves)
+    arrays[positions] = _flat_positions(leaves, position_axes)
   return {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
 
 
-def _read_params(config: Any, table: Table, tensors: Tensors, positions: str) -> tuple[weights_lib.Params, list[str]]:
+def _read_params(config: Any, table: Table, tensors: Tensors, positions: str,
+                 position_axes: int) -> tuple[weights_lib.Params, list[str]]:
   """Return (parameters, messages about those that were missing and are newly initialized)."""
   leaves: dict[str, np.ndarray] = {}
   missing: list[tuple[str, str]] = []
@@ -160,7 +163,7 @@ def _read_params(config: Any, table: Table, tensors: Tensors, positions: str) ->
       tensors.skip(names)
     else:
       leaves[path] = _read_stacked(leaf, names, shape, tensors) if stacked else _read(leaf, leaf.name, shape, tensors)
-  leaves.update(_read_positions(config, tensors, positions, missing))
+  leaves.update(_read_positions(config, tensors, positions, position_axes, missing))
   _initialize(leaves, config, missing)
   return weights_lib.unflatten(leaves), [f'missing: {name} ({path})' for path, name in missing]
 
@@ -187,7 +190,7 @@ def _read_stacked(leaf: Leaf, names: list[str], shape: Shape, tensors: Tensors) 
   return stacked
 
 
-def _read_positions(config: Any, tensors: Tensors, name: str,
+def _read_positions(config: Any, tensors: Tensors, name: str, axes: int,
                     missing: list[tuple[str, str]]) -> dict[str, np.ndarray]:
   expected = {path: shape for path, shape in weights_lib.shapes(config).items() if _is_position(path)}
   if not expected:
@@ -197,18 +200,20 @@ def _read_positions(config: Any, tensors: Tensors, name: str,
     return {}
   grid, token, prefix = f'{POSITIONS}grid', f'{POSITIONS}token', PREFIX_POSITIONS
   rows = {token: int(token in expected), prefix: expected.get(prefix, (0,))[0], grid: math.prod(expected[grid][:2])}
-  array = tensors.read(name, (1, sum(rows.values()), expected[grid][2]))[0]
+  shape = sum(rows.values()), expected[grid][2]
+  array = tensors.read(name, (*(1,) * axes, *shape)).reshape(shape)
   ends = np.cumsum(list(rows.values()))
   return {path: array[end - rows[path]:end].reshape(expected[path]).copy()
           for path, end in zip(rows, ends, strict=True) if path in expected}
 
 
-def _flat_positions(leaves: Mapping[str, np.ndarray]) -> np.ndarray:
-  """Return our position embeddings as one array (1, [class token,] [other tokens,] patches, width)."""
+def _flat_positions(leaves: Mapping[str, np.ndarray], axes: int) -> np.ndarray:
+  """Return our position embeddings as one array ([class token,] [other tokens,] patches, width), after axes of 1."""
   width = leaves[f'{POSITIONS}grid'].shape[-1]
   paths = (f'{POSITIONS}token', PREFIX_POSITIONS, f'{POSITIONS}grid')
   rows = [leaves[path].reshape(-1, width) for path in paths if path in leaves]
-  return np.concatenate(rows)[None].astype(np.float32)
+  flat = np.concatenate(rows).astype(np.float32)
+  return flat.reshape((1,) * axes + flat.shape)
 
 
 def _initialize(leaves: dict[str, np.ndarray], config: Any, missing: list[tuple[str, str]]) -> None:

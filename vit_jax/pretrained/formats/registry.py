@@ -9,7 +9,7 @@ from vit_jax.pretrained.formats.google.hybrid import GoogleResNet
 from vit_jax.pretrained.formats.google.mixer import GoogleMixer
 from vit_jax.pretrained.formats.google.vit import GoogleViT
 from vit_jax.pretrained.formats.huggingface.bit import HuggingFaceBiT
-from vit_jax.pretrained.formats.huggingface.vit import HuggingFaceViT
+from vit_jax.pretrained.formats.huggingface.family import HuggingFaceViT
 from vit_jax.pretrained.formats.timm.bit import TimmBiT
 from vit_jax.pretrained.formats.timm.mixer import TimmMixer
 from vit_jax.pretrained.formats.timm.vit import TimmViT

@@ -7,13 +7,15 @@ from flax import nnx
 import numpy as np
 
 from vit_jax.base.errors import UserError
+from vit_jax.models.base import flatten
 from vit_jax.models.positions.embeddings import POSITIONS
-from vit_jax.pretrained.formats.weights import Weights
+from vit_jax.pretrained.formats.weights import Weights, unflatten
 
 # What a format can hold unless it says more: options of the encoder that only some code bases have.
 _PLAIN: dict[str, Collection[Any]] = dict(
-    patch_bias=(True,), pre_norm=(False,), distillation_token=(False,), register_position=(False,),
-    relative_position=(None,), position_at=('stem',), attention_kind=('full',))
+    patch_bias=(True,), pre_norm=(False,), distillation_token=(False,), register_position=(False,), key_bias=(True,),
+    mask_token=(False,), mlp=('gelu',), mlp_hidden_norm=(False,), rotary=(None,), relative_position=(None,),
+    position_at=('stem',), attention_kind=('full',), projection_size=(None,))
 
 
 def require(weights: Weights, form: str, **allowed: Collection[Any]) -> None:
@@ -46,6 +48,41 @@ def require_numerics(weights: Weights, form: str, approximate: bool, **used: Any
     if found != value and not approximate:
       raise UserError(f'model.{name}: code that reads the {form} format uses {value!r}, this model {found!r}: outputs '
                       'would differ slightly; accept that with approximate=True (--approximate)')
+
+
+def key_bias(weights: Weights) -> Weights:
+  """Return the same model with a bias of the key projections, zeros if it had none."""
+  config = weights.config
+  if config.key_bias or not config.qkv_bias:
+    return weights
+  zeros = np.zeros((config.depth, config.heads, config.width // config.heads), np.float32)
+  params = {**flatten(weights.params), 'encoder/blocks/attention/key/bias': zeros}
+  return dataclasses.replace(weights, config=dataclasses.replace(config, key_bias=True), params=unflatten(params),
+                             notes=(*weights.notes, 'keys: get biases of zeros'))
+
+
+def layer_scale(weights: Weights) -> Weights:
+  """Return the same model with a scale on each branch, ones if it had none."""
+  config = weights.config
+  if config.layer_scale is not None:
+    return weights
+  ones = {f'encoder/blocks/{name}': np.ones((config.depth, config.width), np.float32)
+          for name in ('attention_scale', 'mlp_scale')}
+  return dataclasses.replace(weights, config=dataclasses.replace(config, layer_scale=1.0),
+                             params=unflatten({**flatten(weights.params), **ones}),
+                             notes=(*weights.notes, 'blocks: get scales of ones'))
+
+
+def mask_token(weights: Weights, wanted: bool) -> Weights:
+  """Return the same model with or without a mask token, which it does not use: zeros if it had none."""
+  config, params = weights.config, dict(weights.params)
+  if config.mask_token == wanted:
+    return weights
+  params.pop('mask_token', None)
+  token = {'mask_token': np.zeros(config.width, np.float32)} if wanted else {}
+  note = 'mask token: is stored as zeros' if wanted else 'mask token: is not stored, the model does not use it'
+  return dataclasses.replace(weights, config=dataclasses.replace(config, mask_token=wanted), params={**params, **token},
+                             notes=(*weights.notes, note))
 
 
 def norm_before_pool(weights: Weights) -> Weights:

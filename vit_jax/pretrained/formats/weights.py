@@ -32,6 +32,7 @@ class Weights:
     notes: messages about what was left out or renamed, and what the file did not say and was "assumed" or "guessed":
       `load` logs those as warnings.
     problems: messages about arrays that were missing, unused or not finite; strict loading refuses them.
+    architecture: what the file says it is, where a format has several for one model (transformers' model_type).
     dtypes: {name: dtype} of the arrays in the file; `params` are float32 whatever it had.
   """
   config: Any
@@ -43,6 +44,7 @@ class Weights:
   resize_method: str = 'bilinear'
   notes: tuple[str, ...] = ()
   problems: tuple[str, ...] = ()
+  architecture: str | None = None
   dtypes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 

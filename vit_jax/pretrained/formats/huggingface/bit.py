@@ -9,7 +9,7 @@ from vit_jax.pretrained.files.tensors import Tensors
 from vit_jax.pretrained.formats import infer, leaves, representable, resnet
 from vit_jax.pretrained.formats.base import Configs, ImageSize, Written
 from vit_jax.pretrained.formats.huggingface import preprocessing
-from vit_jax.pretrained.formats.huggingface.vit import class_names
+from vit_jax.pretrained.formats.huggingface.config import class_names
 from vit_jax.pretrained.formats.leaves import TORCH_CONV, Leaf, Table, torch_linear_leaves, torch_norm_leaves
 from vit_jax.pretrained.formats.weights import Weights
 
