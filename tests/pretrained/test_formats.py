@@ -135,7 +135,7 @@ def test_huggingface_model_without_classifier(tmp_path):
 
 
 @pytest.mark.parametrize('config, message', [
-    (dict(model_type='deit'), "model_type: expected 'vit' in its config.json, got 'deit'"),
+    (dict(model_type='swin', architectures=['SwinModel']), "transformers' architecture 'swin', SwinModel, which"),
     (dict(hidden_act='relu'), "hidden_act: unknown 'relu'"),
     (dict(hidden_size=25), 'hidden_size: its config.json says 25, its arrays 24'),
     (dict(num_hidden_layers=10 ** 12), 'num_hidden_layers'),

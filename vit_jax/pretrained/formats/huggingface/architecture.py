@@ -66,7 +66,8 @@ class Architecture:
     position_axes: axes of length 1 before them.
     position: kinds of position embeddings that it can hold, a learned table if none.
     has_classifier: whether there is a class with a classifier.
-    marker: an array that tells it from others of the same model_type; None if no other has it.
+    scaled: whether blocks always have scales on their branches.
+    marker: end of the name of an array that tells it from others of the same model_type; None: there is none.
     defaults: what transformers takes for keys that a config.json lacks.
     only: {key: values} of config.json that vit_jax can compute.
     renamed: (pattern, replacement) that turn names of the model in memory into those in files.
@@ -91,6 +92,7 @@ class Architecture:
   position_axes: int = 1
   position: tuple[str | None, ...] = ('learned',)
   has_classifier: bool = True
+  scaled: bool = False
   marker: str | None = None
   defaults: Keys = dataclasses.field(default_factory=dict)
   only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
@@ -168,7 +170,7 @@ class Architecture:
       weights = representable.key_bias(weights)
     if 'mask_token' in self.fixed:
       weights = representable.mask_token(weights, self.fixed['mask_token'])
-    if f'{leaves.BLOCKS}attention_scale' in self.leaves({}):
+    if self.scaled:
       weights = representable.layer_scale(weights)
     return weights
 

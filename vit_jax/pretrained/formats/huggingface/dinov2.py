@@ -67,7 +67,7 @@ DINOV2 = Architecture(
         ('q_proj', 'attention.query'), ('k_proj', 'attention.key'), ('v_proj', 'attention.value'),
         ('o_proj', 'output.dense'))),
     fixed=dict(class_token=True, patch_bias=True, key_bias=True), fields=_fields, keys=_keys,
-    dropped=('intermediate_size',), allowed=_allowed)
+    dropped=('intermediate_size',), allowed=_allowed, scaled=True)
 
 DINOV2_WITH_REGISTERS = dataclasses.replace(
     DINOV2, model_type='dinov2_with_registers', prefix='dinov2_with_registers.',

@@ -36,6 +36,7 @@ DINOV3 = Architecture(
     table=_TABLE, block={**NORMS, **SCALES, **attention(('attention.q_proj', 'attention.k_proj', 'attention.v_proj',
                                                          'attention.o_proj'))},
     layer='layer.{i}.', mlps=((True, GATED), (False, _PLAIN)), gate_key='use_gated_mlp', position=(None,), has_classifier=False,
+    scaled=True,
     defaults=dict(hidden_act='gelu', layer_norm_eps=1e-5, num_attention_heads=6, image_size=224, rope_theta=100.0,
                   num_register_tokens=0, layerscale_value=1.0, query_bias=True, key_bias=False, value_bias=True),
     only=dict(proj_bias=(True,), mlp_bias=(True,)),

@@ -8,6 +8,7 @@ from vit_jax.models.config import ViTConfig
 from vit_jax.pretrained.files.tensors import Tensors
 from vit_jax.pretrained.formats.base import Configs, ImageSize, Written
 from vit_jax.pretrained.formats.huggingface.architecture import Architecture
+from vit_jax.pretrained.formats.huggingface.beit import BEIT, BEIT_MEAN
 from vit_jax.pretrained.formats.huggingface.clip import CLIP, SIGLIP, SIGLIP2, vision_keys
 from vit_jax.pretrained.formats.huggingface.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
 from vit_jax.pretrained.formats.huggingface.dinov3 import DINOV3
@@ -16,7 +17,7 @@ from vit_jax.pretrained.formats.weights import Weights
 
 # Of several with a model_type, the first whose marker is in the file.
 ARCHITECTURES: tuple[Architecture, ...] = (
-    VIT, DEIT_DISTILLED, DEIT, MAE, MSN, IJEPA, DINOV2, DINOV2_WITH_REGISTERS, DINOV3, CLIP, SIGLIP, SIGLIP2)
+    VIT, DEIT_DISTILLED, DEIT, MAE, MSN, IJEPA, BEIT_MEAN, BEIT, DINOV2, DINOV2_WITH_REGISTERS, DINOV3, CLIP, SIGLIP, SIGLIP2)
 # The kernel over patches, by which a file without a config.json is recognized.
 _STEMS = ('embeddings.patch_embeddings.projection.weight', 'embeddings.patch_embeddings.weight',
           'embeddings.patch_embedding.weight')
@@ -46,7 +47,7 @@ class HuggingFaceViT:
       raise tensors.error('a Hugging Face model needs its config.json beside it (heads, LayerNorm epsilon, classes)')
     keys = vision_keys(config)
     found = [one for one in ARCHITECTURES if one.model_type == keys.get('model_type', VIT.model_type)
-             and (one.marker is None or one.marker in tensors)]
+             and (one.marker is None or any(name.endswith(one.marker) for name in tensors.shapes))]
     if not found:
       raise _refusal(tensors, config)
     if found[0] is CLIP and 'classifier.weight' in tensors:
@@ -77,6 +78,8 @@ def _architecture_of(config: ViTConfig) -> Architecture:
   """Return the architecture that has what a model has; it may be one that cannot hold all of it."""
   if config.rotary is not None:
     return DINOV3
+  if config.relative_position is not None:
+    return BEIT_MEAN if config.pool == 'gap' else BEIT
   if config.pre_norm:
     return CLIP
   if config.pool == 'map':
