@@ -8,7 +8,7 @@ from vit_jax.base.errors import UnstatedSizeError
 from vit_jax.base.preprocessing import adapt_statistics
 from vit_jax.base.sections import size
 from vit_jax.base.text import count
-from vit_jax.models.config import VARIANTS
+from vit_jax.models.variants import VARIANTS
 from vit_jax.pretrained.files.tensors import Tensors
 
 # The end of a message about preprocessing that was assumed.

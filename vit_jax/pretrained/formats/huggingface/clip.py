@@ -81,7 +81,7 @@ def _siglip_file(keys: dict[str, Any], config: ViTConfig) -> dict[str, Any]:
     return keys
   top = ('architectures', 'dtype', 'id2label', 'label2id', 'problem_type')
   tower = {key: value for key, value in keys.items() if key not in top}
-  both = {name: tower for tower, name in ((tower, name) for name, tower in TOWERS.items())}[keys['model_type']]
+  both = next(both for both, alone in TOWERS.items() if alone == keys['model_type'])
   return {**{key: value for key, value in keys.items() if key in top}, 'model_type': both, 'vision_config': tower}
 
 
