@@ -18,20 +18,16 @@ from vit_jax.pretrained.formats.registry import FORMATS
 
 # What a format cannot hold: the config field that the error names.
 REFUSED = {
-    'bv_gap_rep_sincos2d': dict(huggingface='pool', timm='representation_size'),
-    'bv_gap_scan': dict(huggingface='pool'),
+    'bv_gap_rep_sincos2d': dict(huggingface='representation_size', timm='representation_size'),
     'bv_map': dict(google='pool', huggingface='pool'),
-    'bv_nonsquare_sincos2d': dict(huggingface='pool'),
     'mixer': dict.fromkeys(('big_vision', 'huggingface'), 'kind'),
-    'timm_gap': dict(google='class_token', big_vision='class_token', huggingface='pool'),
-    'timm_gap_nocls': dict(google='norm_after_pool', big_vision='norm_after_pool', huggingface='pool'),
-    'timm_layerscale_qknorm': dict.fromkeys(('google', 'big_vision', 'huggingface'), 'layer_scale'),
+    'timm_gap': dict(google='class_token', big_vision='class_token', huggingface='norm_after_pool'),
+    'timm_gap_nocls': dict(google='norm_after_pool', big_vision='norm_after_pool', huggingface='norm_after_pool'),
+    'timm_layerscale_qknorm': dict(google='layer_scale', big_vision='layer_scale', huggingface='qk_norm'),
     'timm_mixer': dict.fromkeys(('big_vision', 'huggingface'), 'kind'),
-    'timm_reg4': dict.fromkeys(('google', 'big_vision', 'huggingface'), 'registers'),
+    'timm_reg4': dict(google='registers', big_vision='registers', huggingface='pool'),
     'timm_reg_map': dict(google='pool', huggingface='pool'),
-    'timm_registers_no_class': dict(google='registers', big_vision='registers', huggingface='pool'),
-    'timm_siglip_floor': dict(huggingface='pool'),
-    'vit_gap': dict(huggingface='pool'),
+    'timm_registers_no_class': dict(google='registers', big_vision='registers', huggingface='class_token'),
     'vit_token_prelogits_old': dict(huggingface='representation_size', timm='representation_size'),
 }
 # What a conversion may change: stored by the format in another way, or not at all, but equal.
