@@ -14,15 +14,8 @@ from vit_jax.pretrained.formats import weights as weights_lib
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 # Every golden model: its file or directory, by name.
-<<<<<<< HEAD
-MODELS = {path.stem: path for path in sorted([*GOLDEN.glob('vit_*.npz'), *GOLDEN.glob('bv_*.npz'), *GOLDEN.glob('hf_*'),
-                                              *GOLDEN.glob('timm_*'), *GOLDEN.glob('mixer*.npz'),
-                                              *GOLDEN.glob('hybrid_*.npz'), *GOLDEN.glob('resnet_*.npz'),
-                                              *GOLDEN.glob('bit_*.npz')])
-=======
-MODELS = {path.stem: path for path in sorted([*GOLDEN.glob('vit_*.npz'), *GOLDEN.glob('bv_*.npz'), *GOLDEN.glob('hf_vit*'),
-                                              *GOLDEN.glob('timm_*'), *GOLDEN.glob('mixer*.npz')])
->>>>>>> 3c08a1e (Golden files of Hugging Face families; published sizes in a file of their own)
+_FILES = ('vit_*.npz', 'bv_*.npz', 'mixer*.npz', 'hybrid_*.npz', 'resnet_*.npz', 'bit_*.npz', 'hf_vit*', 'hf_bit*', 'timm_*')
+MODELS = {path.stem: path for path in sorted(path for pattern in _FILES for path in GOLDEN.glob(pattern))
           if not path.name.endswith('.io.npz')}
 # Families that few formats hold, most of them backbones: see tests/pretrained/test_golden_families.py.
 FAMILIES = {path.parent.name: path.parent for path in sorted(GOLDEN.glob('*/io.npz')) if path.parent.name not in MODELS}
