@@ -10,6 +10,7 @@ from vit_jax.pretrained import resize
 
 ZOOM = golden_files.arrays_of(golden_files.GOLDEN / 'posemb_zoom.npz')
 OFFSETS = golden_files.arrays_of(golden_files.GOLDEN / 'relative_resize.npz')
+TORCH = golden_files.arrays_of(golden_files.GOLDEN / 'posemb_torch.npz')
 BICUBIC = golden_files.arrays_of(golden_files.GOLDEN / 'posemb_bicubic.npz')
 
 
@@ -39,6 +40,14 @@ def test_bicubic_is_timms(name):
   np.testing.assert_allclose(resized, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize('method', ['bicubic_no_antialias', 'bilinear_antialias'])
+@pytest.mark.parametrize('name', inputs(TORCH))
+def test_methods_of_transformers_are_torchs(name, method):
+  expected = TORCH[f'{method}_{name}']
+  resized = resize.resize_grid(TORCH[f'in_{name}'], expected.shape[:2], method)
+  np.testing.assert_allclose(resized, expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize('method', resize.METHODS)
 def test_grids_keep_constants_and_identity(method):
   grid = np.random.default_rng(0).normal(size=(4, 6, 2)).astype(np.float32)
@@ -61,7 +70,7 @@ def test_offsets_are_resized_as_in_timm(name):
 
 
 def test_bad_grids():
-  with pytest.raises(UserError, match=r"method: unknown 'nearest'; choose from \['bicubic', 'bilinear'\]"):
+  with pytest.raises(UserError, match=r"method: unknown 'nearest'; choose from \['bicubic', 'bicubic_no_antialias', "):
     resize.resize_grid(np.zeros((2, 2, 3)), (4, 4), 'nearest')
   with pytest.raises(UserError, match='a positive size'):
     resize.resize_grid(np.zeros((2, 2, 3)), (0, 4))

@@ -16,7 +16,7 @@ from vit_jax.rundir.layout import RunDir
 def test_section_is_checked():
   assert sections.read(TransferConfig, {}, 'transfer') == TransferConfig(reset_head=False, resize=None)
   assert sections.read(TransferConfig, {'resize': 'bicubic'}, 'transfer').resize == 'bicubic'
-  with pytest.raises(UserError, match=r"transfer.resize: unknown 'nearest'; choose from \['bicubic', 'bilinear'\]"):
+  with pytest.raises(UserError, match=r"transfer.resize: unknown 'nearest'; choose from \['bicubic', 'bicubic_no_antialias', "):
     sections.read(TransferConfig, {'resize': 'nearest'}, 'transfer')
   with pytest.raises(UserError, match='transfer.reset_heads: unknown config key; did you mean transfer.reset_head'):
     sections.read(TransferConfig, {'reset_heads': True}, 'transfer')

@@ -15,8 +15,11 @@ def resize_grid(grid: np.ndarray, new: Size, method: str = 'bilinear') -> np.nda
   Args:
     grid: (rows, columns, width) floats.
     new: (rows, columns) of the result.
-    method: 'bilinear' maps corners to corners, as the official checkpoints expect (the authors use
-      `scipy.ndimage.zoom(order=1)`); 'bicubic' shrinks with antialiasing, as timm does.
+    method: a name of METHODS, the code that resizes so in brackets:
+      'bilinear' maps corners to corners (the official code: `scipy.ndimage.zoom(order=1)`);
+      'bicubic' shrinks with antialiasing (timm; DINOv2 with registers in transformers);
+      'bicubic_no_antialias' does not, and overshoots more (most models in transformers);
+      'bilinear_antialias' shrinks with antialiasing (SigLIP 2 in transformers).
 
   Returns:
     (*new, width) of grid's dtype; a grid of that size is returned unchanged.
@@ -119,10 +122,36 @@ def bicubic_antialias(old: int, new: int) -> np.ndarray:
   This is `torch.nn.functional.interpolate(mode='bicubic', antialias=True, align_corners=False)`, which follows Pillow;
   timm resizes positions with it.
   """
+  return _antialias(_cubic, old, new)
+
+
+def bilinear_antialias(old: int, new: int) -> np.ndarray:
+  """Return the (new, old) matrix of linear interpolation between pixel centers, with a wider kernel for shrinking.
+
+  This is `torch.nn.functional.interpolate(mode='bilinear', antialias=True, align_corners=False)`.
+  """
+  return _antialias(lambda x: np.maximum(0.0, 1.0 - np.abs(x)), old, new)
+
+
+def bicubic_no_antialias(old: int, new: int) -> np.ndarray:
+  """Return the (new, old) matrix of cubic interpolation (a = -3/4) between pixel centers, edges repeated.
+
+  This is `torch.nn.functional.interpolate(mode='bicubic', align_corners=False)`; transformers 5 calls it with the size
+  of the grid, not with a scale factor.
+  """
+  at = (np.arange(new) + 0.5) * (old / new) - 0.5
+  matrix = np.zeros((new, old))
+  for tap in range(-1, 3):
+    source = np.floor(at).astype(int) + tap
+    np.add.at(matrix, (np.arange(new), np.clip(source, 0, old - 1)), _cubic(at - source, a=-0.75))
+  return matrix
+
+
+def _antialias(kernel: Callable[[np.ndarray], np.ndarray], old: int, new: int) -> np.ndarray:
   scale = old / new
   stretch = max(scale, 1.0)
   centers = (np.arange(new) + 0.5) * scale
-  weights = _cubic((np.arange(old)[None] + 0.5 - centers[:, None]) / stretch)
+  weights = kernel((np.arange(old)[None] + 0.5 - centers[:, None]) / stretch)
   return weights / weights.sum(axis=1, keepdims=True)
 
 
@@ -138,5 +167,7 @@ def _cubic(x: np.ndarray, a: float = -0.5) -> np.ndarray:
 
 METHODS: dict[str, Callable[[int, int], np.ndarray]] = {
     'bicubic': bicubic_antialias,
+    'bicubic_no_antialias': bicubic_no_antialias,
     'bilinear': bilinear_aligned,
+    'bilinear_antialias': bilinear_antialias,
 }

@@ -32,8 +32,9 @@ class TransferConfig:
   Attributes:
     reset_head: whether to start from a zero head even if the number of classes is the same; if it differs, the head is
       always reset.
-    resize: how position embeddings are resized: 'bilinear' with aligned corners, as the official checkpoints expect, or
-      'bicubic' with antialiasing, as in timm; None: as the code that the weights come from does it.
+    resize: how position embeddings are resized, see `resize.resize_grid`: 'bilinear' as the official checkpoints
+      expect, 'bicubic' as in timm, 'bicubic_no_antialias' as in transformers; None: as the code that the weights come
+      from does it.
     trained_at: image size, (rows, columns), that the weights were trained at, for files that do not say it and were not
       trained on square images.
     classes: file with the names of the weights' classes, see `classes.names.read_file`; None: those that come with the
