@@ -1,4 +1,5 @@
 """Starting from trained weights: what is kept, resized, reset and frozen."""
+import dataclasses
 import shutil
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 from tests import golden_files, tiny
 from vit_jax import train
 from vit_jax.base.errors import FileError, UserError
+from vit_jax.base.preprocessing import Preprocessing
 from vit_jax.models.base import flatten
-from vit_jax.pretrained import load
+from vit_jax.pretrained import load, save
 
 
 def params_of(workdir):
@@ -36,6 +38,22 @@ def test_starts_where_the_other_run_ended(pretrained, data_dir, tmp_path):
   after = train.run(finetune(data_dir, init), tmp_path)
   golden_files.assert_same_params(load.read(tmp_path).params, load.read(init).params)
   assert after['test/accuracy'] == last['test/accuracy'] and after['test/loss'] == last['test/loss']
+
+
+def test_statistics_of_color_images_are_adapted_to_grey_ones(data_dir, tmp_path, capsys):
+  """A model of timm's for color images, with the statistics of ImageNet, learns grey digits."""
+  mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+  weights = golden_files.read('timm_token')
+  save.save(dataclasses.replace(weights, preprocessing=Preprocessing('resize', mean, std)), tmp_path / 'timm', 'timm')
+  config = finetune(data_dir, tmp_path / 'timm', **{'optim.peak_lr': 1e-2})
+  config.train.update(duration='30 steps', eval_every='30 steps')
+  assert train.run(config, tmp_path / 'run')['test/accuracy'] > 0.2
+  assert 'normalization: mean (0.485, 0.456, 0.406)' in capsys.readouterr().out
+  after = load.read(tmp_path / 'run')
+  assert after.config.channels == 1 and after.preprocessing.mean == pytest.approx(0.449)
+  assert train.run(config, tmp_path / 'run')['test/accuracy'] > 0.2  # the same command resumes
+  with pytest.raises(UserError, match='normalization.mean: expected 1 number, as the images have 1 channel; got'):
+    train.run(tiny.config(data_dir, normalization=dict(mean=mean, std=std)), tmp_path / 'other')
 
 
 def test_another_resolution_and_aspect_resizes_positions_and_says_so(pretrained, data_dir, tmp_path, capsys):

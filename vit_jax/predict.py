@@ -26,7 +26,7 @@ def run(source: str, arguments: Sequence[str], *, form: str = 'table', top: int 
     loss: 'softmax' or 'sigmoid'; None is what the model was trained with, softmax if it does not say.
     ema: for a run directory: whether to use the EMA of the parameters.
     step: for a run directory: which checkpoint; None is the latest.
-    **options: trained_at and class_names, see `vit_jax.load`.
+    **options: trained_at, class_names and preprocessing, see `vit_jax.load`.
 
   Returns:
     How many images could not be read.
@@ -59,8 +59,20 @@ def define_flags() -> None:
   flags.DEFINE_bool('ema', False, 'For a run directory or a checkpoint with an EMA: use the EMA.')
   flags.DEFINE_integer('step', None, 'For a run directory: which checkpoint; the latest by default.')
   cli.define_source_flags()
+  flags.DEFINE_string('transform', None, "How images are prepared, such as 'resize_small(256)|central_crop'; the model "
+                      'says it by default.')
+  flags.DEFINE_multi_float('mean', None, 'Subtracted from pixels scaled to 0..1; once, or once per channel.')
+  flags.DEFINE_multi_float('std', None, 'Divided by after that; once, or once per channel.')
   flags.DEFINE_bool('json', False, 'Print one JSON object per line.')
   flags.DEFINE_bool('csv', False, 'Print comma-separated values.')
+
+
+def _preprocessing() -> dict[str, Any]:
+  """Return what the flags say about how images are prepared."""
+  values = flags.FLAGS
+  statistics = {name: tuple(values[name].value) for name in ('mean', 'std') if values[name].value}
+  given = {name: numbers[0] if len(numbers) == 1 else numbers for name, numbers in statistics.items()}
+  return dict(given, transform=values.transform) if values.transform else given
 
 
 def main(argv: Sequence[str]) -> int:
@@ -71,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
   form = 'json' if values.json else 'csv' if values.csv else 'table'
   unreadable = cli.call(lambda: run(
       values.model, argv[1:], form=form, top=values.top, batch_size=values.batch_size, loss=values.loss,
-      ema=values.ema, step=values.step, **cli.source_options()))
+      ema=values.ema, step=values.step, preprocessing=_preprocessing(), **cli.source_options()))
   return 1 if unreadable else 0
 
 

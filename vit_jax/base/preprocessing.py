@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.base.errors import UserError
+from vit_jax.base.text import count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,19 @@ class Normalization:
       if not number > 0:
         raise UserError(f'normalization.std: must be positive; got {self.std}')
 
+  def for_channels(self, channels: int) -> 'Normalization':
+    """Return the same for images of another number of channels; see `adapt_statistics`."""
+    return Normalization(adapt_statistics(self.mean, channels), adapt_statistics(self.std, channels))
+
+  def check_channels(self, channels: int) -> None:
+    """Raise UserError unless there is one number, or one per channel."""
+    for name in ('mean', 'std'):
+      numbers = getattr(self, name)
+      if isinstance(numbers, (tuple, list)) and len(numbers) not in (1, channels):
+        expected = '1 number' if channels == 1 else f'1 or {channels} numbers'
+        raise UserError(f'normalization.{name}: expected {expected}, as the images have {count(channels, "channel")}; '
+                        f'got {numbers}')
+
   def __call__(self, images: jax.Array) -> jax.Array:
     """Return (B, rows, columns, channels) uint8 images as float32."""
     mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
@@ -47,6 +61,10 @@ class Preprocessing:
   mean: float | tuple = 0.5
   std: float | tuple = 0.5
 
+  def for_channels(self, channels: int) -> 'Preprocessing':
+    """Return the same for images of another number of channels; see `adapt_statistics`."""
+    return dataclasses.replace(self, mean=adapt_statistics(self.mean, channels), std=adapt_statistics(self.std, channels))
+
 
 def adapt_statistics(values: float | tuple[float, ...], channels: int) -> float | tuple[float, ...]:
   """Return means or standard deviations for images of another number of channels.
@@ -56,6 +74,6 @@ def adapt_statistics(values: float | tuple[float, ...], channels: int) -> float 
   >>> adapt_statistics((0.25, 0.5, 0.75), 1), adapt_statistics((0.25, 0.5), 3), adapt_statistics(0.5, 3)
   (0.5, (0.25, 0.5, 0.25), 0.5)
   """
-  if not isinstance(values, tuple) or len(values) == channels:
+  if not isinstance(values, (tuple, list)) or len(values) == channels:
     return values
   return sum(values) / len(values) if channels == 1 else tuple(values[i % len(values)] for i in range(channels))

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from vit_jax.base.errors import UserError
-from vit_jax.base.preprocessing import adapt_statistics
 from vit_jax.base.sections import size
 from vit_jax.base.text import listing
 from vit_jax.data.transforms.evaluation import for_image_size
@@ -143,8 +142,11 @@ def _adapt_channels(weights: Weights, channels: int, lines: list[str]) -> Weight
   how = 'summed' if channels < old else 'repeated and scaled'
   lines.append(f'stem: {old} input channels {how} to {channels}')
   leaves[stem] = adapt_stem_channels(leaves[stem], channels)
-  preprocessing = dataclasses.replace(weights.preprocessing, **{
-      name: adapt_statistics(getattr(weights.preprocessing, name), channels) for name in ('mean', 'std')})
+  before = weights.preprocessing
+  preprocessing = before.for_channels(channels)
+  if preprocessing != before:
+    lines.append(f'normalization: mean {before.mean} and std {before.std} to {preprocessing.mean} and '
+                 f'{preprocessing.std}')
   return dataclasses.replace(weights, config=dataclasses.replace(weights.config, channels=channels),
                              preprocessing=preprocessing, params=unflatten(leaves))
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from vit_jax.base import files
+from vit_jax.base.choices import choose
 from vit_jax.base.errors import UnstatedSizeError, UserError
 from vit_jax.base.preprocessing import Preprocessing
 from vit_jax.base.sections import size
@@ -31,8 +32,8 @@ from vit_jax.pretrained.formats.weights import Weights
 from vit_jax.rundir.layout import RunDir
 
 _MAX_PROBLEMS_SHOWN = 20
-# Notes about what was assumed are warnings.
-_GUESSED = re.compile(r'\b(assumed|guessed)\b')
+# Notes about what was assumed or not done are warnings.
+_UNCERTAIN = re.compile(r'\b(assumed|guessed|ignored)\b')
 # Parts of names of arrays that take part in the computation of an encoder, its stem, its pooling and its head …
 _COMPUTES = re.compile(
     r'(^|[./])(blocks?|layers?|encoderblock(_\d+)?|encoder|transformer|embeddings?|patch_embed\w*|pos_embed\w*|rope\w*|'
@@ -48,7 +49,7 @@ def load(source: files.PathLike, *, strict: bool = True, ema: bool = False, step
          image_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None,
          channels: int | None = None, num_classes: int | None = None, reset_head: bool = False,
          drop_pre_logits: bool = False, method: str | None = None, fields: Mapping[str, Any] | None = None,
-         dtype: str | None = None) -> LoadedModel:
+         preprocessing: Mapping[str, Any] | None = None, dtype: str | None = None) -> LoadedModel:
   """Load a model; `model(images)` gives logits, `model.predict(['cat.jpg'])` probabilities.
 
   Args:
@@ -63,6 +64,8 @@ def load(source: files.PathLike, *, strict: bool = True, ema: bool = False, step
     image_size, patch_size, channels, num_classes, reset_head, drop_pre_logits, method: how to adapt the weights to a
       new task, such as the image size wanted; see `Adaptation`.
     fields: config fields that replace the source's, such as dict(dropout=0.1); see `ViTConfig`.
+    preprocessing: how images are prepared, if it differs from what the source says, such as dict(mean=0.5, std=0.25);
+      see `Preprocessing`.
     dtype: of activations, such as 'bfloat16'; None is float32, or what a run was trained with. Parameters are float32.
 
   Raises:
@@ -75,11 +78,12 @@ def load(source: files.PathLike, *, strict: bool = True, ema: bool = False, step
                                              method))
   if not any(line.startswith('head: ') for line in lines):  # a new head has no names
     weights = imagenet.with_names(weights, source)
-  for line in (*weights.notes, *weights.problems):
-    logging.log(logging.WARNING if line in weights.problems or _GUESSED.search(line) else logging.INFO, '%s: %s', source,
-                line)
+  log_notes(weights, source)
   for line in lines:
     logging.info('%s: %s', source, line)
+  for name, value in (preprocessing or {}).items():
+    choose(vars(Preprocessing()), name, 'preprocessing')
+    weights = dataclasses.replace(weights, preprocessing=dataclasses.replace(weights.preprocessing, **{name: value}))
   return build(weights, **dict(fields or {}, **(dict(dtype=dtype) if dtype else {})))
 
 
@@ -124,6 +128,13 @@ def read(source: files.PathLike, *, trained_at: ImageSize = None, image_size: Im
     problems = count(len(weights.problems), 'problem')
     raise UserError(f'{path}: {problems}; strict=False loads it anyway:\n  {shown}{rest}')
   return names.with_names(_check_trained_at(weights, trained_at, parsed.text), class_names)
+
+
+def log_notes(weights: Weights, source: files.PathLike) -> None:
+  """Log notes and problems: as warnings what was assumed, ignored or is missing, the rest for information."""
+  for line in (*weights.notes, *weights.problems):
+    uncertain = line in weights.problems or _UNCERTAIN.search(line)
+    logging.log(logging.WARNING if uncertain else logging.INFO, '%s: %s', source, line)
 
 
 def build(weights: Weights, **fields: Any) -> LoadedModel:

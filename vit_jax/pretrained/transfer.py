@@ -16,7 +16,7 @@ from vit_jax.models.registry import MODELS
 from vit_jax.pretrained.adapt import Adaptation, adapt
 from vit_jax.pretrained.classes import names
 from vit_jax.pretrained.formats.weights import Params, Weights, abstract_model, read_config
-from vit_jax.pretrained.load import read
+from vit_jax.pretrained.load import log_notes, read
 from vit_jax.pretrained.resize import METHODS
 from vit_jax.rundir.layout import RunDir
 
@@ -87,8 +87,10 @@ def fill_model(config: dict[str, Any], run_dir: RunDir | None = None) -> tuple[d
 
 def read_init(init: str, transfer: TransferConfig) -> Weights:
   """Read the weights that `config.init` names; errors as of `load.read`."""
-  return read(init, trained_at=transfer.trained_at,
-              class_names=names.read_file(transfer.classes) if transfer.classes else None)
+  weights = read(init, trained_at=transfer.trained_at,
+                 class_names=names.read_file(transfer.classes) if transfer.classes else None)
+  log_notes(weights, init)
+  return weights
 
 
 def fit(weights: Weights, params: Params, config: Any, class_names: tuple[str, ...],

@@ -90,7 +90,7 @@ def build(recipe: Recipe | RunConfig) -> Parts:
   program = build_program(config, strategy, data.source.info)
   _check_best(program.config)
   # Training holds micro-batches; evaluation need not hold more.
-  context = EvalContext(program.merge, config.normalization, program.objective, program.strategy, data,
+  context = EvalContext(program.merge, program.config.normalization, program.objective, program.strategy, data,
                         config.data.batch_size // program.num_micro_batches)
   evaluators = {name: EVALUATORS[keys.kind](keys, context) for name, keys in config.evaluators.items()}
   return Parts(**vars(program), data=data, evaluators=evaluators)
@@ -114,7 +114,10 @@ def build_program(config: RunConfig, strategy: Strategy, info: DatasetInfo) -> P
   Raises:
     UserError: a bad value, or sizes that do not fit each other.
   """
-  config = dataclasses.replace(config, model=dataclasses.replace(
+  # Weights bring the statistics of their own images: those of a stem that is adapted are adapted with it.
+  normalization = config.normalization.for_channels(info.channels) if config.init else config.normalization
+  normalization.check_channels(info.channels)
+  config = dataclasses.replace(config, normalization=normalization, model=dataclasses.replace(
       config.model, image_size=config.data.image_size, channels=info.channels, num_classes=info.num_classes))
   if unseen := getattr(config.model, 'unseen_pixels', None):  # models of patches have it
     logging.warning('%s', unseen)

@@ -12,7 +12,8 @@ from vit_jax.models.variants import VARIANTS
 from vit_jax.pretrained.files.tensors import Tensors
 
 # The end of a message about preprocessing that was assumed.
-SET_PREPROCESSING = 'set it with load(..., preprocessing=Preprocessing(...)) or --config.normalization'
+SET_PREPROCESSING = ('set it with load(preprocessing=dict(transform=, mean=, std=)), predict --transform --mean --std, or '
+                     'training --config.normalization.mean and std')
 
 
 def depth(tensors: Tensors, pattern: str) -> int:
@@ -27,19 +28,23 @@ def depth(tensors: Tensors, pattern: str) -> int:
   return len(numbers)
 
 
-def heads(tensors: Tensors, width: int, depth: int, mlp_dim: int) -> int:
+def heads(tensors: Tensors, width: int, depth: int, mlp_dim: int, notes: list[str]) -> int:
   """Return the heads of a file that does not say them: those of the published size, else 64 features per head.
+
+  Either is an assumption, which is added to `notes`.
 
   Raises:
     UserError: not a published size and not a multiple of 64.
   """
   published = {(row['width'], row['depth'], row['mlp_dim']): row['heads'] for row in VARIANTS.values()}
-  if (width, depth, mlp_dim) in published:
-    return published[width, depth, mlp_dim]
-  if width % 64:
+  known = published.get((width, depth, mlp_dim))
+  if known is None and width % 64:
     raise tensors.error(f'cannot infer the number of heads of width {width}; put a config.json with num_heads beside '
                         'it')
-  return width // 64
+  assumed = known or width // 64
+  notes.append(f'heads: not in the file, assumed {assumed}, ' + ('as in the published model of this size' if known else
+               '64 features per head') + '; another number needs a config.json with num_heads beside the file')
+  return assumed
 
 
 def grid(tensors: Tensors, patches: int, patch_size: tuple[int, int],

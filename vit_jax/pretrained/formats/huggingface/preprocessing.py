@@ -67,9 +67,9 @@ def read(tensors: Tensors, config: Mapping[str, Any] | None, image_size: tuple[i
     values['size'] = {'shortest_edge': values['size']}
   for key in sorted(key for key, value in values.items() if key.startswith('do_') and value):
     if key not in _KNOWN_STEPS:
-      notes.append(f'{key}: {FILE} asks for it, vit_jax does not do it')
+      notes.append(f'{key}: {FILE} asks for it, which is ignored: vit_jax does not do it')
   if values.get('rescale_offset'):
-    notes.append(f'rescale_offset: {FILE} asks for it, vit_jax does not do it')
+    notes.append(f'rescale_offset: {FILE} asks for it, which is ignored: vit_jax does not do it')
   transform = spec.join(_read_calls(tensors, values, image_size, notes))
   factor = values['rescale_factor'] if values['do_rescale'] else 1.0
   if type(factor) not in (int, float) or not 0 < factor < float('inf'):
@@ -104,7 +104,7 @@ def _class_defaults(config: Mapping[str, Any], notes: list[str]) -> dict[str, An
   name = config.get('image_processor_type') or config.get('feature_extractor_type') or 'ViTImageProcessor'
   kind = re.sub('(ImageProcessor(Fast|Pil)?|FeatureExtractor)$', '', str(name))
   if kind not in _DEFAULTS:
-    notes.append(f'image_processor_type: {name!r} is unknown; what {FILE} does not say is taken from ViTImageProcessor')
+    notes.append(f'image_processor_type: {name!r} is unknown; assumed ViTImageProcessor for what {FILE} does not say')
   return _DEFAULTS.get(kind, _DEFAULTS['ViT'])
 
 
@@ -112,7 +112,7 @@ def _read_calls(tensors: Tensors, values: Mapping[str, Any], image_size: tuple[i
                 notes: list[str]) -> list[Call]:
   """Return the resize and the crop."""
   if not values['do_resize'] and not values.get('do_center_crop'):
-    notes.append(f'do_resize: {FILE} says false; images of another size are resized to {image_size}')
+    notes.append(f'do_resize: {FILE} says false, which is ignored: images are resized to {_by(image_size)}')
     return [('resize', {})]
   resize, crop = _read_resize(tensors, values, notes) if values['do_resize'] else ([], None)
   if values.get('do_center_crop'):
@@ -125,7 +125,7 @@ def _read_calls(tensors: Tensors, values: Mapping[str, Any], image_size: tuple[i
   if prepared == image_size:
     return chain
   notes.append(f'{"size" if crop is None else "crop_size"}: {FILE} prepares images of {_by(prepared)}, the model has '
-               f'{_by(image_size)}: they are prepared for {_by(image_size)}, with the same margin; '
+               f'{_by(image_size)}: assumed {_by(image_size)} with the same margin; '
                f'image_size={prepared} makes a model for the other size')
   return evaluation.scaled(chain, prepared, image_size)
 
@@ -149,7 +149,7 @@ def _read_resize(tensors: Tensors, values: Mapping[str, Any],
     raise tensors.error(f'crop_pct: expected a fraction above 0, up to 1, in its {FILE}, got {crop_pct!r}')
   if 'crop_pct' not in values and not values.get('do_center_crop'):
     notes.append(f'do_center_crop: {FILE} does not ask for it, but for images of different shapes (shortest_edge); '
-                 'their center is cropped')
+                 'assumed a crop of their center')
   # transformers/models/convnext/image_processing_pil_convnext.py: large images are not cropped.
   if 'crop_pct' in values and shortest >= _UNCROPPED:
     return [('resize', dict(interpolation, to=square))], None

@@ -65,7 +65,9 @@ def parse(tensors: Tensors, config: dict[str, Any] | None) -> Config:
     UserError: it names something that vit_jax does not have.
   """
   if config is None:
-    return Config(notes=("no config.json: GELU form, normalization and heads are those of timm's plain models",))
+    return Config(notes=(
+        "gelu: no config.json, assumed the exact form, as in most of timm's models; set it with "
+        "load(fields=dict(gelu='tanh')) or training --config.model.gelu=tanh",))
   is_hub = 'architecture' in config or 'pretrained_cfg' in config
   args, name = (config.get('model_args') or {}, config.get('architecture', '')) if is_hub else (config, '')
   pretrained = preprocessing.find(config)
