@@ -70,8 +70,8 @@ def define_flags() -> None:
 def _preprocessing() -> dict[str, Any]:
   """Return what the flags say about how images are prepared."""
   values = flags.FLAGS
-  statistics = {name: tuple(values[name].value) for name in ('mean', 'std') if values[name].value}
-  given = {name: numbers[0] if len(numbers) == 1 else numbers for name, numbers in statistics.items()}
+  statistics = {name: numbers for name, numbers in dict(mean=values.mean, std=values.std).items() if numbers}
+  given = {name: numbers[0] if len(numbers) == 1 else tuple(numbers) for name, numbers in statistics.items()}
   return dict(given, transform=values.transform) if values.transform else given
 
 

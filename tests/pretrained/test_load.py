@@ -70,6 +70,18 @@ def test_what_was_assumed_is_a_warning(caplog):
   assert 'is assumed; give trained_at' in caplog.text
 
 
+def test_what_was_assumed_is_a_warning_and_can_be_set(tmp_path, caplog):
+  shutil.copy(MODELS['timm_layerscale_qknorm'] / 'model.safetensors', tmp_path / 'a.safetensors')
+  with caplog.at_level(logging.WARNING, logger='absl'):
+    model = load.load(tmp_path / 'a.safetensors', fields=dict(gelu='tanh'),
+                      preprocessing=dict(transform='resize', std=(0.1, 0.2, 0.3)))
+  assert model.preprocessing == Preprocessing('resize', 0.5, (0.1, 0.2, 0.3)) and model.config.gelu == 'tanh'
+  warnings = ' '.join(record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+  assert "load(fields=dict(gelu='tanh'))" in warnings and 'load(preprocessing=dict(transform=, mean=, std=))' in warnings
+  with pytest.raises(UserError, match="preprocessing: unknown 'crop'; choose from \\['mean', 'std', 'transform'\\]"):
+    load.load(MODELS['timm_token'], preprocessing=dict(crop=1))
+
+
 def test_changes_are_made_and_logged(caplog):
   with caplog.at_level(logging.INFO, logger='absl'):
     model = load.load(MODELS['vit_token_prelogits_old'], image_size=32, patch_size=8, channels=1, num_classes=3,

@@ -47,10 +47,10 @@ def resize_small(size: Size, smaller: int, interpolation: str = 'bilinear', roun
     shortest = min(image.shape[:2])
     if rounding == 'down':
       # In this order: torchvision/transforms/functional.py, _compute_resized_output_size.
-      target = tuple(int(smaller * side / shortest) for side in image.shape[:2])
+      rows, columns = (int(smaller * side / shortest) for side in image.shape[:2])
     else:
-      target = tuple(round(side * (smaller / shortest)) for side in image.shape[:2])
-    return _resize(image, target, resampling)
+      rows, columns = (round(side * (smaller / shortest)) for side in image.shape[:2])
+    return _resize(image, (rows, columns), resampling)
 
   return transform
 

@@ -169,14 +169,13 @@ def _pair(tensors: Tensors, value: Any, key: str) -> tuple[int, int]:
 def _write_steps(weights: Weights, notes: list[str]) -> dict[str, Any]:
   """Return the keys that say how images are resized and cropped."""
   config, transform = weights.config, weights.preprocessing.transform
-  edges = lambda size: dict(zip(('height', 'width'), size, strict=True))
   chain = spec.calls(transform)
   names, arguments = tuple(name for name, _ in chain), {key: value for _, call in chain for key, value in call.items()}
   crop = {}
   if names[-1:] == ('central_crop',):
-    crop, names = {'do_center_crop': True, 'crop_size': edges(config.image_size)}, names[:-1]
+    crop, names = {'do_center_crop': True, 'crop_size': _edges(config.image_size)}, names[:-1]
   if names == ('resize',) and not (arguments['to'] and not crop):
-    size: dict[str, int] | None = edges(arguments['to'] or config.image_size)
+    size: dict[str, int] | None = _edges(arguments['to'] or config.image_size)
   elif names == ('resize_small',) and crop:
     size = {'shortest_edge': arguments['smaller']}
     if arguments['rounding'] != 'down':
@@ -185,12 +184,16 @@ def _write_steps(weights: Weights, notes: list[str]) -> dict[str, Any]:
     size = None
   else:
     notes.append(f'preprocessing: {transform}: Hugging Face cannot do that; written as a resize to the image size')
-    size, crop, arguments = edges(config.image_size), {}, {'interpolation': arguments.get('interpolation', 'bilinear')}
+    size, crop, arguments = _edges(config.image_size), {}, {'interpolation': arguments.get('interpolation', 'bilinear')}
   if crop and (arguments['rule'] == 'torchvision' or arguments['fill'] != 0):
     notes.append(f'preprocessing: {transform}: Hugging Face rounds the offset of the crop down, and fills with 0')
   if size is None:
     return {'do_resize': False, **crop}
   return {'do_resize': True, 'size': size, 'resample': _INTERPOLATIONS.index(arguments['interpolation']), **crop}
+
+
+def _edges(size: tuple[int, int]) -> dict[str, int]:
+  return {'height': size[0], 'width': size[1]}
 
 
 def _by(size: tuple[int, int]) -> str:

@@ -91,9 +91,7 @@ def _write_chain(weights: Weights, notes: list[str]) -> dict[str, Any]:
   to = (arguments['smaller'],) * 2 if 'smaller' in arguments else arguments.get('to')
   modes = {'resize': 'squash', 'resize_small': 'center',
            'resize_ratio': 'border' if arguments.get('fit') == 'inside' else 'center'}
-  fractions = [] if to is None else [evaluation.crop_fraction(*sides) for sides in zip(to, size, strict=True)]
-  crop_pct = next((crop_pct for crop_pct in fractions
-                   if all(math.floor(side / crop_pct) == target for side, target in zip(size, to, strict=True))), None)
+  crop_pct = None if to is None else _crop_pct(to, size)
   if len(names) != 2 or names[0] not in modes or names[1] != 'central_crop' or crop_pct is None:
     notes.append(f'preprocessing: {transform}: timm cannot do that; written as a resize to the image size')
     return dict(interpolation=interpolation, crop_pct=1.0, crop_mode='squash')
@@ -108,6 +106,15 @@ def _write_chain(weights: Weights, notes: list[str]) -> dict[str, Any]:
   if differences:
     notes.append(f'preprocessing: {transform}: timm {" and ".join(differences)}')
   return dict(interpolation=interpolation, crop_pct=crop_pct, crop_mode=mode)
+
+
+def _crop_pct(to: tuple[int, int], size: tuple[int, int]) -> float | None:
+  """Return the crop_pct from which timm computes that `to` is resized to before a crop of `size`; None: there is none."""
+  for resized, cropped in zip(to, size, strict=True):
+    crop_pct = evaluation.crop_fraction(resized, cropped)
+    if tuple(math.floor(side / crop_pct) for side in size) == to:
+      return crop_pct
+  return None
 
 
 def _border(mean: float | tuple[float, ...]) -> int | tuple[int, ...]:

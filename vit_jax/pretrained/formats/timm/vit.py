@@ -77,7 +77,7 @@ class TimmViT:
       UserError: not a file in this format, or a model that computes something else under these names.
     """
     config, notes = config_lib.parse(tensors, configs.get('config.json')), []
-    fields = _read_fields(tensors, config)
+    fields = _read_fields(tensors, config, notes)
     fields.update(_read_positions(tensors, fields, config.image_size, image_size, notes))
     prepared = preprocessing.read(tensors, config.pretrained, fields['image_size'], fields['channels'], notes)
     return leaves.read_weights(
@@ -135,7 +135,7 @@ def _read_resnet(tensors: Tensors) -> dict[str, Any]:
               channels=tensors.shape(root, 4)[1])
 
 
-def _read_fields(tensors: Tensors, config: config_lib.Config) -> dict[str, Any]:
+def _read_fields(tensors: Tensors, config: config_lib.Config, notes: list[str]) -> dict[str, Any]:
   width, channels, *patch_size = tensors.shape('patch_embed.proj.weight', 4)
   depth = infer.depth(tensors, r'blocks\.(\d+)\.')
   mlp_dim = tensors.shape('blocks.0.mlp.fc1.weight', 2)[0]
@@ -143,7 +143,7 @@ def _read_fields(tensors: Tensors, config: config_lib.Config) -> dict[str, Any]:
   if qk_norm and width % tensors.shape('blocks.0.attn.q_norm.weight', 1)[0] == 0:
     heads = width // tensors.shape('blocks.0.attn.q_norm.weight', 1)[0]
   else:
-    heads = config.heads or infer.heads(tensors, width, depth, mlp_dim)
+    heads = config.heads or infer.heads(tensors, width, depth, mlp_dim, notes)
   class_token = 'cls_token' in tensors
   registers = tensors.shape('reg_token', 3)[1] if 'reg_token' in tensors else 0
   pool = _read_pool(tensors, config, class_token)
