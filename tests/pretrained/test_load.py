@@ -32,6 +32,11 @@ def test_a_model_ready_to_use():
   assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(nnx.state(model)))
 
 
+def test_architectures_of_transformers_resize_positions_in_their_own_ways():
+  methods = {name: load.read(MODELS[name]).resize_method for name in ('hf_dinov2', 'hf_dinov2_registers', 'hf_mae')}
+  assert methods == dict(hf_dinov2='bicubic_no_antialias', hf_dinov2_registers='bicubic', hf_mae='bicubic_no_antialias')
+
+
 @pytest.mark.parametrize('name, method', [
     ('vit_token', 'bilinear'), ('bv_tok_learn', 'bilinear'), ('hf_vit', 'bicubic_no_antialias'),
     ('timm_token', 'bicubic')])

@@ -110,6 +110,7 @@ def test_large_images_of_convnext_are_not_cropped():
      'longest_edge 30'),
     ('huggingface', dict(size=48), r'size: .* of 48×48, the model has 24×24.*image_size=\(48, 48\)'),
     ('huggingface', dict(image_processor_type='My'), "image_processor_type: 'My' is unknown"),
+    ('huggingface', dict(image_processor_type='Siglip2ImageProcessor'), 'keeps the aspect ratio'),
     ('timm', {}, 'no pretrained_cfg .*assumed mean 0.5.*preprocessing=dict'),
     ('timm', dict(interpolation='random'), "interpolation: unknown 'random'"),
 ])

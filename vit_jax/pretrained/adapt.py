@@ -53,7 +53,7 @@ def adapt(weights: Weights, adaptation: Adaptation) -> tuple[Weights, list[str]]
   if adaptation.patch_size is not None or adaptation.image_size is not None:
     weights = _resize(weights, size(adaptation.image_size or weights.config.image_size, 'image_size'),
                       adaptation.patch_size,
-                      adaptation.method or weights.resize_method, lines)
+                      adaptation.method or weights.resize_method or 'bilinear', lines)
   if adaptation.channels not in (None, weights.config.channels):
     weights = _adapt_channels(weights, adaptation.channels, lines)
   hidden = abstract_model(weights.config).hidden_head_paths

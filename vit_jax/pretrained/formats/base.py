@@ -33,7 +33,7 @@ class Family(Protocol):
   """A family of architectures in one format: how its code base names, shapes and describes their parameters.
 
   Attributes:
-    resize_method: how that code resizes position embeddings, a name of `resize.METHODS`.
+    resize_method: how that code resizes position embeddings, a name of `resize.METHODS`, unless `read` says otherwise.
   """
   resize_method: str
 
@@ -92,7 +92,7 @@ class Format:
     """Read an open file that `matches`; see `Family.read`."""
     family = next(family for family in self.families if family.matches(tensors, configs))
     weights = family.read(tensors, configs, image_size)
-    return dataclasses.replace(weights, source=self.name, resize_method=family.resize_method)
+    return dataclasses.replace(weights, source=self.name, resize_method=weights.resize_method or family.resize_method)
 
   def write(self, weights: Weights, approximate: bool = False) -> Written:
     """Lay weights out in this format; see `Family.write`."""

@@ -28,7 +28,8 @@ class Weights:
     loss: what the model was trained with, a name of `objectives.losses.LOSSES`: decides how logits become
       probabilities.
     source: the format they were read from, a name of `registry.FORMATS`, or 'workdir' for a run directory.
-    resize_method: how the code that they come from resizes position embeddings, a name of `resize.METHODS`.
+    resize_method: how the code that they come from resizes position embeddings, a name of `resize.METHODS`; None: as
+      its family does, 'bilinear' in our own runs.
     notes: messages about what was left out or renamed, and what the file did not say and was "assumed" or "guessed":
       `load` logs those as warnings.
     problems: messages about arrays that were missing, unused or not finite; strict loading refuses them.
@@ -41,7 +42,7 @@ class Weights:
   class_names: tuple[str, ...] | None = None
   loss: str = 'softmax'
   source: str = 'workdir'
-  resize_method: str = 'bilinear'
+  resize_method: str | None = None
   notes: tuple[str, ...] = ()
   problems: tuple[str, ...] = ()
   architecture: str | None = None

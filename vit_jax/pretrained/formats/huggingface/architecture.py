@@ -63,6 +63,7 @@ class Architecture:
     mlps: the leaves of the MLP, as (whether it is gated, table); a file has those of the first that is in it.
     gate_key: key of config.json that says whether the MLP is gated; None: it never is.
     positions: name of the position embeddings.
+    resize_method: how they are resized, a name of `resize.METHODS`; None: as in most architectures.
     position_axes: axes of length 1 before them.
     position: kinds of position embeddings that it can hold, a learned table if none.
     has_classifier: whether there is a class with a classifier.
@@ -89,6 +90,7 @@ class Architecture:
   mlps: tuple[tuple[bool, Table], ...]
   gate_key: str | None = None
   positions: str = 'embeddings.position_embeddings'
+  resize_method: str | None = None
   position_axes: int = 1
   position: tuple[str | None, ...] = ('learned',)
   has_classifier: bool = True
@@ -136,7 +138,7 @@ class Architecture:
     return leaves.read_weights(
         tensors, fields, table, self.positions, self.position_axes, notes=tuple(notes), preprocessing=prepared,
         class_names=config_lib.class_names(keys, fields['num_classes']), loss=config_lib.loss(tensors, keys),
-        architecture=self.model_type)
+        architecture=self.model_type, resize_method=self.resize_method)
 
   def write(self, weights: Weights) -> Written:
     """Lay weights out in this architecture.

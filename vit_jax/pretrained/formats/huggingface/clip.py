@@ -107,7 +107,7 @@ def _naflex_fields(has: Callable[[str], bool], keys: Mapping[str, Any]) -> dict[
 
 
 SIGLIP2 = dataclasses.replace(
-    SIGLIP, model_type='siglip2_vision_model', processor='Siglip2ImageProcessor',
+    SIGLIP, model_type='siglip2_vision_model', processor='Siglip2ImageProcessor', resize_method='bilinear_antialias',
     model_class=lambda config: 'Siglip2VisionModel' if config.num_classes is None else 'Siglip2ForImageClassification',
     table={**SIGLIP.table, 'patch_embed/kernel': Leaf('embeddings.patch_embedding.weight', torch_linear(inputs=3))},
     defaults=dict(SIGLIP.defaults, num_patches=256, patch_size=16), fields=_naflex_fields,

@@ -70,7 +70,7 @@ DINOV2 = Architecture(
     dropped=('intermediate_size',), allowed=_allowed, scaled=True)
 
 DINOV2_WITH_REGISTERS = dataclasses.replace(
-    DINOV2, model_type='dinov2_with_registers', prefix='dinov2_with_registers.',
+    DINOV2, model_type='dinov2_with_registers', prefix='dinov2_with_registers.', resize_method='bicubic',
     model_class=functools.partial(classes, 'Dinov2WithRegistersModel', 'Dinov2WithRegistersForImageClassification'),
     table={**_TABLE, 'registers': Leaf('embeddings.register_tokens', leaves.leading(1))},
     fixed=dict(DINOV2.fixed, mask_token=True), dropped=('intermediate_size', 'use_mask_token'),

@@ -26,7 +26,7 @@ _STEMS = ('embeddings.patch_embeddings.projection.weight', 'embeddings.patch_emb
 class HuggingFaceViT:
   """The Vision Transformers of transformers; see `base.Family`."""
 
-  resize_method = 'bicubic'
+  resize_method = 'bicubic_no_antialias'
 
   def matches(self, tensors: Tensors, configs: Configs) -> bool:
     """Return whether a file is of transformers: its config.json has a model_type, or its stem a name of theirs."""

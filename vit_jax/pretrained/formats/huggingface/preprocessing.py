@@ -33,6 +33,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     'DINOv3ViT': dict(_IMAGENET),
     'DeiT': dict(_STANDARD, size=256, crop_size=224, do_center_crop=True, resample=3),
     'Siglip': dict(_STANDARD, resample=3),
+    'Siglip2': dict(_STANDARD),
     'ViT': dict(_STANDARD),
 }
 # Sides from which ConvNext's processor resizes without a crop.
@@ -63,6 +64,10 @@ def read(tensors: Tensors, config: Mapping[str, Any] | None, image_size: tuple[i
   values = {'do_resize': True, 'do_rescale': True, 'rescale_factor': 1 / 255, 'do_normalize': True,
             'size': 224, 'resample': 2, **defaults,
             **{key: value for key, value in config.items() if value is not None}}
+  if defaults is _DEFAULTS['Siglip2']:
+    notes.append(f'image_processor_type: Siglip2ImageProcessor keeps the aspect ratio, which is ignored: images are '
+                 f'resized to {_by(image_size)}')
+    values['size'] = list(image_size)
   if isinstance(values['size'], int) and isinstance(defaults.get('size'), dict):
     values['size'] = {'shortest_edge': values['size']}
   for key in sorted(key for key, value in values.items() if key.startswith('do_') and value):
