@@ -33,7 +33,7 @@ def test_a_model_ready_to_use():
 
 
 def test_architectures_of_transformers_resize_positions_in_their_own_ways():
-  methods = {name: load.read(MODELS[name]).resize_method for name in ('hf_dinov2', 'hf_dinov2_registers', 'hf_mae')}
+  methods = {name: load.read(golden_files.GOLDEN / name).resize_method for name in ('hf_dinov2', 'hf_dinov2_registers', 'hf_mae')}
   assert methods == dict(hf_dinov2='bicubic_no_antialias', hf_dinov2_registers='bicubic', hf_mae='bicubic_no_antialias')
 
 
