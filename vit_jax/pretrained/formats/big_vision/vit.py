@@ -14,6 +14,8 @@ POSITIONS = 'pos_embedding'
 # token, and the modules of the MAP head were.
 _OLD_POSITIONS = ('Transformer/posembed_input/pos_embedding', 'Transformer/pos_embedding')
 _INLINED = ('probe', 'LayerNorm_0/', 'MlpBlock_0/', 'MultiHeadDotProductAttention_0/')
+# Where two_towers.py has the tower of images; an array of its text tower.
+_IMAGE_TOWER, _TEXT = 'img/', 'Embed_0/embedding'
 
 
 class BigVisionViT:
@@ -26,7 +28,7 @@ class BigVisionViT:
     del configs
     names = tensors.shapes
     own = (POSITIONS, 'Transformer/pos_embedding', 'probe', linen.SCAN, 'MAPHead_0/')
-    return any(PREFIX.match(name) or name.startswith(own) for name in names)
+    return any(PREFIX.match(name) or name.startswith((*own, _IMAGE_TOWER)) for name in names)
 
   def read(self, tensors: Tensors, configs: Configs, image_size: ImageSize = None) -> Weights:
     """Read an open file; `configs` is unused, there are none.
@@ -34,9 +36,10 @@ class BigVisionViT:
     `image_size` is needed if the positions are not those of a square image, or not stored (sine-cosine).
 
     Raises:
-      UserError: not a file in this format.
+      UserError: not a file in this format, one with two towers, or a text tower.
     """
     del configs
+    _refuse_towers(tensors)
     moved = any(name.endswith(_OLD_POSITIONS) for name in tensors.shapes)
     tensors, notes = tensors.rename(_current_name(tensors.shapes)), []
     block = linen.SCAN if any(name.startswith(linen.SCAN) for name in tensors.shapes) else linen.LOOP
@@ -69,6 +72,16 @@ class BigVisionViT:
     # At its old place a position embedding has a row for the class token, at its new place it has none.
     arrays = leaves.to_arrays(weights, table, _OLD_POSITIONS[0] if has_token else POSITIONS)
     return Written({f'params/{name}': array for name, array in arrays.items()}, {}, weights)
+
+
+def _refuse_towers(tensors: Tensors) -> None:
+  """Raise UserError for a file of models/proj/image_text/two_towers.py (LiT, SigLIP) and for its text tower alone."""
+  names = {PREFIX.sub('', name) for name in tensors.shapes}
+  if any(name.startswith(_IMAGE_TOWER) for name in names):
+    raise tensors.error('holds two towers, of images and of text; name the one for images: '
+                        f'python -m vit_jax.describe {tensors.path}:img, or load({tensors.path + ":img"!r})')
+  if _TEXT in names:
+    raise tensors.error('expected a tower of images, got one of text (Embed_0), which vit_jax does not have; name :img')
 
 
 def _eval_transform(image_size: tuple[int, int]) -> str:
