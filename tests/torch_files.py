@@ -100,7 +100,9 @@ def save(path, value, protocol=2, root='archive', order=sys.byteorder, data=None
   return path
 
 
-def _with_views(value):
-  if isinstance(value, dict):
-    return type(value)((key, _with_views(item)) for key, item in value.items())
-  return View(value) if isinstance(value, np.ndarray) else value
+def _with_views(value, done=None):
+  """Return nested dicts with a View for each array; a dict that occurs twice stays one."""
+  done = {} if done is None else done
+  if isinstance(value, dict) and id(value) not in done:
+    done[id(value)] = type(value)((key, _with_views(item, done)) for key, item in value.items())
+  return View(value) if isinstance(value, np.ndarray) else done.get(id(value), value)

@@ -1,4 +1,5 @@
 """Untrusted files: whatever is in them, a UserError that names the file, little memory and little time."""
+import functools
 import io
 import json
 import pickle
@@ -11,7 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from tests import golden_files
+from tests import golden_files, torch_files
 from tests.golden_files import MODELS, safetensors_of, write_safetensors
 from vit_jax.base.errors import UserError
 from vit_jax.pretrained import load
@@ -264,7 +265,7 @@ print(peak() - before)
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 def test_memory_and_time_stay_small(tmp_path):
-  huge = '(1000000, 1000000)'
+  huge, shared = '(1000000, 1000000)', np.zeros(1 << 20, np.float32)
   paths = [
       zipped(tmp_path / '1.npz', [('embedding/kernel.npy', npy(huge, data=b'1234'))]),
       zipped(tmp_path / '2.npz', [(f'{i}.npy', b'') for i in range(20_000)]),
@@ -276,9 +277,18 @@ def test_memory_and_time_stay_small(tmp_path):
       write_safetensors(tmp_path / '6.safetensors', b'{' + b' ' * (17 << 20) + b'}', b''),
       write_safetensors(tmp_path / '7.safetensors', {
           str(i): entry(shape=(0,), offsets=(0, 0)) for i in range(99_999)}, b''),
+      torch_files.save(tmp_path / '8.pth', {}, data=b'}' + b']' * 15_000_000 + b'.'),
+      torch_files.save(tmp_path / '9.pth', {}, data=(  # a dict in itself, under a long name
+          b'}q\0X' + struct.pack('<I', 15 << 20) + b'a' * (15 << 20) + b'h\0s.')),
+      torch_files.save(tmp_path / '10.pth', functools.reduce(  # each dict ten times in the next
+          lambda inner, _: {str(i): inner for i in range(10)}, range(15), {'a': np.zeros(1, np.float32)})),
+      torch_files.save(tmp_path / '11.pth', {  # many tensors that share their bytes
+          str(i): torch_files.View(shared, 'shared') for i in range(2000)}),
+      tmp_path / '12.index.json',
   ]
+  paths[-1].write_text(json.dumps(dict(weight_map={str(i): '7.safetensors' for i in range(100_000)})))
   run = subprocess.run([sys.executable, '-c', _LIMITED, *map(str, paths)], cwd=golden_files.GOLDEN.parent.parent,
-                       timeout=60, capture_output=True, text=True)
+                       timeout=120, capture_output=True, text=True)
   *answers, grown = run.stdout.split() or ['', '0']
   assert answers == ['refused'] * len(paths), run.stderr[-2000:]
   assert int(grown) < 256 << 10, f'{grown} KiB'

@@ -14,7 +14,7 @@ from vit_jax.pretrained.files import tensors as tensors_lib
 
 MAX_PICKLE = 16 << 20
 MAX_DEPTH = 16
-MAX_OPCODES = MAX_NODES = 1_000_000
+MAX_OPCODES = MAX_NODES = 500_000
 MAX_NAME = 500
 
 # torch's storage classes: the dtype of their elements.
