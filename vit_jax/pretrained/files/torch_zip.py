@@ -16,6 +16,7 @@ from vit_jax.pretrained.files import tensors as tensors_lib
 from vit_jax.pretrained.files.archive import MAX_RATIO, SLACK, open_archive
 
 _PICKLE = 'data.pkl'
+_CHUNK = 1 << 20
 
 
 def holds_pickle(path: pathlib.Path) -> bool:
@@ -128,11 +129,12 @@ def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, tensor: pickles.Tens
   with archive.open(entry) as file:
     if tensor.offset:  # after a seek the CRC is not checked
       file.seek(tensor.offset * dtype.itemsize)
-    view, done = memoryview(content), 0
+    done = 0
     while done < len(content):
-      if not (read := file.readinto(view[done:])):
+      if not (chunk := file.read(min(_CHUNK, len(content) - done))):
         raise UserError('its storage ends too early')
-      done += read
+      content[done:done + len(chunk)] = chunk
+      done += len(chunk)
     file.read(1)  # reaching the end checks the CRC
   elements = np.frombuffer(content, dtype)
   strides = tuple(stride * dtype.itemsize for stride in tensor.strides)

@@ -85,15 +85,15 @@ def _require(tensors: Tensors, configs: Configs) -> Found:
     return Found(recognize(tensors, configs), tensors)
   except UserError as error:
     parts = sorted({_part(name) for name in tensors.shapes})[:_MOST_SUGGESTED]
-    inside = [part for part in parts if _holds_model(tensors, part, configs)]
+    inside = [part for part in parts if _holds_model(tensors, part)]
     if not inside:
       raise
     raise UserError(f'{error}; models are below {listing(inside)}: {_selectors(tensors, inside)}') from error
 
 
-def _holds_model(tensors: Tensors, part: str, configs: Configs) -> bool:
+def _holds_model(tensors: Tensors, part: str) -> bool:
   try:
-    return _unwrap(select(tensors, part), configs) is not None
+    return _unwrap(select(tensors, part), {}) is not None
   except UserError:
     return False
 
@@ -101,33 +101,36 @@ def _holds_model(tensors: Tensors, part: str, configs: Configs) -> bool:
 def _unwrap(tensors: Tensors, configs: Configs) -> Found | None:
   """Return the model below the fewest prefixes, or None.
 
+  Names alone say which prefixes to strip; the config.json has a say in which format it then is.
+
   Raises:
     UserError: several are equally near.
   """
   paths = ['']
   for _ in range(_MOST_NESTED + 1):
-    found = [(path, form) for path in paths if (form := _recognized(tensors.rename(_without(path)), configs))]
+    found = [path for path in paths if _is_recognized(tensors.rename(_without(path)))]
     if len(found) > 1:
       raise tensors.error('holds several models; select one: '
-                          + _selectors(tensors, [path.rstrip('.') for path, _ in found]))
+                          + _selectors(tensors, [path.rstrip('.') for path in found]))
     if found:
-      return _stripped(tensors, *found[0])
+      return _stripped(tensors, found[0], configs)
     paths = [longer for path in paths for prefix in PREFIXES
              if any(name.startswith(longer := path + prefix) for name in tensors.shapes)]
   return None
 
 
-def _stripped(tensors: Tensors, path: str, form: Format) -> Found:
+def _stripped(tensors: Tensors, path: str, configs: Configs) -> Found:
   if not path:
-    return Found(form, tensors)
+    return Found(recognize(tensors, configs), tensors)
   beside = sorted(name for name in tensors.shapes if not name.startswith(path))
   problems = (f'unused: {listing(beside)}, beside {path}; left out by '
               + _selectors(tensors, [path.rstrip('.')]),) if beside else ()
-  return Found(form, tensors.rename(_without(path)), (f'names: prefix {path} stripped',), problems)
+  stripped = tensors.rename(_without(path))
+  return Found(recognize(stripped, configs), stripped, (f'names: prefix {path} stripped',), problems)
 
 
-def _recognized(tensors: Tensors, configs: Configs) -> Format | None:
-  return next((form for form in FORMATS.values() if form.matches(tensors, configs)), None)
+def _is_recognized(tensors: Tensors) -> bool:
+  return any(form.matches(tensors, {}) for form in FORMATS.values())
 
 
 def _without(path: str) -> Callable[[str], str | None]:

@@ -21,6 +21,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
 # The kernel over patches, by which a file without a config.json is recognized.
 _STEMS = ('embeddings.patch_embeddings.projection.weight', 'embeddings.patch_embeddings.weight',
           'embeddings.patch_embedding.weight')
+_PREFIXES = {'', *(architecture.prefix for architecture in ARCHITECTURES)}
 
 
 class HuggingFaceViT:
@@ -33,7 +34,7 @@ class HuggingFaceViT:
     config = configs.get('config.json', {})
     # timm's own models have an `architecture` in their config.json, wrapped by transformers or not.
     return ('model_type' in config and 'architecture' not in config) or any(
-        name.endswith(_STEMS) for name in tensors.shapes)
+        prefix + stem in tensors for prefix in _PREFIXES for stem in _STEMS)
 
   def read(self, tensors: Tensors, configs: Configs, image_size: ImageSize = None) -> Weights:
     """Read an open file; `image_size` is unused, the config says it.
