@@ -9,7 +9,14 @@ from tests.conftest import encode
 from vit_jax import predict, train
 from vit_jax.pretrained import describe, load
 
-FAMILIES = [name for name in golden_files.MODELS if not name.startswith(('vit_', 'bv_'))]
+FAMILIES = (
+    'bit_official', 'hybrid_r', 'mixer',
+    'hf_vit', 'hf_vit_problem_multilabel', 'hf_deit_distilled', 'hf_dinov2', 'hf_dinov2_registers',
+    'hf_dinov2_swiglu_classifier', 'hf_dinov3', 'hf_dinov3_gated', 'hf_siglip_vision', 'hf_clip_vision', 'hf_mae',
+    'hf_beit', 'hf_bit',
+    'timm_token', 'timm_registers_no_class', 'timm_siglip_floor', 'timm_bit_resnet', 'timm_hybrid', 'timm_mixer')
+
+PATHS = {**golden_files.MODELS, **golden_files.FAMILIES}
 
 pytestmark = pytest.mark.slow
 
@@ -17,9 +24,10 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize('name', FAMILIES)
 def test_fine_tuning_on_digits(name, data_dir, tmp_path):
   """A new head, one channel instead of three: the loss falls within a few steps."""
-  init = golden_files.MODELS[name]
+  init = PATHS[name]
   config = tiny.config(data_dir, init=str(init), **{
-      'data.image_size': load.read(init).config.image_size, 'data.train_transform': 'resize',
+      'data.image_size': [min(pixels, 64) for pixels in load.read(init).config.image_size],  # ResNets take any size
+      'data.batch_size': 32, 'data.train_transform': 'resize',
       'data.eval_transform': 'resize', 'optim.peak_lr': 3e-3, 'optim.warmup': '2 steps', 'train.ema_decay': None})
   config.model = {}
   config.train.update(duration='16 steps', eval_every='16 steps')
@@ -30,7 +38,7 @@ def test_fine_tuning_on_digits(name, data_dir, tmp_path):
 
 @pytest.mark.parametrize('name', FAMILIES)
 def test_describe_and_predict(name, tmp_path, capsys):
-  init = golden_files.MODELS[name]
+  init = PATHS[name]
   description = describe.describe(init)
   text = description.to_text()
   assert description.format in text and not description.problems

@@ -87,8 +87,9 @@ def describe(source: PathLike, *, ema: bool = False, adaptation: Adaptation | No
   _, lines = adapt(weights, adaptation)
   known = [field for field in dataclasses.fields(weights.config) if field.name != 'variant']
   fields = {field.name: getattr(weights.config, field.name) for field in known}
-  telling = tuple(field.name for field in known if field.name == 'kind' or field.default != fields[field.name]
-                  or not sections.is_key(field))
+  off = lambda field: fields[field.name] is False and field.default is None  # derived, and absent in most models
+  telling = tuple(field.name for field in known if field.name == 'kind' or not sections.is_key(field)
+                  or not (field.default == fields[field.name] or off(field)))
   return Description(
       format=weights.source, fields=fields, telling=telling, parameters=int(parameter_overview.count_parameters(weights.params)),
       preprocessing=dataclasses.asdict(weights.preprocessing), loss=weights.loss, class_names=weights.class_names,

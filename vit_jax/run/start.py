@@ -99,7 +99,8 @@ def from_weights(parts: Parts, at: LoopState, weights: Weights | None, writer: W
   fresh = model_params(at.state.params)
   params, lines = transfer.fit(weights, fresh, config.model, parts.data.source.class_names, config.transfer)
   own_loss = getattr(config.objective, 'loss', weights.loss)
-  if own_loss != weights.loss and weights.config.num_classes is not None:
+  reset = weights.config.num_classes is None or any(line.startswith('head: reset') for line in lines)
+  if own_loss != weights.loss and not reset:
     lines.append(f'head: trained with the loss {weights.loss!r}, this run uses {own_loss!r}: '
                  f'--config.objective.loss={weights.loss}')
   writer.say('\n'.join([f'Starting from {config.init}:', *(f'  {line}' for line in lines or ['everything as it is'])]))
