@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import golden_files
 from vit_jax.base.errors import UserError
 from vit_jax.models import attention
 from vit_jax.models.attention import Attention
@@ -80,6 +81,23 @@ def test_biases_equal_those_of_plain_loops(name, place):
   np.testing.assert_allclose(jnp.broadcast_to(module()(query), expected.shape), expected, atol=1e-5)
   first = jnp.broadcast_to(module()(query[:, :, :1]), expected[:, :, :1].shape)
   np.testing.assert_allclose(first, expected[:, :, :1], atol=1e-5)
+
+
+@pytest.mark.parametrize('class_token', [0, 1])
+@pytest.mark.parametrize('name', ['table', 'mlp', 'mlp_swin'])
+def test_biases_equal_those_of_timm(name, class_token):
+  arrays = golden_files.arrays_of(golden_files.GOLDEN / 'relative_bias.npz')
+  theirs = {path.partition('/')[2]: x for path, x in arrays.items() if path.startswith(f'{name}_{class_token}/')}
+  module = RELATIVES[name](Place((2, 3), bool(class_token), 0, 2, 4, 5), rngs=nnx.Rngs(0))
+  if name == 'table':
+    module.table[...] = theirs['relative_position_bias_table']
+  else:
+    for ours, layer in (('up', 'mlp.fc1'), ('down', 'mlp.fc2')):
+      getattr(module, ours).kernel[...] = theirs[f'{layer}.weight'].T
+      if f'{layer}.bias' in theirs:
+        getattr(module, ours).bias[...] = theirs[f'{layer}.bias']
+  bias = module()(np.zeros((1, 2, 6 + class_token, 4), np.float32))
+  np.testing.assert_allclose(bias, theirs['bias'], atol=1e-5)
 
 
 @pytest.mark.parametrize('examples', [1, 3], ids=['one bias', 'a bias per example'])
