@@ -103,9 +103,10 @@ def _attend_gradient(saved: _Saved, gradient: Array) -> tuple[Array, Array, Arra
   shared = (gradient.astype(jnp.float32) * output.astype(jnp.float32)).sum(axis=-1, keepdims=True)
   by_weight = layers.einsum('bhqd,bhkd->bhqk', gradient, value)
   by_score = (exponentials.astype(jnp.float32) * (by_weight - shared)).astype(gradient.dtype)
-  by_bias = None if bias is None else by_score.astype(jnp.float32)
-  if by_bias is not None and len(bias) == 1:
-    by_bias = by_bias.sum(axis=0, keepdims=True)
+  by_bias = None
+  if bias is not None:
+    by_bias = by_score.astype(jnp.float32)
+    by_bias = by_bias.sum(axis=0, keepdims=True) if len(bias) == 1 else by_bias
   return (jnp.einsum('bhqk,bhkd->bhqd', by_score, key), jnp.einsum('bhqk,bhqd->bhkd', by_score, query),
           jnp.einsum('bhqk,bhqd->bhkd', exponentials, gradient), by_bias)
 

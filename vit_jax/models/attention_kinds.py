@@ -1,6 +1,7 @@
 """Which tokens attend to which: all to all, within rows and columns, or within a window."""
 from collections.abc import Callable, Mapping
 import functools
+from typing import Any
 
 import jax
 from jax import Array
@@ -21,7 +22,7 @@ class RowAttention(Attention):
   """Attention within each row of the grid: one half of an axial block (paper, appendix D.6)."""
   across = 'bijd->bijd'
 
-  def __init__(self, *arguments: object, grid: tuple[int, int], **options: object):
+  def __init__(self, *arguments: Any, grid: tuple[int, int], **options: Any):
     super().__init__(*arguments, **options)
     self.grid = tuple(grid)
 
@@ -48,7 +49,7 @@ class LocalAttention(Attention):
   or to the right is masked.
   """
 
-  def __init__(self, *arguments: object, grid: tuple[int, int], num_prefix: int, window: int, **options: object):
+  def __init__(self, *arguments: Any, grid: tuple[int, int], num_prefix: int, window: int, **options: Any):
     super().__init__(*arguments, **options)
     self.grid, self.num_prefix, self.window = tuple(grid), num_prefix, window
 
