@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from tests import tiny
+from tests import golden_files, tiny
 from tests.conftest import encode
 from tests.inference.test_predict import make_image, make_model
 import vit_jax
@@ -139,6 +139,17 @@ def test_a_run_without_a_checkpoint_is_an_error_without_a_traceback(photos, tmp_
   _, err = process.communicate()
   assert process.returncode == 1 and 'Traceback' not in err
   assert err.startswith(f'error: {tmp_path}/run: has no checkpoint yet')
+
+
+def test_flags_say_how_images_are_prepared(photos, tmp_path):
+  model = golden_files.GOLDEN / 'timm_token'
+  process = tiny.command('predict', f'--model={model}', '--transform=resize', '--mean=0.25', '--std=0.1', '--std=0.2',
+                         '--std=0.3', '--json', photos / 'a.png')
+  out, err = process.communicate()
+  expected = vit_jax.load(model, preprocessing=dict(transform='resize', mean=0.25, std=(0.1, 0.2, 0.3)))
+  assert process.returncode == 0, err
+  assert json.loads(out)['predictions'][0]['probability'] == pytest.approx(
+      expected.predict([photos / 'a.png'])[0].max(), abs=1e-6)
 
 
 def test_command_line_errors(tmp_path):

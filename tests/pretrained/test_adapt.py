@@ -135,6 +135,9 @@ def test_normalization_follows_the_channels():
   weights = dataclasses.replace(random_weights(), preprocessing=Preprocessing('resize', (0.1, 0.2, 0.3), 0.5))
   assert adapt(weights, channels=1)[0].preprocessing.mean == pytest.approx(0.2)
   assert adapt(weights, channels=4)[0].preprocessing.mean == (0.1, 0.2, 0.3, 0.1)
+  bordered = "resize_ratio((14, 14), fit='inside')|central_crop(rule='torchvision', fill=(26, 51, 76))"
+  weights = dataclasses.replace(weights, preprocessing=Preprocessing(bordered, (0.1, 0.2, 0.3)))
+  assert adapt(weights, channels=1)[0].preprocessing.transform == bordered.replace('(26, 51, 76)', '51')
 
 
 def test_the_head_stays_unless_reset_or_of_another_size():

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from vit_jax.base.errors import UserError
+from vit_jax.base.preprocessing import adapt_statistics
 from vit_jax.base.sections import size
 from vit_jax.base.text import listing
+from vit_jax.data.transforms import spec
 from vit_jax.data.transforms.evaluation import for_image_size
 from vit_jax.models.base import flatten
 from vit_jax.pretrained import resize
@@ -143,12 +145,23 @@ def _adapt_channels(weights: Weights, channels: int, lines: list[str]) -> Weight
   lines.append(f'stem: {old} input channels {how} to {channels}')
   leaves[stem] = adapt_stem_channels(leaves[stem], channels)
   before = weights.preprocessing
-  preprocessing = before.for_channels(channels)
+  preprocessing = dataclasses.replace(before.for_channels(channels), transform=_adapt_border(before.transform, channels))
   if preprocessing != before:
     lines.append(f'normalization: mean {before.mean} and std {before.std} to {preprocessing.mean} and '
                  f'{preprocessing.std}')
   return dataclasses.replace(weights, config=dataclasses.replace(weights.config, channels=channels),
                              preprocessing=preprocessing, params=unflatten(leaves))
+
+
+def _adapt_border(transform: str, channels: int) -> str:
+  """Return an evaluation transform whose border has the color of other channels."""
+  chain = spec.calls(transform)
+  for _, arguments in chain:
+    if isinstance(arguments.get('fill'), tuple):
+      adapted = adapt_statistics(arguments['fill'], channels)
+      arguments['fill'] = adapted if isinstance(adapted, tuple) else round(adapted)
+      return spec.join(chain)
+  return transform
 
 
 def _reset_head(weights: Weights, num_classes: int | None, lines: list[str]) -> Weights:
