@@ -123,6 +123,7 @@ def test_an_axial_block_is_rows_then_columns():
 @pytest.mark.parametrize('fields, message', [
     (dict(attention_kind='rows'), "model.attention_kind: unknown 'rows'"),
     (dict(attention_kind='axial'), "model.attention_kind: 'axial' takes patches only; use model.pool='gap'"),
+    (dict(attention_kind='axial', pool='gap', rotary='dinov3'), "model.rotary: 'dinov3' needs model.attention_kind='full'"),
     (dict(attention_kind='axial', pool='gap', registers=1), 'model.registers=0; got 1 tokens'),
     (dict(attention_kind='local', relative_position='mlp'),
      "model.relative_position: 'mlp' needs model.attention_kind='full', got 'local'"),
