@@ -45,6 +45,17 @@ def test_written_back_bit_for_bit(name, dtype, tmp_path):
     assert json.loads((tmp_path / 'back' / 'config.json').read_text())['dtype'] == dtype
 
 
+@pytest.mark.parametrize('name', [  # timm has no hybrids as small as the golden ones
+    name for name, path in MODELS.items() if (path / 'model.safetensors').exists() and 'hybrid' not in name])
+def test_every_family_keeps_bfloat16(name, tmp_path):
+  source = in_dtype(name, 'bfloat16', tmp_path / 'source')
+  weights = load.read(source)
+  save.save(weights, tmp_path / 'back', weights.source)
+  ours, theirs = load_file(tmp_path / 'back' / 'model.safetensors'), load_file(source / 'model.safetensors')
+  for key, array in ours.items():
+    assert key in theirs and array.tobytes() == theirs[key].tobytes(), key
+
+
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
 def test_npz_and_other_formats_keep_the_dtype(dtype, tmp_path):
   source = in_dtype('hf_vit', dtype, tmp_path / 'source')
