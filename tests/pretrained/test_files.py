@@ -288,7 +288,7 @@ def test_memory_and_time_stay_small(tmp_path):
   ]
   paths[-1].write_text(json.dumps(dict(weight_map={str(i): '7.safetensors' for i in range(100_000)})))
   run = subprocess.run([sys.executable, '-c', _LIMITED, *map(str, paths)], cwd=golden_files.GOLDEN.parent.parent,
-                       timeout=120, capture_output=True, text=True)
+                       timeout=300, capture_output=True, text=True)
   *answers, grown = run.stdout.split() or ['', '0']
   assert answers == ['refused'] * len(paths), run.stderr[-2000:]
   assert int(grown) < 256 << 10, f'{grown} KiB'
@@ -341,5 +341,5 @@ def test_wrong_shapes_and_types(name, array, message, tmp_path):
 
 def test_foreign_weights(tmp_path):
   np.savez(tmp_path / 'a.npz', weight=np.zeros(3, np.float32))
-  with pytest.raises(UserError, match='not weights of a Vision Transformer in a known format .* its arrays are weight'):
+  with pytest.raises(UserError, match='not weights of a model in a known format .* its arrays are weight'):
     load.read(tmp_path / 'a.npz')
