@@ -28,9 +28,9 @@ def test_fine_tuning_on_digits(name, data_dir, tmp_path):
   config = tiny.config(data_dir, init=str(init), **{
       'data.image_size': [min(pixels, 64) for pixels in load.read(init).config.image_size],  # ResNets take any size
       'data.batch_size': 32, 'data.train_transform': 'resize',
-      'data.eval_transform': 'resize', 'optim.peak_lr': 3e-3, 'optim.warmup': '2 steps', 'train.ema_decay': None})
+      'data.eval_transform': 'resize', 'optim.peak_lr': 1e-2, 'optim.warmup': '2 steps', 'train.ema_decay': None})
   config.model = {}
-  config.train.update(duration='16 steps', eval_every='16 steps')
+  config.train.update(duration='24 steps', eval_every='24 steps')
   train.run(config, tmp_path)
   losses = np.array([loss for _, loss in tiny.metrics(tmp_path, ('train/loss',))])
   assert losses[0] == pytest.approx(np.log(10), abs=1e-4) and losses[-3:].mean() < losses[:3].mean() - 0.02, losses
