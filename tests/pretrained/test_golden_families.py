@@ -1,4 +1,5 @@
 """Families of today's Vision Transformers against their own code's outputs, read and written back."""
+import dataclasses
 import functools
 import json
 import re
@@ -234,3 +235,19 @@ def test_a_missing_gate_is_a_problem_and_no_other_model(tmp_path):
   with pytest.raises(UserError, match='missing: layer.0.mlp.gate_proj.bias'):
     load.read(copy)
   assert load.read(copy, strict=False).config.mlp == 'swiglu'
+
+
+@pytest.mark.parametrize('form', ['timm', 'google', 'big_vision'])
+def test_other_formats_get_zeros_for_key_biases_and_no_mask_token(form, tmp_path):
+  rng = np.random.default_rng(0)
+  plain = load.read(MODELS['hf_vit'])
+  config = weights_lib.with_fields(plain.config, dict(key_bias=False, mask_token=True, gelu='exact', norm_epsilon=1e-6))
+  params = {path: rng.normal(size=shape).astype(np.float32) for path, shape in weights_lib.shapes(config).items()}
+  weights = dataclasses.replace(plain, config=config, params=weights_lib.unflatten(params))
+  path, images = tmp_path / ('model' if form == 'timm' else 'model.npz'), golden_files.vectors('hf_vit')[0]
+  _, notes = save.save(weights, path, form, approximate=True)
+  assert any('mask token: is not stored' in note for note in notes)
+  back = load.read(path, trained_at=16)
+  back = dataclasses.replace(back, config=weights_lib.with_fields(back.config, dict(gelu='exact', norm_epsilon=1e-6,
+                                                                                    heads=3)))
+  np.testing.assert_allclose(golden_files.logits(back, images), golden_files.logits(weights, images), rtol=1e-4, atol=1e-4)

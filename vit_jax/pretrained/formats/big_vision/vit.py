@@ -61,7 +61,7 @@ class BigVisionViT:
 
   def write(self, weights: Weights, approximate: bool = False) -> Written:
     """Lay weights out in this format, in loop form; see `base.Family.write`."""
-    weights = representable.norm_before_pool(weights)
+    weights = representable.key_bias(representable.mask_token(representable.norm_before_pool(weights), False))
     representable.require(
         weights, 'big_vision', class_token=(weights.config.pool == 'token',), registers=(0,), layer_scale=(None,),
         resnet=(None,), qk_norm=(False,), qkv_bias=(True,), norm_after_pool=(False,))

@@ -48,7 +48,7 @@ class GoogleViT:
 
   def write(self, weights: Weights, approximate: bool = False) -> Written:
     """Lay weights out in this format; see `base.Family.write`."""
-    weights = representable.norm_before_pool(weights)
+    weights = representable.key_bias(representable.mask_token(representable.norm_before_pool(weights), False))
     representable.require(
         weights, 'google', pool=('token', 'gap'), class_token=(weights.config.pool == 'token',), registers=(0,),
         layer_scale=(None,), qk_norm=(False,), qkv_bias=(True,), norm_after_pool=(False,))

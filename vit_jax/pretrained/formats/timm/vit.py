@@ -90,7 +90,7 @@ class TimmViT:
 
   def write(self, weights: Weights, approximate: bool = False) -> Written:
     """Lay weights out in this format; see `base.Family.write`."""
-    weights = representable.norm_before_pool(weights)
+    weights = representable.key_bias(representable.mask_token(representable.norm_before_pool(weights), False))
     representable.require(
         weights, 'timm', representation_size=(None,), register_position=(False, True),
         pool=('gap',) if weights.config.norm_after_pool else ('gap', 'map', 'token'))
