@@ -13,6 +13,7 @@ from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError
 from vit_jax.models import layers
 from vit_jax.models.base import ArrayLike, Rngs, Tokens
+from vit_jax.models.linear_map import Residuals, Tangents, linear_map
 from vit_jax.models.positions.relative import Bias, Scores
 from vit_jax.models.positions.rotary import Rotary
 
@@ -33,7 +34,7 @@ def attention_weights(query: Queries, key: Keys, bias: Bias | None = None) -> We
   return jax.nn.softmax(_scores(query, key, bias), axis=-1)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def attend(query: Queries, key: Keys, value: Keys, bias: Bias | None = None) -> Output:
   """Return the product of `attention_weights` and values, of the type of the values.
 
@@ -83,10 +84,7 @@ def _scores(query: Queries, key: Keys, bias: Bias | None) -> Weights:
   return scores if bias is None else scores + bias
 
 
-_Saved = tuple[ArrayLike, ArrayLike, ArrayLike, Bias | None, Array, Array, Array]
-
-
-def _attend(query: Queries, key: Keys, value: Keys, bias: Bias | None = None) -> tuple[Output, _Saved]:
+def _attend(query: Queries, key: Keys, value: Keys, bias: Bias | None = None) -> tuple[Output, Residuals]:
   scores = _scores(query, key, bias)
   exponentials = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
   total = exponentials.sum(axis=-1, keepdims=True)
@@ -94,24 +92,45 @@ def _attend(query: Queries, key: Keys, value: Keys, bias: Bias | None = None) ->
   exponentials, total = jax.lax.optimization_barrier((exponentials.astype(value.dtype), total))
   output = layers.einsum('bhqk,bhkd->bhqd', exponentials, value) / total
   output = output.astype(value.dtype)
-  return output, (query, key, value, bias, exponentials, total, output)
+  return output, (query, key, value, exponentials, total, output)
 
 
-def _attend_gradient(saved: _Saved, gradient: Array) -> tuple[Array, Array, Array, Array | None]:
-  query, key, value, bias, exponentials, total, output = saved
+@functools.partial(attend.defjvp, symbolic_zeros=True)
+def _attend_tangent(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Output, Array]:
+  output, saved = _attend(*primals)
+  bias = primals[3]
+  pull = functools.partial(_attend_gradient, bias is not None and len(bias) == 1)
+  return output, linear_map(_push, pull, saved, tangents)
+
+
+def _push(saved: Residuals, tangents: Tangents) -> Array:
+  """Return the tangent of the output, in forward mode: that of P V is P dV + P (dS - sum(P dS)) V."""
+  query, key, value, exponentials, total, output = saved
+  of_query, of_key, of_value, of_bias = tangents
+  weights, parts = exponentials.astype(jnp.float32) / total, []
+  scores = [] if of_query is None else [layers.einsum('bhqd,bhkd->bhqk', of_query, key)]
+  scores += [] if of_key is None else [layers.einsum('bhqd,bhkd->bhqk', query, of_key)]
+  scores += [] if of_bias is None else [of_bias]
+  if scores:
+    of_weights = weights * sum(scores)
+    of_weights -= weights * of_weights.sum(axis=-1, keepdims=True)
+    parts.append(layers.einsum('bhqk,bhkd->bhqd', of_weights, value.astype(jnp.float32)))
+  if of_value is not None:
+    parts.append(layers.einsum('bhqk,bhkd->bhqd', weights, of_value.astype(jnp.float32)))
+  return sum(parts, jnp.zeros((), jnp.float32)).astype(output.dtype)
+
+
+def _attend_gradient(shared_bias: bool, saved: Residuals, gradient: Array) -> Tangents:
+  """Return the gradients of query, key, value and bias, which may be the same for all examples."""
+  query, key, value, exponentials, total, output = saved
   gradient = (gradient / total).astype(gradient.dtype)
   shared = (gradient.astype(jnp.float32) * output.astype(jnp.float32)).sum(axis=-1, keepdims=True)
   by_weight = layers.einsum('bhqd,bhkd->bhqk', gradient, value)
   by_score = (exponentials.astype(jnp.float32) * (by_weight - shared)).astype(gradient.dtype)
-  by_bias = None
-  if bias is not None:
-    by_bias = by_score.astype(jnp.float32)
-    by_bias = by_bias.sum(axis=0, keepdims=True) if len(bias) == 1 else by_bias
+  by_bias = by_score.astype(jnp.float32)
+  by_bias = by_bias.sum(axis=0, keepdims=True) if shared_bias else by_bias
   return (jnp.einsum('bhqk,bhkd->bhqd', by_score, key), jnp.einsum('bhqk,bhqd->bhkd', by_score, query),
           jnp.einsum('bhqk,bhqd->bhkd', exponentials, gradient), by_bias)
-
-
-attend.defvjp(_attend, _attend_gradient)
 
 
 class Attention(nnx.Module):

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int, UInt32
 
 from vit_jax.models.base import ArrayLike, Images, Rngs, Tokens
+from vit_jax.models.linear_map import Residuals, Tangents, linear_map
 
 
 def split(rngs: Rngs, n: int) -> list[Rngs]:
@@ -108,7 +109,7 @@ def affine(product: str, x: Float[ArrayLike, '...'], kernel: Float[Array, '...']
   return checkpoint_name(_affine(product, x, kernel, bias), DENSE)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _affine(product: str, x: ArrayLike, kernel: Array, bias: Array | None) -> Array:
   kernel = kernel.astype(x.dtype)
   if bias is None:
@@ -118,15 +119,27 @@ def _affine(product: str, x: ArrayLike, kernel: Array, bias: Array | None) -> Ar
   return (einsum(product, x, kernel) + bias).astype(x.dtype)
 
 
-_Saved = tuple[ArrayLike, Array, Array | None]
+@functools.partial(_affine.defjvp, symbolic_zeros=True)
+def _affine_tangent(product: str, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+  x, kernel, bias = primals
+  output = _affine(product, x, kernel, bias)
+
+  def push(saved: Residuals, tangents: Tangents) -> Array:
+    x, kernel = saved
+    of_x, of_kernel, of_bias = tangents
+    # Not rounded: forward mode is for tools, not for training.
+    parts = [] if of_x is None else [einsum(product, of_x, kernel.astype(x.dtype))]
+    parts += [] if of_kernel is None else [einsum(product, x.astype(jnp.float32), of_kernel)]
+    parts += [] if of_bias is None else [of_bias]
+    return jnp.broadcast_to(sum(parts), output.shape).astype(output.dtype)
+
+  pull = functools.partial(_affine_gradient, product, None if bias is None else bias.shape)
+  return output, linear_map(push, pull, (x, kernel), tangents)
 
 
-def _affine_forward(product: str, x: ArrayLike, kernel: Array, bias: Array | None) -> tuple[Array, _Saved]:
-  return _affine(product, x, kernel, bias), (x, kernel, bias)
-
-
-def _affine_gradient(product: str, saved: _Saved, gradient: Array) -> _Saved:
-  x, kernel, bias = saved
+def _affine_gradient(product: str, bias: tuple[int, ...] | None, saved: Residuals, gradient: Array) -> Tangents:
+  """Return the gradients of x, kernel and bias, given the shape of the bias."""
+  x, kernel = saved
   axes = re.fullmatch('(.+),(.+)->(.+)', product)
   assert axes, product
   if on_gpu():
@@ -135,7 +148,7 @@ def _affine_gradient(product: str, saved: _Saved, gradient: Array) -> _Saved:
   of_x, of_kernel, of_y = axes.groups()
   by_x = rounded_einsum(f'{of_y},{of_kernel}->{of_x}', gradient, kernel.astype(x.dtype))
   by_kernel = einsum(f'{of_x},{of_y}->{of_kernel}', x, gradient)
-  return by_x, by_kernel, None if bias is None else _sum_to(gradient.astype(jnp.float32), bias.shape)
+  return by_x, by_kernel, None if bias is None else _sum_to(gradient.astype(jnp.float32), bias)
 
 
 def _sum_to(x: Array, shape: tuple[int, ...]) -> Array:
@@ -143,9 +156,6 @@ def _sum_to(x: Array, shape: tuple[int, ...]) -> Array:
   lead = x.ndim - len(shape)
   axes = tuple(range(lead)) + tuple(lead + i for i, size in enumerate(shape) if size == 1)
   return x.sum(axis=axes).reshape(shape)
-
-
-_affine.defvjp(_affine_forward, _affine_gradient)
 
 
 def value_of(param: nnx.Param | None) -> Array | None:
