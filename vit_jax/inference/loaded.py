@@ -10,6 +10,9 @@ from vit_jax.base.preprocessing import Preprocessing
 from vit_jax.inference import predict as predict_lib
 from vit_jax.inference.predict import ImageLike
 from vit_jax.models.base import Model
+from vit_jax.models.registry import MODELS
+
+_LOADED = 'Loaded'
 
 
 @runtime_checkable
@@ -54,5 +57,13 @@ def loaded_class(model_class: type) -> Any:
 
   A subclass, because models/ knows nothing of files and image transforms.
   """
-  return type(model_class)(f'Loaded{model_class.__name__}', (_FromImages, model_class),
+  return type(model_class)(f'{_LOADED}{model_class.__name__}', (_FromImages, model_class),
                            {'__doc__': model_class.__doc__, '__module__': __name__})
+
+
+def __getattr__(name: str) -> Any:
+  """Return a class of `loaded_class` by its name, which is how pickle finds it."""
+  for model_class in MODELS.values():
+    if name == f'{_LOADED}{model_class.__name__}':
+      return loaded_class(model_class)
+  raise AttributeError(f'module {__name__} has no attribute {name!r}')

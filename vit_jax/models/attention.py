@@ -1,5 +1,6 @@
 """Multi-head attention (paper, appendix A)."""
 from collections.abc import Callable
+import functools
 from typing import Any
 
 from flax import nnx
@@ -11,9 +12,9 @@ from jaxtyping import Float
 
 from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError
+from vit_jax.base.linear_map import Residuals, Tangents, linear_map
 from vit_jax.models import layers
 from vit_jax.models.base import ArrayLike, Rngs, Tokens
-from vit_jax.models.linear_map import Residuals, Tangents, linear_map
 from vit_jax.models.positions.relative import Bias, Scores
 from vit_jax.models.positions.rotary import Rotary
 
@@ -120,7 +121,7 @@ def _push(saved: Residuals, tangents: Tangents) -> Array:
   return sum(parts, jnp.zeros((), jnp.float32)).astype(output.dtype)
 
 
-def _attend_gradient(shared_bias: bool, saved: Residuals, gradient: Array) -> Tangents:
+def _attend_gradient(shared_bias: bool, saved: Residuals, gradient: ArrayLike) -> Tangents:
   """Return the gradients of query, key, value and bias, which may be the same for all examples."""
   query, key, value, exponentials, total, output = saved
   gradient = (gradient / total).astype(gradient.dtype)
@@ -150,7 +151,7 @@ class Attention(nnx.Module):
     self.query_norm, self.key_norm = norm(), norm()
     self.dropout = dropout
     self.rotary = rotary
-    self.attend = ATTENTIONS[kind]
+    self.kind = kind
 
   def __call__(self, x: Tokens, queries: Float[Array, 'batch queries width'] | None = None,
                rngs: Rngs = None, relative: Scores | None = None) -> Float[Array, 'batch queries width']:
@@ -202,7 +203,8 @@ class Attention(nnx.Module):
   def _mix(self, query: Queries, key: Keys, value: Keys, bias: Bias | None, rngs: Rngs) -> Output:
     """Return what `attend` does; with keys, after dropout on the weights, so that they no longer sum to 1."""
     if rngs is None:
-      return self.attend(query, key, value) if bias is None else self.attend(query, key, value, bias)
+      attend = ATTENTIONS[self.kind]
+      return attend(query, key, value) if bias is None else attend(query, key, value, bias)
     weights = layers.dropout(attention_weights(query, key, bias).astype(value.dtype), self.dropout, rngs)
     return layers.einsum('bhqk,bhkd->bhqd', weights, value).astype(value.dtype)
 

@@ -161,7 +161,8 @@ class Encoder(nnx.Module):
     self.depth = config.depth
     self.stochastic_depth = config.stochastic_depth
     self.unroll = config.unroll
-    self.remat = choose(REMAT, config.remat or 'none', 'model.remat')
+    self.remat = config.remat or 'none'
+    choose(REMAT, self.remat, 'model.remat')
 
   def __call__(self, x: Tokens, rngs: Rngs = None, num_layers: int | None = None,
                first_only: bool = False) -> Float[Array, 'batch outputs width']:
@@ -208,12 +209,12 @@ class Encoder(nnx.Module):
     """Run the block of this number, its parameters cut from the stack or an element of a tuple."""
     graphdef, stacked = nnx.split(self.blocks)
     own = jax.tree.map(lambda leaf: leaf[number], stacked, is_leaf=lambda leaf: isinstance(leaf, tuple))
-    return self.remat(lambda x, own: body(x, nnx.merge(graphdef, own), number))(x, own)
+    return REMAT[self.remat](lambda x, own: body(x, nnx.merge(graphdef, own), number))(x, own)
 
   def _scan(self, body: _Body, x: Array, count: int | None) -> tuple[Array, Any]:
     graphdef, stacked = nnx.split(self.blocks)
     layer = (jnp.arange(self.depth), stacked)
-    run = self.remat(lambda x, layer: body(x, nnx.merge(graphdef, layer[1]), layer[0]))
+    run = REMAT[self.remat](lambda x, layer: body(x, nnx.merge(graphdef, layer[1]), layer[0]))
     return jax.lax.scan(run, x, jax.tree.map(lambda leaf: leaf[:count], layer))
 
 

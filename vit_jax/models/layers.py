@@ -7,6 +7,7 @@ from collections.abc import Callable
 import functools
 import math
 import re
+from typing import Any
 
 from flax import nnx
 import jax
@@ -15,8 +16,8 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Float, Int, UInt32
 
+from vit_jax.base.linear_map import Residuals, Tangents, linear_map
 from vit_jax.models.base import ArrayLike, Images, Rngs, Tokens
-from vit_jax.models.linear_map import Residuals, Tangents, linear_map
 
 
 def split(rngs: Rngs, n: int) -> list[Rngs]:
@@ -137,7 +138,7 @@ def _affine_tangent(product: str, primals: tuple[Any, ...], tangents: tuple[Any,
   return output, linear_map(push, pull, (x, kernel), tangents)
 
 
-def _affine_gradient(product: str, bias: tuple[int, ...] | None, saved: Residuals, gradient: Array) -> Tangents:
+def _affine_gradient(product: str, bias: tuple[int, ...] | None, saved: Residuals, gradient: ArrayLike) -> Tangents:
   """Return the gradients of x, kernel and bias, given the shape of the bias."""
   x, kernel = saved
   axes = re.fullmatch('(.+),(.+)->(.+)', product)

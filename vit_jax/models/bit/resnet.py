@@ -165,7 +165,8 @@ class ResNet(nnx.Module):
       rest = [unit(outputs, outputs, 1, False, conv, norm) for _ in range(count - 1)]
       setattr(self, f'block{stage}', Stage([first, *rest]))
       inputs = outputs
-    self.shape, self.remat = shape, choose(REMAT, remat or 'none', 'model.remat')
+    self.shape, self.remat = shape, remat or 'none'
+    choose(REMAT, self.remat, 'model.remat')
 
   def __call__(self, images: Images, stages: int | None = None) -> FeatureMap:
     """Return the feature map after some of the stages.
@@ -184,7 +185,7 @@ class ResNet(nnx.Module):
 
   def _run(self, unit: PreActivationUnit | PostActivationUnit, x: FeatureMap) -> FeatureMap:
     graphdef, own = nnx.split(unit)
-    body = self.remat(lambda x, own: nnx.merge(graphdef, own)(checkpoint_name(x, BLOCK_INPUT)))
+    body = REMAT[self.remat](lambda x, own: nnx.merge(graphdef, own)(checkpoint_name(x, BLOCK_INPUT)))
     return constrain_batch_sharding(body(x, own))
 
 

@@ -11,11 +11,13 @@ import jax
 from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+import numpy as np
 
+ArrayLike = Array | np.ndarray
 Residuals = tuple[Any, ...]
-Tangents = tuple[Array | None, ...]
+Tangents = tuple[ArrayLike | None, ...]
 Function = Callable[[Residuals, Tangents], Array]
-Transpose = Callable[[Residuals, Array], Tangents]
+Transpose = Callable[[Residuals, ArrayLike], Tangents]
 
 
 def linear_map(function: Function, transpose: Transpose, residuals: Residuals, tangents: tuple[Any, ...]) -> Array:
@@ -33,7 +35,7 @@ def linear_map(function: Function, transpose: Transpose, residuals: Residuals, t
                           transpose=transpose, num_residuals=len(residuals), kept=kept)
 
 
-def _apply(*operands: Array, function: Function, transpose: Transpose, num_residuals: int,
+def _apply(*operands: ArrayLike, function: Function, transpose: Transpose, num_residuals: int,
            kept: tuple[bool, ...]) -> Array:
   del transpose
   given = iter(operands[num_residuals:])
