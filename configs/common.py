@@ -8,10 +8,15 @@ from vit_jax.base import choices
 
 MODELS = {'b16': 'B/16', 'b32': 'B/32', 'l16': 'L/16', 'l32': 'L/32', 'h14': 'H/14'}
 
+# Hybrids (section 4.1); their suffix is the total down-sampling.
+HYBRIDS = {'r50_b16': 'R50+B/16', 'r50_b32': 'R50+B/32', 'r50_l16': 'R50+L/16', 'r50_l32': 'R50+L/32'}
+
 # Images per device and micro-batch whose activations stay in a v5e's fast memory: 16 for B/16 and L/16 (197 tokens),
 # 8 for H/14 (257 tokens) (experiments/benchmarks/tpu_step.md), 32 for S/16 and 128 for Ti/16 (micro_batch.md).
 # Patches of 32 pixels give a quarter of the tokens; S/32 and B/32 were measured, L/32 was not.
-MICRO_BATCH = {'Ti/16': 128, 'S/32': 128, 'S/16': 32, 'B/32': 64, 'B/16': 16, 'L/32': 64, 'L/16': 16, 'H/14': 8}
+# Hybrids were not measured either; they get that of the ViT with as many tokens.
+MICRO_BATCH = {'Ti/16': 128, 'S/32': 128, 'S/16': 32, 'B/32': 64, 'B/16': 16, 'L/32': 64, 'L/16': 16, 'H/14': 8,
+               'R50+B/16': 16, 'R50+B/32': 64, 'R50+L/16': 16, 'R50+L/32': 64}
 
 # Held-out splits for model selection: the last percent of ImageNet's training images (the authors' code); the first
 # 102,400 images of ImageNet-21k (google/uncertainty-baselines, an early fork of the training code); the first 49,511
@@ -25,22 +30,27 @@ DATASETS = {
 
 # Table 3: epochs, peak learning rate, decay, weight decay, dropout. Table 3 has no row for H/14 on ImageNet-21k,
 # although table 5 reports it, so it gets L/16's. L/16 was trained for 7 or 14 epochs of JFT and 30 or 90 of
-# ImageNet-21k; the longer ones are used here (the paper's compute figures fit 90).
+# ImageNet-21k; the longer ones are used here (the paper's compute figures fit 90). Its hybrids were trained on JFT; on
+# the other two they get the settings of ViTs, like the hybrids that the authors released.
 TABLE_3 = {
-    'imagenet': {model: (300, 3e-3, 'cosine', 0.3, 0.1) for model in MODELS},
-    'imagenet21k': {model: (90, 1e-3, 'linear', 0.03, 0.1) for model in MODELS},
+    'imagenet': {model: (300, 3e-3, 'cosine', 0.3, 0.1) for model in (*MODELS, *HYBRIDS)},
+    'imagenet21k': {model: (90, 1e-3, 'linear', 0.03, 0.1) for model in (*MODELS, *HYBRIDS)},
     'jft': {
         'b16': (7, 8e-4, 'linear', 0.1, 0.0),
         'b32': (7, 8e-4, 'linear', 0.1, 0.0),
         'l32': (7, 6e-4, 'linear', 0.1, 0.0),
         'l16': (14, 4e-4, 'linear', 0.1, 0.0),
         'h14': (14, 3e-4, 'linear', 0.1, 0.0),
+        'r50_b16': (7, 8e-4, 'linear', 0.1, 0.0),
+        'r50_b32': (7, 8e-4, 'linear', 0.1, 0.0),
+        'r50_l32': (7, 2e-4, 'linear', 0.1, 0.0),
+        'r50_l16': (14, 4e-4, 'linear', 0.1, 0.0),
     },
 }
 
 
 # 'any' takes the architecture from the weights.
-FINETUNE_MODELS = {'any': None, 'ti16': 'Ti/16', 's16': 'S/16', **MODELS}
+FINETUNE_MODELS = {'any': None, 'ti16': 'Ti/16', 's16': 'S/16', **MODELS, **HYBRIDS}
 
 # Table 4: steps and learning rates; warm-up of 500 steps, 100 for Pets and Flowers (the authors' code). CIFAR is
 # evaluated on its test split.
@@ -107,8 +117,8 @@ def pixels(size: int) -> ml_collections.FieldReference:
 
 
 def pretrain(model: str, dataset: str) -> ml_collections.ConfigDict:
-  """Return the recipe of table 3 for a model of MODELS and a dataset of DATASETS."""
-  variant = choices.choose(MODELS, model, 'recipe argument MODEL')
+  """Return the recipe of table 3 for a model of MODELS or HYBRIDS and a dataset of DATASETS."""
+  variant = choices.choose({**MODELS, **HYBRIDS}, model, 'recipe argument MODEL')
   data = choices.choose(DATASETS, dataset, 'recipe argument DATASET')
   epochs, peak_lr, schedule, weight_decay, dropout = TABLE_3[dataset][model]
 
@@ -120,7 +130,7 @@ def pretrain(model: str, dataset: str) -> ml_collections.ConfigDict:
   # The hidden tanh layer has the width of the tokens, and the head bias starts at -10 for the sigmoid loss (the
   # authors' answer in google-research/vision_transformer issue 2, and the fork). bfloat16 is for products only;
   # parameters, softmax, LayerNorm statistics and loss are float32.
-  width = {'b': 768, 'l': 1024, 'h': 1280}[model[0]]
+  width = {'B': 768, 'L': 1024, 'H': 1280}[variant.rpartition('+')[2][0]]
   config.model = dict(variant=variant, pool='token', representation_size=width, head_bias=-10.0, dropout=dropout,
                       dtype='bfloat16', unroll=True)
   # Label smoothing of 1e-4 on ImageNet and ImageNet-21k, none on JFT (the fork's configs).

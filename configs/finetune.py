@@ -5,7 +5,8 @@
       --config.data.name=folder:PATH --workdir=runs/mine
 
 The argument is MODEL,DATA:
-  MODEL: ti16, s16, b16, b32, l16, l32 or h14; or any, to use the architecture of the weights
+  MODEL: ti16, s16, b16, b32, l16, l32 or h14; a hybrid: r50_b16, r50_b32, r50_l16 or r50_l32; or any, to use the
+    architecture of the weights
   DATA: imagenet, cifar10, cifar100, pets, flowers, folder or a task of VTAB-1k (vtab_dtd, …: those whose TFDS dataset
     has an image and a label)
 `init` is anything that `vit_jax.load` reads: official and big_vision .npz files, Hugging Face, timm, a run directory.

@@ -23,11 +23,12 @@ CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 RECIPES = sorted(path.stem for path in CONFIGS.glob('*.py') if path.stem not in ('__init__', 'common'))
 ARGUMENTS = {
     'vit': [f'{model},{data}' for model in common.MODELS for data in common.DATASETS],
+    'bit': ['r50x1,hyperrule,cifar10'],
     'augreg': ['ti16,imagenet,none', 's32,imagenet21k,strong2', 'l16,imagenet'],
     'mixer': ['b32,imagenet', 'l16,imagenet21k'],
     'vit_b16': ['imagenet', 'imagenet21k', 'jft'],
     'vit_h14': ['imagenet', 'imagenet21k', 'jft'],
-    'finetune': ['ti16,folder', 'h14,imagenet', *(f'b16,{task}' for task in common.TASKS)],
+    'finetune': ['ti16,folder', 'h14,imagenet', 'r50_b32,pets', *(f'b16,{task}' for task in common.TASKS)],
 }
 CASES = [(recipe, argument) for recipe in RECIPES for argument in [None, *ARGUMENTS.get(recipe, [])]]
 
@@ -134,7 +135,8 @@ def test_table_4(task, steps, rates, warmup, no_data):
 TABLE_3 = [
     ('b16', 'jft', 7, 8e-4, 'linear', 0.1, 0.0), ('b32', 'jft', 7, 8e-4, 'linear', 0.1, 0.0),
     ('l32', 'jft', 7, 6e-4, 'linear', 0.1, 0.0), ('l16', 'jft', 14, 4e-4, 'linear', 0.1, 0.0),
-    ('h14', 'jft', 14, 3e-4, 'linear', 0.1, 0.0),
+    ('h14', 'jft', 14, 3e-4, 'linear', 0.1, 0.0), ('r50_b16', 'jft', 7, 8e-4, 'linear', 0.1, 0.0),
+    ('r50_l32', 'jft', 7, 2e-4, 'linear', 0.1, 0.0),
     ('b16', 'imagenet21k', 90, 1e-3, 'linear', 0.03, 0.1), ('b32', 'imagenet21k', 90, 1e-3, 'linear', 0.03, 0.1),
     ('l16', 'imagenet21k', 90, 1e-3, 'linear', 0.03, 0.1), ('l32', 'imagenet21k', 90, 1e-3, 'linear', 0.03, 0.1),
     ('b16', 'imagenet', 300, 3e-3, 'cosine', 0.3, 0.1), ('l32', 'imagenet', 300, 3e-3, 'cosine', 0.3, 0.1),
@@ -197,6 +199,34 @@ def test_mixer(argument, magnitude, mixup, bias, no_data):
   assert float(parts.schedule(10_000)) == pytest.approx(1e-3) and float(parts.schedule(5_000)) == pytest.approx(5e-4)
   assert float(parts.schedule(parts.num_steps)) == pytest.approx(1e-5)
   assert argument != 'b16,imagenet' or parts.num_params == 59_880_472
+
+
+@pytest.mark.parametrize('task, steps, drops, mixup, size', [
+    ('pets', 500, (200, 300, 400), None, 480), ('cifar10', 10_000, (3_000, 6_000, 9_000), 0.1, 128),
+    ('imagenet', 20_000, (6_000, 12_000, 18_000), 0.1, 480)])
+def test_hyperrule(task, steps, drops, mixup, size, no_data):
+  """arXiv 1912.11370, section 3.3; big_transfer's bit_hyperrule.py."""
+  parts = build(recipe('bit', f'r50x1,hyperrule,{task}'))
+  config = parts.config
+  assert parts.num_steps == steps and parts.data.image_size == (size, size) and config.mix.mixup == mixup
+  assert (config.data.batch_size, config.optim.name, config.optim.clip_norm) == (512, 'sgd', None)
+  warmup = 100 if steps == 500 else 500
+  assert float(parts.schedule(warmup // 2)) == pytest.approx(0.0015)
+  for step, before in [(warmup, 0.003), *zip(drops, (0.0003, 0.00003, 0.000003), strict=True)]:
+    assert float(parts.schedule(step)) == pytest.approx(before)
+    assert float(parts.schedule(step - 1)) > before or step == warmup
+
+
+@pytest.mark.parametrize('argument, rate, loss, epochs', [
+    ('r50x1,imagenet', 1.6, 'softmax', 90), ('r101x3,imagenet21k', 0.48, 'sigmoid', 90),
+    ('r50x2,jft', 1e-3, 'sigmoid', 7), ('r152x2,jft', 6e-4, 'sigmoid', 7)])
+def test_bit(argument, rate, loss, epochs, no_data):
+  """big_vision's bit_i1k.py and bit_i21k.py; ViT paper, table 3."""
+  parts = build(recipe('bit', argument))
+  config = parts.config
+  assert (config.optim.peak_lr, config.objective.loss, config.data.batch_size) == (rate, loss, 4096)
+  assert parts.num_steps == pytest.approx(epochs * len(parts.data.source) / 4096, abs=1)
+  assert argument != 'r50x1,imagenet' or parts.num_params == 25_549_352
 
 
 def test_better_plain_vit(no_data):

@@ -27,7 +27,7 @@ def reference(name, t, warmup=WARMUP, cooldown=0, end=0.0):
     rate = PEAK * 0.5 * (1 + math.cos(math.pi * p))
   elif name == 'rsqrt':
     rate = PEAK / math.sqrt(1 + (t - warmup) / TAU) if t > warmup else PEAK
-  elif name == 'constant':
+  elif name in ('constant', 'stairs'):  # no drops
     rate = PEAK
   if warmup:
     rate *= min(1.0, t / warmup)
@@ -66,6 +66,12 @@ def test_boundaries(name):
 def test_rsqrt_falls_by_the_square_root_of_two_over_the_timescale():
   schedule = build('rsqrt')
   assert float(schedule(WARMUP) / schedule(WARMUP + TAU)) == pytest.approx(math.sqrt(2), rel=1e-6)
+
+
+def test_stairs_fall_to_a_tenth_at_each_drop():
+  schedule = build('stairs', warmup=0, drops=(0.25, 0.5))
+  rates = [float(schedule(t)) / PEAK for t in (0, TOTAL // 4 - 1, -(-TOTAL // 4), -(-TOTAL // 2), TOTAL)]
+  np.testing.assert_allclose(rates, [1, 1, 0.1, 0.01, 0.01], rtol=1e-5)
 
 
 def test_without_warmup_the_first_step_is_at_the_peak():

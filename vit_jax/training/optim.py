@@ -32,6 +32,7 @@ class OptimConfig:
     warmup: the learning rate first rises linearly from 0 for this long.
     cooldown: the learning rate finally falls linearly to 0 for this long.
     end_lr: where the 'linear' schedule ends (the authors' code: 1e-5).
+    drops: fractions of the run after which the 'stairs' schedule falls to a tenth, as in BiT's HyperRule.
     timescale: steps over which the 'rsqrt' schedule falls by the square root of two (big_vision: 10,000).
     weight_decay: w; each step moves a parameter p by -lr·w·p in addition to its own update (the form of the paper and
       of flax.optim), except in 'adam', where the decay is part of the gradient, and in 'lamb', where it is part of what
@@ -52,6 +53,7 @@ class OptimConfig:
   warmup: Duration = Duration(0)
   cooldown: Duration = Duration(0)
   end_lr: float = 0.0
+  drops: tuple[float, ...] = ()
   timescale: float = 10_000.0
   weight_decay: float = 0.0
   decay_mask: str = '.*'
@@ -63,6 +65,8 @@ class OptimConfig:
   def __post_init__(self):
     make = choose(OPTIMIZERS, self.name, 'optim.name')
     choose(SHAPES, self.schedule, 'optim.schedule')
+    if not all(isinstance(drop, float) and 0.0 < drop < 1.0 for drop in self.drops):
+      raise UserError(f'optim.drops: expected fractions of the run between 0 and 1, got {self.drops}')
     for name in ('peak_lr', 'end_lr', 'weight_decay', *_POSITIVE):
       number = getattr(self, name)
       if number is not None and (not math.isfinite(number) or number < 0 or (name in _POSITIVE and number == 0)):
@@ -114,7 +118,8 @@ def build(config: OptimConfig, num_steps: int, pace: Pace, model: ParamTree, par
     raise UserError(f'optim.warmup: the warm-up ({warmup} steps) and the cool-down ({cooldown} steps) are longer than '
                     f"the run ({num_steps} steps). Shorten them, for example optim.warmup='0 steps', or lengthen "
                     'train.duration')
-  schedule = Schedule(config.schedule, num_steps, config.peak_lr, config.end_lr, warmup, cooldown, config.timescale)
+  schedule = Schedule(config.schedule, num_steps, config.peak_lr, config.end_lr, warmup, cooldown, config.timescale,
+                      config.drops)
   for key, pattern in (('optim.decay_mask', config.decay_mask), ('optim.freeze', config.freeze)):
     _check_names(key, pattern or '', model)
   frozen = _frozen(params, config.freeze) if config.freeze else None
