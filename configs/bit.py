@@ -100,7 +100,7 @@ def _hyperrule(variant: str | None, name: str) -> ml_collections.ConfigDict:
     config.model.kind = 'bit'
   config.objective = dict(loss='softmax')
   config.optim = dict(name='sgd', peak_lr=0.003, schedule='stairs', drops=drops, warmup=f'{warmup} steps',
-                      weight_decay=0.0, options=dict(momentum=0.9))
+                      weight_decay=0.0, clip_norm=None, options=dict(momentum=0.9))
   config.train = dict(duration=f'{steps} steps', log_every='50 steps', eval_every=task.get('eval_every', '500 steps'))
   config.transfer = dict(reset_head=True)
   config.evaluators = {split: dict(kind='classification', split=value) for split, value in task['evaluate'].items()}
