@@ -12,13 +12,14 @@ from vit_jax.pretrained.formats.huggingface.bit import HuggingFaceBiT
 from vit_jax.pretrained.formats.huggingface.family import HuggingFaceViT
 from vit_jax.pretrained.formats.timm.bit import TimmBiT
 from vit_jax.pretrained.formats.timm.mixer import TimmMixer
+from vit_jax.pretrained.formats.timm.other import TimmOther
 from vit_jax.pretrained.formats.timm.vit import TimmViT
 
 FORMATS: dict[str, Format] = {form.name: form for form in (
     Format('big_vision', '.npz', (BigVisionBiT(), BigVisionViT())),
     Format('google', '.npz', (GoogleBiT(), GoogleResNet(), GoogleMixer(), GoogleViT())),
     Format('huggingface', '.safetensors', (HuggingFaceBiT(), HuggingFaceViT())),
-    Format('timm', '.safetensors', (TimmBiT(), TimmMixer(), TimmViT())),
+    Format('timm', '.safetensors', (TimmBiT(), TimmMixer(), TimmViT(), TimmOther())),
 )}
 
 

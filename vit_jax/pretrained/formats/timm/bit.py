@@ -11,6 +11,7 @@ from vit_jax.pretrained.formats.base import Configs, ImageSize, Written
 from vit_jax.pretrained.formats.leaves import TORCH_CONV, Layout, Leaf, Table, torch_linear_leaves, torch_norm_leaves
 from vit_jax.pretrained.formats.timm import config as config_lib
 from vit_jax.pretrained.formats.timm import preprocessing
+from vit_jax.pretrained.formats.timm.hybrid import unit_prefix
 from vit_jax.pretrained.formats.weights import Weights
 
 ROOT = 'stem.conv.weight'
@@ -74,11 +75,6 @@ class TimmBiT:
     notes = list(weights.notes)
     written = _write_config(weights, notes)
     return Written(arrays, {'config.json': written}, dataclasses.replace(weights, notes=tuple(notes)))
-
-
-def unit_prefix(stage: int, number: int) -> str:
-  """Return what comes before the names of a unit; both numbers count from 1."""
-  return f'stages.{stage - 1}.blocks.{number - 1}.'
 
 
 def _table(blocks: tuple[int, ...]) -> Table:

@@ -1,57 +1,23 @@
-"""timm's `VisionTransformer` state dict as safetensors (github.com/huggingface/pytorch-image-models)."""
+"""timm's Vision Transformers as safetensors (github.com/huggingface/pytorch-image-models).
+
+Classes VisionTransformer (also CLIP's, SigLIP's and DINOv2's), VisionTransformerDistilled (DeiT),
+VisionTransformerRelPos, and Eva (EVA-02, DINOv3).
+"""
 import dataclasses
-import re
 from typing import Any
 
+from vit_jax.base.text import listing
+from vit_jax.models.config import ViTConfig
 from vit_jax.pretrained.files.tensors import Tensors
 from vit_jax.pretrained.formats import infer, leaves, representable, resnet
 from vit_jax.pretrained.formats.base import Configs, ImageSize, Written
-from vit_jax.pretrained.formats.leaves import SAME, TORCH_CONV, Leaf, Table, torch_linear_leaves, torch_norm_leaves
+from vit_jax.pretrained.formats.leaves import Table
+from vit_jax.pretrained.formats.timm import architectures, hybrid, names, preprocessing
 from vit_jax.pretrained.formats.timm import config as config_lib
-from vit_jax.pretrained.formats.timm import preprocessing
-from vit_jax.pretrained.formats.timm.bit import unit_prefix
-from vit_jax.pretrained.formats.weights import Weights, pixels
+from vit_jax.pretrained.formats.timm.names import BLOCK, POSITIONS, STEM, Names
+from vit_jax.pretrained.formats.weights import Weights, pixels, read_config, shapes
 
-POSITIONS = 'pos_embed'
-_BACKBONE = 'patch_embed.backbone.'
-
-_MLP = {**torch_linear_leaves('mlp/up', 'mlp.fc1'), **torch_linear_leaves('mlp/down', 'mlp.fc2')}
-_BLOCK = {
-    **torch_norm_leaves('attention_norm', 'norm1'),
-    **torch_linear_leaves('attention/query', 'attn.qkv', part=(0, 3)),
-    **torch_linear_leaves('attention/key', 'attn.qkv', part=(1, 3)),
-    **torch_linear_leaves('attention/value', 'attn.qkv', part=(2, 3)),
-    **torch_norm_leaves('attention/query_norm', 'attn.q_norm'),
-    **torch_norm_leaves('attention/key_norm', 'attn.k_norm'),
-    **torch_linear_leaves('attention/out', 'attn.proj', inputs=2),
-    'attention_scale': Leaf('ls1.gamma', SAME),
-    **torch_norm_leaves('mlp_norm', 'norm2'),
-    **_MLP,
-    'mlp_scale': Leaf('ls2.gamma', SAME),
-}
-_MAP = {
-    'probe': Leaf('latent', leaves.leading(2)),
-    **torch_linear_leaves('attention/query', 'q'),
-    **torch_linear_leaves('attention/key', 'kv', part=(0, 2)),
-    **torch_linear_leaves('attention/value', 'kv', part=(1, 2)),
-    **torch_linear_leaves('attention/out', 'proj', inputs=2),
-    **torch_norm_leaves('norm', 'norm'),
-    **_MLP,
-}
-
-
-def _table(norm_after_pool: bool, hybrid: tuple[int, ...] | None) -> Table:
-  return {
-      **({} if hybrid is None else _resnet_table(hybrid)),
-      'patch_embed/kernel': Leaf('patch_embed.proj.weight', TORCH_CONV),
-      'patch_embed/bias': Leaf('patch_embed.proj.bias', SAME),
-      'token': Leaf('cls_token', leaves.leading(2)),
-      'registers': Leaf('reg_token', leaves.leading(1)),
-      **leaves.prefixed(_BLOCK, leaves.BLOCKS, 'blocks.{i}.'),
-      **leaves.prefixed(_MAP, 'pool/', 'attn_pool.'),
-      **torch_norm_leaves('norm', 'fc_norm' if norm_after_pool else 'norm'),
-      **torch_linear_leaves('head', 'head'),
-  }
+_BOTH = (False, True)
 
 
 class TimmViT:
@@ -60,10 +26,12 @@ class TimmViT:
   resize_method = 'bicubic'
 
   def matches(self, tensors: Tensors, configs: Configs) -> bool:
-    """Return whether a file with these names is a ViT of timm's."""
-    del configs
-    names = tensors.shapes
-    return 'patch_embed.proj.weight' in names
+    """Return whether a file with these names is a ViT of timm's, and its config does not name another model."""
+    name = configs.get('config.json', {}).get('architecture')
+    if isinstance(name, str) and not architectures.is_ours(name):
+      return False
+    return STEM in tensors and any(array.startswith(f'{BLOCK}attn') or array.startswith(f'{BLOCK}norm')
+                                   for array in tensors.shapes)
 
   def read(self, tensors: Tensors, configs: Configs, image_size: ImageSize = None) -> Weights:
     """Read an open file.
@@ -77,12 +45,17 @@ class TimmViT:
       UserError: not a file in this format, or a model that computes something else under these names.
     """
     config, notes = config_lib.parse(tensors, configs.get('config.json')), []
-    fields = _read_fields(tensors, config, notes)
+    found = dataclasses.replace(names.of_file(tensors), hybrid=hybrid.units(tensors))
+    if found.is_eva and not configs:
+      raise tensors.error("a model of timm's class Eva (EVA-02, DINOv3) needs its config.json beside it")
+    fields = _read_fields(tensors, config, found, notes)
     fields.update(_read_positions(tensors, fields, config.image_size, image_size, notes))
+    table = found.table()
+    _refuse_other_blocks(tensors, fields, table, config.architecture)
     prepared = preprocessing.read(tensors, config.pretrained, fields['image_size'], fields['channels'], notes)
     return leaves.read_weights(
-        tensors, fields, _table(fields['norm_after_pool'], fields.get('resnet')), POSITIONS,
-        class_names=config.class_names, notes=(*config.notes, *notes), preprocessing=prepared)
+        tensors, fields, table, POSITIONS, class_names=config.class_names, notes=(*config.notes, *notes),
+        preprocessing=prepared)
 
   def holds(self, config: Any) -> bool:
     """Return whether it is a Vision Transformer."""
@@ -90,75 +63,109 @@ class TimmViT:
 
   def write(self, weights: Weights, approximate: bool = False) -> Written:
     """Lay weights out in this format; see `base.Family.write`."""
-    weights = representable.key_bias(representable.mask_token(representable.norm_before_pool(weights), False))
-    representable.require(
-        weights, 'timm', representation_size=(None,), register_position=(False, True),
-        pool=('gap',) if weights.config.norm_after_pool else ('gap', 'map', 'token'))
-    representable.require_numerics(weights, 'timm', approximate, norm_epsilon=1e-6)
-    if weights.config.resnet is not None:
+    weights = representable.mask_token(representable.norm_before_pool(weights), False)
+    config = weights.config
+    representable.require(weights, 'timm', **_allowed(config))
+    representable.require_numerics(weights, 'timm', approximate, norm_epsilon=_epsilon(config))
+    if (names.is_eva(config) or config.relative_position) and config.mlp == 'gelu':
+      representable.require_numerics(weights, 'timm', approximate, gelu='exact')
+    if config.resnet is not None:
       representable.require_numerics(weights, 'timm', approximate, resnet_numerics='vit_timm')
+    if config.distillation_token and config.position != 'learned':
+      weights = representable.learned_positions(weights)
     weights = representable.learned_positions(weights, fixed=(None,))
     if weights.config.register_position or 'token' in weights.params.get('position', {}):
       # timm's prefix tokens have positions all together or not at all.
       weights = representable.register_position(representable.token_position(weights))
-    table = _table(weights.config.norm_after_pool, weights.config.resnet)
-    arrays = leaves.to_arrays(weights, table, POSITIONS)
+    arrays = leaves.to_arrays(weights, names.of_config(weights.config).table(), POSITIONS)
     notes = list(weights.notes)
-    config = config_lib.write(weights, notes)
-    return Written(arrays, {'config.json': config}, dataclasses.replace(weights, notes=tuple(notes)))
+    written = config_lib.write(weights, notes)
+    return Written(arrays, {'config.json': written}, dataclasses.replace(weights, notes=tuple(notes)))
 
 
-def _resnet_table(blocks: tuple[int, ...]) -> Table:
-  root = _root(bool(blocks))
-  names = {'conv_root/kernel': Leaf(f'{root}conv.weight', TORCH_CONV), **torch_norm_leaves('norm_root', f'{root}norm')}
-  prefix = lambda stage, unit: f'{_BACKBONE}{unit_prefix(stage, unit)}'
-  return resnet.table(blocks, names, resnet.torch_unit(), prefix)
+def _allowed(config: ViTConfig) -> dict[str, Any]:
+  """Return {config field: values} that timm's classes hold, for the class that a model needs."""
+  common: dict[str, Any] = dict(representation_size=(None,), patch_bias=(not config.pre_norm,))
+  if names.is_eva(config):
+    return dict(common, key_bias=(False,) if config.qkv_bias else _BOTH, pool=('gap', 'token'), pre_norm=_BOTH,
+                rotary=(None, 'eva', 'dinov3'), mlp=('gelu', 'swiglu'), register_position=_BOTH,
+                mlp_hidden_norm=(config.mlp == 'swiglu', False))
+  pools = ('gap',) if config.norm_after_pool else ('gap', 'token')
+  if config.relative_position is not None:
+    return dict(common, pool=pools, relative_position=('mlp', 'mlp_swin', 'table'), registers=(0,), position=(None,))
+  if config.pool == 'distilled':
+    return dict(common, pool=('distilled',), registers=(0,), distillation_token=(True,), token_position=(True,))
+  return dict(common, pool=('gap',) if config.norm_after_pool else (*pools, 'map'), register_position=_BOTH,
+              pre_norm=_BOTH, mlp=('gelu', 'swiglu'), key_bias=(True, not config.qkv_bias))
 
 
-def _root(has_stages: bool) -> str:
-  """Return what comes before the names of a hybrid's root; it is not called a stem if there is nothing else."""
-  return f'{_BACKBONE}stem.' if has_stages else _BACKBONE
+def _epsilon(config: ViTConfig) -> float:
+  """Return the LayerNorm epsilon that timm has for a model: the model's own if one of its architectures has it."""
+  plain = config.pool != 'distilled' and config.relative_position is None and config.mlp == 'gelu'
+  if (plain or names.is_eva(config)) and config.norm_epsilon == config_lib.CLIP_EPSILON:
+    return config.norm_epsilon
+  return 1e-6
 
 
-def _read_resnet(tensors: Tensors) -> dict[str, Any]:
-  """Return the config fields of a hybrid's ResNet; {} for a plain ViT."""
-  if not any(name.startswith(_BACKBONE) for name in tensors.shapes):
-    return {}
-  blocks = resnet.blocks(tensors, rf'{re.escape(_BACKBONE)}stages\.(\d+)\.blocks\.(\d+)\.', first=0)
-  root = f'{_root(bool(blocks))}conv.weight'
-  if root not in tensors or f'{_root(bool(blocks))}norm.weight' not in tensors:
-    raise tensors.error("expected the root of a hybrid with timm's ResNet v2 (vit_*_r26_*, vit_*_r50_*), got another "
-                        'convolutional stem, which vit_jax does not have')
-  last = lambda stage: f'{_BACKBONE}{unit_prefix(stage, 1)}conv3.weight'
-  found = resnet.widths(tensors, root, last, len(blocks), axis=0)
-  return dict(resnet.hybrid_fields(tensors, blocks, found), resnet_numerics='vit_timm',
-              channels=tensors.shape(root, 4)[1])
+def _refuse_other_blocks(tensors: Tensors, fields: dict[str, Any], table: Table, architecture: str) -> None:
+  """Raise UserError if the first block has other arrays than ours: a model that computes something else.
+
+  What is only missing or left over in single blocks is a damaged file, see `leaves.read_weights`.
+  """
+  paths = [path for path in shapes(read_config(fields)) if path.startswith(leaves.BLOCKS)]
+  expected = {table[path].name.format(i=0) for path in paths}
+  found = {name for name in tensors.shapes if name.startswith(BLOCK)}
+  last = 'fc_norm' if fields['norm_after_pool'] else 'norm'
+  expected |= {f'{last}.weight', f'{last}.bias'}
+  found |= {name for name in expected if name in tensors}
+  if expected != found:
+    what = [f'has {listing(sorted(found - expected))}'] if found - expected else []
+    what += [f'lacks {listing(sorted(expected - found))}'] if expected - found else []
+    raise tensors.error(f'this is a {architecture or "Vision Transformer"} model of a kind that vit_jax does not have: its '
+                        f'first block or last LayerNorm {" and ".join(what)}')
 
 
-def _read_fields(tensors: Tensors, config: config_lib.Config, notes: list[str]) -> dict[str, Any]:
-  width, channels, *patch_size = tensors.shape('patch_embed.proj.weight', 4)
+def _read_fields(tensors: Tensors, config: config_lib.Config, found: Names,
+                 notes: list[str]) -> dict[str, Any]:
+  width, channels, *patch_size = tensors.shape(STEM, 4)
   depth = infer.depth(tensors, r'blocks\.(\d+)\.')
-  mlp_dim = tensors.shape('blocks.0.mlp.fc1.weight', 2)[0]
-  qk_norm = 'blocks.0.attn.q_norm.weight' in tensors
-  if qk_norm and width % tensors.shape('blocks.0.attn.q_norm.weight', 1)[0] == 0:
-    heads = width // tensors.shape('blocks.0.attn.q_norm.weight', 1)[0]
+  mlp_dim = tensors.shape(f'{BLOCK}mlp.fc2.weight', 2)[1]
+  qk_norm = f'{BLOCK}attn.q_norm.weight' in tensors
+  if qk_norm and width % tensors.shape(f'{BLOCK}attn.q_norm.weight', 1)[0] == 0:
+    heads = width // tensors.shape(f'{BLOCK}attn.q_norm.weight', 1)[0]
   else:
     heads = config.heads or infer.heads(tensors, width, depth, mlp_dim, notes)
-  class_token = 'cls_token' in tensors
+  class_token, distilled = 'cls_token' in tensors, 'dist_token' in tensors
   registers = tensors.shape('reg_token', 3)[1] if 'reg_token' in tensors else 0
-  pool = _read_pool(tensors, config, class_token)
+  pool = 'distilled' if distilled else _read_pool(tensors, config, class_token)
   # timm can pool over either; our mean is over patches, and our attention pooling over all tokens as in big_vision.
-  if pool != 'token' and class_token + registers and config.pool_reads_prefix != (pool == 'map'):
+  if pool in ('gap', 'map') and class_token + registers and config.pool_reads_prefix != (pool == 'map'):
     raise tensors.error(f'its pooling ({pool}) {"includes" if config.pool_reads_prefix else "leaves out"} class token '
                         'and registers, unlike that of vit_jax: this model cannot be loaded')
+  biases = 'attn.q_proj.bias' if found.split_qkv else 'attn.q_bias' if found.own_biases else 'attn.qkv.bias'
   fields: dict[str, Any] = dict(
       patch_size=tuple(patch_size), channels=channels, width=width, depth=depth, heads=heads, mlp_dim=mlp_dim,
-      class_token=class_token, registers=registers, pool=pool, norm_after_pool='fc_norm.weight' in tensors,
-      qkv_bias='blocks.0.attn.qkv.bias' in tensors, qk_norm=qk_norm, gelu=config.gelu, norm_epsilon=1e-6,
+      patch_bias='patch_embed.proj.bias' in tensors, pre_norm='norm_pre.weight' in tensors,
+      mlp='gelu' if found.mlp == 'plain' else 'swiglu', mlp_hidden_norm=f'{BLOCK}mlp.norm.weight' in tensors,
+      class_token=class_token, distillation_token=distilled, registers=registers, pool=pool,
+      norm_after_pool=found.norm_after_pool, qkv_bias=f'{BLOCK}{biases}' in tensors, key_bias=not found.own_biases,
+      qk_norm=qk_norm, gelu=config.gelu, norm_epsilon=config.norm_epsilon, **config.rotary, **_read_relative(tensors),
       # Any number says that there are scales; their values are in the file.
-      layer_scale=config.layer_scale if 'blocks.0.ls1.gamma' in tensors else None,
+      layer_scale=config.layer_scale if {f'{BLOCK}ls1.gamma', f'{BLOCK}gamma_1'} & tensors.shapes.keys() else None,
       num_classes=tensors.shape('head.weight', 2)[0] if 'head.weight' in tensors else None)
-  return {**fields, **_read_resnet(tensors)}
+  return fields if found.hybrid is None else {**fields, **hybrid.fields(tensors, found.hybrid)}
+
+
+def _read_relative(tensors: Tensors) -> dict[str, Any]:
+  """Return the config fields of relative positions; {} for a model without."""
+  for shared, prefix in ((True, 'shared_rel_pos.'), (False, f'{BLOCK}attn.rel_pos.')):
+    if f'{prefix}relative_position_bias_table' in tensors:
+      return dict(relative_position='table', relative_position_shared=shared)
+    if f'{prefix}mlp.fc1.weight' in tensors:
+      return dict(relative_position='mlp' if f'{prefix}mlp.fc2.bias' in tensors else 'mlp_swin',
+                  relative_position_shared=shared,
+                  relative_position_dim=tensors.shape(f'{prefix}mlp.fc1.weight', 2)[0])
+  return {}
 
 
 def _read_pool(tensors: Tensors, config: config_lib.Config, class_token: bool) -> str:
@@ -181,7 +188,7 @@ def _read_positions(tensors: Tensors, fields: dict[str, Any], stored_size: tuple
     size = stored_size or infer.image_size(tensors, patch_size, requested, notes)
     return dict(image_size=size, position=None)
   rows = tensors.shape(POSITIONS, 3)[1]
-  prefix = fields['class_token'] + fields['registers']
+  prefix = fields['class_token'] + fields['distillation_token'] + fields['registers']
   # Rows for the prefix or none: the stated size decides; without one, which of the two leaves a square.
   for own in (True, False):
     if infer.fits(stored_size, patch_size, rows - own * prefix):
