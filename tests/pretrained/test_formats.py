@@ -205,7 +205,7 @@ def test_sizes_that_the_patch_does_not_divide_are_noted():
     ('timm_token', dict(label_names={'first': 'a'}), 'label_names: expected a list, or a dict'),
     ('timm_token', dict(label_names={'1000000000': 'a'}), 'label_names: expected a list, or a dict'),
     ('timm_token', dict(hub_config(), architecture='vit_base_patch16_rpn_224'),
-     'architecture: expected a plain Vision Transformer, got vit_base_patch16_rpn_224'),
+     'this is a vit_base_patch16_rpn_224 model .LayerNorms after the branches., which vit_jax does not have'),
     ('timm_gap', dict(pool_include_prefix=True), r'its pooling \(gap\) includes class token'),
     ('timm_token', hub_config(pretrained_cfg=dict(crop_pct=0)), 'crop_pct: .* got 0'),
     ('timm_token', hub_config(pretrained_cfg=dict(std=[1, 0, 1])), 'std above 0'),

@@ -26,11 +26,13 @@ _IMPLIED: tuple[tuple[str, dict[str, Any]], ...] = (
                                        rope_temperature=100.0, norm_epsilon=1e-5)),
     (r'vit_.*_dinov3_', dict(global_pool='avg')),
     (r'vit_7b_', dict(num_heads=32)),
+    (r'vit_huge_plus_', dict(num_heads=20)),
 )
 
 # Those whose arrays have the names of a model that vit_jax has, but that compute something else.
 _OTHERS: tuple[tuple[str, str], ...] = (
-    (r'_rpn_', 'LayerNorms after the branches'),
+    (r'_rpn_|eva02_enormous_', 'LayerNorms after the branches'),
+    (r'vit_(dlittle|dwee|dpwee|pwee)_', 'differential attention, or attention and MLP side by side'),
     (r'_(rope|rope_ape|rope_mixed|rope_mixed_ape)_\d', 'rotary positions of columns before rows'),
     (r'_pe_(core|lang|spatial)_', 'rotary positions of columns before rows'),
     (r'_sapiens2_', 'RMS norms'),

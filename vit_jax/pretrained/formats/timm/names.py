@@ -118,7 +118,8 @@ def _qkv(names: Names) -> Table:
 
 
 _MLPS: dict[str, Table] = {
-    'plain': {**torch_linear_leaves('mlp/up', 'mlp.fc1'), **torch_linear_leaves('mlp/down', 'mlp.fc2')},
+    'plain': {**torch_linear_leaves('mlp/up', 'mlp.fc1'), **torch_norm_leaves('mlp/norm', 'mlp.norm'),
+              **torch_linear_leaves('mlp/down', 'mlp.fc2')},
     'packed': {**torch_linear_leaves('mlp/gate', 'mlp.fc1', part=(0, 2)),
                **torch_linear_leaves('mlp/up', 'mlp.fc1', part=(1, 2)), **torch_linear_leaves('mlp/down', 'mlp.fc2')},
     'split': {**torch_linear_leaves('mlp/gate', 'mlp.fc1_g'), **torch_linear_leaves('mlp/up', 'mlp.fc1_x'),

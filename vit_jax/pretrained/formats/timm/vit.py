@@ -30,8 +30,7 @@ class TimmViT:
     name = configs.get('config.json', {}).get('architecture')
     if isinstance(name, str) and not architectures.is_ours(name):
       return False
-    return STEM in tensors and any(array.startswith(f'{BLOCK}attn') or array.startswith(f'{BLOCK}norm')
-                                   for array in tensors.shapes)
+    return STEM in tensors and any(array.startswith(BLOCK) for array in tensors.shapes)
 
   def read(self, tensors: Tensors, configs: Configs, image_size: ImageSize = None) -> Weights:
     """Read an open file.
