@@ -216,6 +216,8 @@ def _rotary(args: Mapping[str, Any]) -> dict[str, Any]:
 def _refuse_other_models(tensors: Tensors, args: Mapping[str, Any], name: str) -> None:
   if other := architectures.refusal(name):
     raise tensors.error(f'this is a {name} model ({other}), which vit_jax does not have')
+  if args.get('act_layer') in ('silu', 'swish') and names.of_file(tensors).mlp == 'plain':
+    raise tensors.error(f"act_layer: its config.json says {args['act_layer']!r}, which vit_jax has for gated MLPs only")
   if args.get('pre_norm') and 'norm_pre.weight' not in tensors:
     raise tensors.error('pre_norm: its config.json says True, but there is no array norm_pre.weight')
   for key, harmless in _HARMLESS.items():

@@ -120,8 +120,8 @@ def _refuse_other_blocks(tensors: Tensors, fields: dict[str, Any], table: Table,
   if expected != found:
     what = [f'has {listing(sorted(found - expected))}'] if found - expected else []
     what += [f'lacks {listing(sorted(expected - found))}'] if expected - found else []
-    raise tensors.error(f'this is a {architecture or "Vision Transformer"} model of a kind that vit_jax does not have: its '
-                        f'first block or last LayerNorm {" and ".join(what)}')
+    raise tensors.error(f'this is a {architecture or "Vision Transformer"} model of a kind that vit_jax does not have: '
+                        f'its first block or last LayerNorm {" and ".join(what)}')
 
 
 def _read_fields(tensors: Tensors, config: config_lib.Config, found: Names,
