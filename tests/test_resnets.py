@@ -44,7 +44,7 @@ def test_the_loss_falls_and_a_resumed_run_ends_the_same(run, kind, data_dir, tmp
 
 
 def test_muon_takes_convolutions(data_dir, tmp_path):
-  train.run(config(data_dir, 'bit', **{'optim.name': 'muon', 'train.duration': '2 steps', 'train.eval_every': '2 steps'}),
+  train.run(config(data_dir, 'bit', **{'optim.name': 'muon', 'train.duration': '4 steps', 'train.eval_every': '4 steps'}),
             tmp_path / 'run')
   assert np.isfinite([loss for _, loss in tiny.metrics(tmp_path / 'run', ['train/loss'])]).all()
 
