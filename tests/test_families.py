@@ -14,7 +14,9 @@ FAMILIES = (
     'hf_vit', 'hf_vit_problem_multilabel', 'hf_deit_distilled', 'hf_dinov2', 'hf_dinov2_registers',
     'hf_dinov2_swiglu_classifier', 'hf_dinov3', 'hf_dinov3_gated', 'hf_siglip_vision', 'hf_clip_vision', 'hf_mae',
     'hf_beit', 'hf_bit',
-    'timm_token', 'timm_registers_no_class', 'timm_siglip_floor', 'timm_bit_resnet', 'timm_hybrid', 'timm_mixer')
+    'timm_token', 'timm_registers_no_class', 'timm_siglip_floor', 'timm_bit_resnet', 'timm_hybrid', 'timm_mixer',
+    'timm_clip', 'timm_clip_quickgelu', 'timm_deit_distilled', 'timm_dinov2_swiglu', 'timm_dinov3', 'timm_eva02',
+    'timm_relpos')
 
 PATHS = {**golden_files.MODELS, **golden_files.FAMILIES}
 

@@ -58,7 +58,6 @@ def cudnn_attend(query: Queries, key: Keys, value: Keys) -> Output:
   For GPUs, in bfloat16 or float16.
   """
   lengths = query.shape[2], key.shape[2]
-  lengths = [query.shape[2], key.shape[2]]
   # The kernel takes (batch, tokens, heads, head_dim); jax has its gradient for even numbers of tokens only.
   query, key, value = (jnp.swapaxes(_pad_to_even(x), 1, 2) for x in (query, key, value))
   padded = any(length % 2 for length in lengths)

@@ -25,17 +25,20 @@ class ParamTree(Protocol):
   Attributes:
     stacked: subtrees whose leaves are stacked by layer along axis 0, from layer 1 to num_layers.
     renamed: {name in version 0.1: name now} of subtrees, for checkpoints and regular expressions of that time.
-    stem: kernel that is applied to the pixels, (rows, columns, channels, features).
     patch_kernel: kernel that is applied to patches, which `patch_size` resizes; None for a model without patches.
     head_paths: subtrees that give the logits from the representation that `Model.embed` returns.
     hidden_head_paths: subtrees between the pooled tokens and that representation.
   """
   stacked: tuple[str, ...]
   renamed: Mapping[str, str]
-  stem: str
   patch_kernel: str | None
   head_paths: tuple[str, ...]
   hidden_head_paths: tuple[str, ...]
+
+  @property
+  def stem(self) -> str:
+    """Kernel that is applied to the pixels, (rows, columns, channels, features)."""
+    ...
 
   @property
   def num_layers(self) -> int:

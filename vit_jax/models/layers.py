@@ -152,7 +152,7 @@ def _affine_gradient(product: str, bias: tuple[int, ...] | None, saved: Residual
   return by_x, by_kernel, None if bias is None else _sum_to(gradient.astype(jnp.float32), bias)
 
 
-def _sum_to(x: Array, shape: tuple[int, ...]) -> Array:
+def _sum_to(x: ArrayLike, shape: tuple[int, ...]) -> Array:
   """Sum over the axes that broadcasting `shape` to x's shape adds or repeats."""
   lead = x.ndim - len(shape)
   axes = tuple(range(lead)) + tuple(lead + i for i, size in enumerate(shape) if size == 1)

@@ -59,12 +59,8 @@ class VisionTransformer(nnx.Module, ViTTree):
         config.pooled_size, config.representation_size, **common)
     self.projection = None if config.projection_size is None else nnx.Linear(
         config.pooled_size, config.projection_size, use_bias=False, **common)
-    head = lambda wanted: nnx.Linear(
-        config.representation_size or config.projection_size or config.pooled_size, config.num_classes, kernel_init=nnx.initializers.zeros,
-        bias_init=nnx.initializers.constant(config.head_bias), rngs=rngs) if wanted else None
-    # Logits are always float32.
-    self.head = head(config.num_classes is not None)
-    self.head_distilled = head(config.num_classes is not None and config.pool == 'distilled')
+    self.head = _head(config, rngs)
+    self.head_distilled = _head(config, rngs) if config.pool == 'distilled' else None
 
   @property
   def image_size(self) -> tuple[int, int]:
@@ -194,3 +190,12 @@ def _embedding(x: Float[Array, 'batch *heads features']) -> Float[Array, 'batch 
 def _repeat(tokens: Float[Array, 'tokens width'], like: Float[Array, 'batch _ width']) -> Tokens:
   """Return the tokens once per example of `like`."""
   return jnp.broadcast_to(tokens.astype(like.dtype), (like.shape[0], *tokens.shape))
+
+
+def _head(config: ViTConfig, rngs: nnx.Rngs) -> nnx.Linear | None:
+  """Return the layer from the representation to the logits, which are always float32; None without classes."""
+  if config.num_classes is None:
+    return None
+  features = config.representation_size or config.projection_size or config.pooled_size
+  return nnx.Linear(features, config.num_classes, kernel_init=nnx.initializers.zeros,
+                    bias_init=nnx.initializers.constant(config.head_bias), rngs=rngs)

@@ -1,4 +1,4 @@
-"""big_vision's ResNets: `models/bit_paper.py` (BiT, v2) and `models/bit.py` (v1 with group normalization)."""
+"""big_vision's ResNets: BiT (v2, its module bit_paper) and those of version 1 with group normalization (its module bit)."""
 from collections.abc import Iterable
 from typing import Any
 
@@ -67,8 +67,8 @@ class BigVisionBiT:
     return Written({f'params/{name}': array for name, array in arrays.items()}, {}, weights)
 
 
-def _current_names(names: Iterable[str]) -> set[str | None]:
-  return set(map(parameter_name(names), names))
+def _current_names(names: Iterable[str]) -> set[str]:
+  return {new for new in map(parameter_name(names), names) if new is not None}
 
 
 def _fields_v2(tensors: Tensors, image_size: ImageSize, notes: list[str]) -> dict[str, Any]:

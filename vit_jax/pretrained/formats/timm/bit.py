@@ -51,13 +51,14 @@ class TimmBiT:
     blocks = resnet.blocks(tensors, r'stages\.(\d+)\.blocks\.(\d+)\.', first=0)
     last = lambda stage: f'stages.{stage - 1}.blocks.0.conv3.weight'
     stem_width, *stage_widths = resnet.widths(tensors, ROOT, last, len(blocks), axis=0)
+    channels = tensors.shape(ROOT, 4)[1]
+    pixels = (size(config.image_size, 'img_size') if config.image_size
+              else infer.image_size(tensors, (1, 1), image_size, notes))
     fields = dict(
         kind='bit', blocks=blocks, stem_width=stem_width, stage_widths=tuple(stage_widths), numerics='bit_timm',
-        channels=tensors.shape(ROOT, 4)[1],
-        image_size=size(config.image_size, 'img_size') if config.image_size
-        else infer.image_size(tensors, (1, 1), image_size, notes),
+        channels=channels, image_size=pixels,
         num_classes=tensors.shape('head.fc.weight', 4)[0] if 'head.fc.weight' in tensors else None)
-    prepared = preprocessing.read(tensors, config.pretrained, fields['image_size'], fields['channels'], notes)
+    prepared = preprocessing.read(tensors, config.pretrained, pixels, channels, notes)
     return leaves.read_weights(
         tensors, fields, _table(blocks), '', class_names=config.class_names, notes=(*config.notes, *notes),
         preprocessing=prepared)

@@ -51,16 +51,16 @@ class TimmMixer:
     """
     config = config_lib.parse(tensors, configs.get('config.json'))
     notes = list(config.notes)
-    width, channels, *patch_size = tensors.shape('stem.proj.weight', 4)
+    width, channels, rows, columns = tensors.shape('stem.proj.weight', 4)
+    patch_size = rows, columns
     token_mlp_dim, patches = tensors.shape(_FIRST, 2)
     if tensors.shape('blocks.0.mlp_tokens.fc2.weight', 2)[1] != token_mlp_dim:
       raise tensors.error('expected a plain Mixer, got one with gated MLPs (gMixer), which vit_jax does not have')
-    if infer.fits(config.image_size, patch_size, patches):
-      size = config.image_size
-    else:
-      size = pixels(infer.grid(tensors, patches, (patch_size[0], patch_size[1]), image_size), tuple(patch_size))
+    size = config.image_size
+    if size is None or not infer.fits(size, patch_size, patches):
+      size = pixels(infer.grid(tensors, patches, patch_size, image_size), patch_size)
     fields = dict(
-        kind='mixer', patch_size=tuple(patch_size), channels=channels, width=width, token_mlp_dim=token_mlp_dim,
+        kind='mixer', patch_size=patch_size, channels=channels, width=width, token_mlp_dim=token_mlp_dim,
         channel_mlp_dim=tensors.shape('blocks.0.mlp_channels.fc1.weight', 2)[0],
         depth=infer.depth(tensors, r'blocks\.(\d+)\.'), image_size=size,
         num_classes=tensors.shape('head.weight', 2)[0] if 'head.weight' in tensors else None,
