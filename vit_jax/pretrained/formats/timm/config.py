@@ -18,6 +18,7 @@ HYBRIDS = {(): 'vit_tiny_r_s16_p8_224', (2, 2, 2, 2): 'vit_small_r26_s32_224', (
 _POOLS = {'token': 'token', 'avg': 'gap', 'map': 'map'}
 # 'silu' is the gate's of a gated MLP, which the names of its arrays tell.
 _GELUS = {'gelu': 'exact', 'gelu_tanh': 'tanh', 'quick_gelu': 'quick', 'silu': 'exact', 'swish': 'exact'}
+_ACT_LAYERS = {'exact': 'gelu', 'tanh': 'gelu_tanh', 'quick': 'quick_gelu'}
 # Names of relative positions, timm's `rel_pos_type`.
 _RELATIVES = {'mlp': 'mlp', 'mlp_swin': 'mlp-swin', 'table': 'bias'}
 # LayerNorm epsilons of architectures; others have 1e-6.
@@ -145,7 +146,7 @@ def write_mixer(weights: Weights, notes: list[str]) -> dict[str, Any]:
       img_size=list(config.image_size), patch_size=_int_or_list(config.patch_size), in_chans=config.channels,
       embed_dim=config.width, num_blocks=config.depth,
       mlp_ratio=[_mlp_ratio(config.token_mlp_dim, config.width), _mlp_ratio(config.channel_mlp_dim, config.width)],
-      act_layer={ours: theirs for theirs, ours in _GELUS.items()}[config.gelu], global_pool='avg')
+      act_layer=_ACT_LAYERS[config.gelu], global_pool='avg')
   return hub_config(weights, notes, 'mixer_b16_224', args, 'avg', first_conv='stem.proj')
 
 
@@ -184,7 +185,7 @@ def _hybrid(config: ViTConfig) -> tuple[str, str]:
 
 
 def _activation(config: ViTConfig) -> dict[str, Any]:
-  return dict(act_layer={ours: theirs for theirs, ours in reversed(_GELUS.items())}[config.gelu])
+  return dict(act_layer=_ACT_LAYERS[config.gelu])
 
 
 def _eva_args(config: ViTConfig) -> dict[str, Any]:
