@@ -27,7 +27,7 @@ class BigVisionBiT:
     """Return whether there is the root of one of the two, and nothing of a ViT."""
     del configs
     names = _current_names(tensors.shapes)
-    is_vit = any(name.startswith(('Transformer/', 'embedding/')) for name in names)
+    is_vit = any(name.startswith(('Transformer/', 'embedding/')) for name in names if name)
     return _ROOT_V2 in names or (hybrid.ROOT in names and not is_vit)
 
   def read(self, tensors: Tensors, configs: Configs, image_size: ImageSize = None) -> Weights:
