@@ -97,8 +97,8 @@ class Model(ParamTree, Protocol):
   """A model of images.
 
   Attributes:
-    Config: frozen dataclass of section `model`. It has `variant_fields(name)`, the fields that a variant stands for, and
-      `grid`, the (rows, columns) of patches or of places of the last feature map.
+    Config: frozen dataclass of section `model`. It has `variant_fields(name)`, the fields that a variant stands for,
+      and `grid`, the (rows, columns) of patches or of places of the last feature map.
     config: one of that class.
   """
   Config: type

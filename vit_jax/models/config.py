@@ -38,8 +38,8 @@ class ViTConfig:
     pool: a name of `pooling.POOLS`: class token, mean over the patches, attention, or class and distillation token with
       a head each.
     position: a name of `positions.embeddings.POSITIONS`; None or 'none' for no position embedding.
-    position_at: where `position` is added (appendix D.4): 'stem': to the embedded patches, 'every': to the input of each
-      block, each with its own, 'shared': to the input of each block, all with the same one.
+    position_at: where `position` is added (appendix D.4): 'stem': to the embedded patches, 'every': to the input of
+      each block, each with its own, 'shared': to the input of each block, all with the same one.
     rotary: a name of `positions.rotary.CONVENTIONS`: queries and keys of patches are rotated by their place; None or
       'none': they are not. `position` is independent of it.
     rotary_base: of the rotations' frequencies; 100 in DINOv3, 10 000 in EVA-02.
@@ -61,9 +61,9 @@ class ViTConfig:
     head_bias: initial bias of the head; -10 with a sigmoid loss over many classes.
     dropout: rate after every dense layer except q, k and v, and after the position embedding (appendix B.1).
     attention_dropout: rate on the attention weights.
-    attention_kind: a name of `attention_kinds.ATTENTION_KINDS`: 'full'; 'axial': a block is attention within rows and an
-      MLP, then attention within columns and an MLP (appendix D.6), without class token and registers; 'local': a patch
-      attends to the patches around it and the tokens before the patches, and those attend to all.
+    attention_kind: a name of `attention_kinds.ATTENTION_KINDS`: 'full'; 'axial': a block is attention within rows and
+      an MLP, then attention within columns and an MLP (appendix D.6), without class token and registers; 'local': a
+      patch attends to the patches around it and the tokens before the patches, and those attend to all.
     attention_window: rows and columns between a patch and the farthest that it attends to, in 'local'.
     attention: 'xla', or 'cudnn' for its fused kernel on GPUs (not in float32, not with attention_dropout).
     stochastic_depth: rate at which the last block's branches are dropped; falls linearly to 0 at the first block.
@@ -82,8 +82,8 @@ class ViTConfig:
       its products with weights, so that nothing of N x N elements is kept; 'full': everything but its input; 'offload':
       like 'full', and the input waits in host memory. Offloading saves memory if deep models are scanned, not if they
       are unrolled, and never on a CPU.
-    image_size: (rows, columns) of an image in pixels; what is left of it at the bottom and at the right of the last whole
-      patch is not seen.
+    image_size: (rows, columns) of an image in pixels; what is left of it at the bottom and at the right of the last
+      whole patch is not seen.
     channels: image channels.
     num_classes: number of logits; None or 0 for a model without a head, whose call returns what `embed` does.
   """

@@ -1,7 +1,7 @@
 """Pools: how the tokens of an image become one vector.
 
-The first `num_prefix` tokens are class token, distillation token and registers, the rest are patches. A pool with `first_only`
-reads only the first token, so it may be given that token alone.
+The first `num_prefix` tokens are class token, distillation token and registers, the rest are patches. A pool with
+`first_only` reads only the first token, so it may be given that token alone.
 """
 from collections.abc import Mapping
 

@@ -43,8 +43,8 @@ class Schedule:
     return jnp.asarray((end + (self.peak_lr - end) * fraction) * rise * fall, jnp.float32)
 
 
-# shape(progress 0..1 after the warm-up, time scales after the warm-up, drops so far) → 1..0, the way from the peak to the
-# end.
+# shape(progress 0..1 after the warm-up, time scales after the warm-up, drops so far) → 1..0, the way from the peak to
+# the end.
 SHAPES: dict[str, Callable[[jax.Array, jax.Array, ArrayLike], ArrayLike]] = {
     'constant': lambda progress, after, dropped: 1.0,
     'cosine': lambda progress, after, dropped: 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),

@@ -29,7 +29,8 @@ class Numerics:
 
 
 # big_transfer's TF2, PyTorch and JAX code; big_vision's models/bit_paper.py and models/bit.py; vision_transformer's
-# models_resnet.py; timm's models/resnetv2.py and vision_transformer_hybrid.py (_resnetv2); transformers' modeling_bit.py.
+# models_resnet.py; timm's models/resnetv2.py and vision_transformer_hybrid.py (_resnetv2); transformers'
+# modeling_bit.py.
 NUMERICS: Mapping[str, Numerics] = {
     'bit': Numerics('symmetric', 'zeros', 1e-10, True, 1e-5),
     'bit_vision': Numerics('symmetric', 'symmetric', 1e-10, True, 1e-5),

@@ -21,7 +21,8 @@ class Weights:
   """Weights and metadata, before a model is built from them.
 
   Attributes:
-    config: of the model, a `Model.Config`; change it with `dataclasses.replace`, or `with_fields` for values that a user gave.
+    config: of the model, a `Model.Config`; change it with `dataclasses.replace`, or `with_fields` for values that a
+      user gave.
     params: nested dict of float32 NumPy arrays with the structure and shapes of the model's parameters.
     preprocessing: how images are prepared for the model.
     class_names: one name per logit, or None if unknown.

@@ -14,8 +14,8 @@ from vit_jax.pretrained.formats.leaves import TORCH_CONV, Leaf, Table, torch_lin
 from vit_jax.pretrained.formats.weights import Weights
 
 ROOT = 'embedder.convolution.weight'
-# (layer_type, global_padding, embedding_dynamic_padding) → numerics. The zeros that pad its max-pool never win over what
-# a ReLU returns.
+# (layer_type, global_padding, embedding_dynamic_padding) → numerics. The zeros that pad its max-pool never win over
+# what a ReLU returns.
 _NUMERICS = {
     ('preactivation', None, False): 'bit_timm',
     ('preactivation', 'SAME', False): 'bit_same',
