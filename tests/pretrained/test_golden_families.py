@@ -52,6 +52,21 @@ def test_golden_outputs(name):
   check_outputs(name, load.to_weights(model))
 
 
+@pytest.mark.parametrize('name', ['hf_dinov2', 'hf_dinov2_registers'])
+def test_a_new_head_on_the_class_token_of_dinov2_is_written_as_its_classifier(name, tmp_path):
+  """Which also reads the mean of the patches: with weights of zero, so that the logits stay the same."""
+  weights = load.read(FAMILIES[name])
+  rng, config = np.random.default_rng(0), dataclasses.replace(weights.config, num_classes=3)
+  head = dict(kernel=rng.normal(size=(config.width, 3)).astype(np.float32), bias=np.arange(3, dtype=np.float32))
+  tuned = dataclasses.replace(weights, config=config, params=dict(weights.params, head=head))
+  save.save(tuned, tmp_path / 'model', 'huggingface')
+  back = load.read(tmp_path / 'model')
+  assert back.config.pool == 'token_gap' and 'ForImageClassification' in (tmp_path / 'model' / 'config.json').read_text()
+  images = golden(name)['images']
+  run = lambda weights: functions(weights.config)['output'](weights.params, images)
+  np.testing.assert_allclose(run(back), run(tuned), atol=1e-5)
+
+
 @pytest.mark.parametrize('name', HF)
 @pytest.mark.parametrize('as_model', [False, True], ids=['weights', 'model'])
 def test_huggingface_round_trip(name, as_model, tmp_path):

@@ -144,7 +144,8 @@ class VisionTransformer(nnx.Module, ViTTree):
     """
     expected = (*self.config.image_size, self.config.channels)
     if images.shape[1:] != expected:
-      raise UserError(f'images: expected shape (B, {", ".join(map(str, expected))}), got {images.shape}')
+      raise UserError(f'images: expected shape (B, {", ".join(map(str, expected))}), got {images.shape}; another size is '
+                      'given when the model is built or loaded, with image_size=(rows, columns)')
     x = layers.embed_patches(self.patch_embed, images if self.resnet is None else self.resnet(images))
     grid, token_position = self.position()
     x += jnp.broadcast_to(grid, (*self.config.grid, x.shape[-1])).reshape(x.shape[1:]).astype(x.dtype)

@@ -33,7 +33,7 @@ from vit_jax.rundir.layout import RunDir
 
 _MAX_PROBLEMS_SHOWN = 20
 # Notes about what was assumed or not done are warnings.
-_UNCERTAIN = re.compile(r'\b(assumed|guessed|ignored)\b')
+_UNCERTAIN = re.compile(r'\b(assumed|guessed|ignored|ignores)\b')
 # Parts of names of arrays that take part in the computation of an encoder, its stem, its pooling and its head …
 _COMPUTES = re.compile(
     r'(^|[./])(blocks?|layers?|encoderblock(_\d+)?|encoder|transformer|embeddings?|patch_embed\w*|pos_embed\w*|rope\w*|'

@@ -53,7 +53,9 @@ def with_names(weights: Weights, class_names: Sequence[str] | None) -> Weights:
     return weights
   if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):
     raise UserError(f'class_names: expected a list of names, got {class_names!r}')
-  if len(class_names) != (weights.config.num_classes or 0):
+  if weights.config.num_classes is None:
+    raise UserError('class_names: the weights have no head, so there are no classes to name; fine-tune them first')
+  if len(class_names) != weights.config.num_classes:
     raise UserError(f'class_names: expected one name for each of the {weights.config.num_classes or 0:,} logits of the '
                     f'weights, got {count(len(class_names), "name")}')
   return dataclasses.replace(weights, class_names=tuple(class_names))

@@ -49,7 +49,7 @@ def open_tensors(path: pathlib.Path, open_file: _Open) -> Iterator[tensors_lib.T
   names = shard_names(path)
   files = sorted(set(names.values()))
   if absent := [file for file in files if not (path.parent / file).is_file()]:
-    raise MissingFileError(f'{len(absent)} of its {len(files)} files missing: {listing(absent)}')
+    raise MissingFileError(f'{len(absent)} of its {len(files)} files missing: {listing(absent)}; put them beside it')
   with contextlib.ExitStack() as stack:
     shards = {file: stack.enter_context(open_file(path.parent / file)) for file in files}
     _check(names, shards)

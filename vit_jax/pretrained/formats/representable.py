@@ -133,3 +133,18 @@ def token_position(weights: Weights) -> Weights:
   return dataclasses.replace(weights, config=dataclasses.replace(config, token_position=True),
                              params=dict(weights.params, position=position),
                              notes=(*weights.notes, 'class token: gets a position embedding of zeros'))
+
+
+def head_beside_mean(weights: Weights) -> Weights:
+  """Return the same classifier with a head that also reads the mean of the patches, with weights of zero.
+
+  Only a head on the class token is changed, and only one without a layer before it.
+  """
+  config = weights.config
+  if config.pool != 'token' or config.num_classes is None or config.representation_size or config.projection_size:
+    return weights
+  kernel = np.asarray(weights.params['head']['kernel'])
+  head = dict(weights.params['head'], kernel=np.concatenate([kernel, np.zeros_like(kernel)]))
+  return dataclasses.replace(weights, config=dataclasses.replace(config, pool='token_gap'),
+                             params=dict(weights.params, head=head),
+                             notes=(*weights.notes, 'head: reads the mean of the patches too, with weights of zero'))

@@ -6,6 +6,7 @@ from vit_jax.base.errors import UserError
 from vit_jax.base.text import listing
 from vit_jax.models.config import ViTConfig
 from vit_jax.pretrained.files.tensors import Tensors
+from vit_jax.pretrained.formats import representable
 from vit_jax.pretrained.formats.base import Configs, ImageSize, Written
 from vit_jax.pretrained.formats.huggingface.architecture import Architecture
 from vit_jax.pretrained.formats.huggingface.beit import BEIT, BEIT_MEAN
@@ -72,7 +73,10 @@ class HuggingFaceViT:
           return own.write(weights)
         except UserError:  # a head was added, for example
           continue
-    return _architecture_of(weights.config).write(weights)
+    architecture = _architecture_of(weights.config)
+    if architecture in (DINOV2, DINOV2_WITH_REGISTERS):
+      weights = representable.head_beside_mean(weights)
+    return architecture.write(weights)
 
 
 def _architecture_of(config: ViTConfig) -> Architecture:
@@ -100,4 +104,4 @@ def _refusal(tensors: Tensors, config: Mapping[str, Any]) -> UserError:
   named = f', {architectures[0]}' if isinstance(architectures, list) and architectures else ''
   known = sorted({one.model_type for one in ARCHITECTURES})
   return tensors.error(f"this is a model of transformers' architecture {config['model_type']!r}{named}, which vit_jax does "
-                       f'not have; of the Vision Transformers there it reads {listing(known)}')
+                       f'not have; of the Vision Transformers there it reads {listing(known, limit=len(known))}')
