@@ -25,6 +25,7 @@ from vit_jax.pretrained.adapt import Adaptation, adapt
 from vit_jax.pretrained.classes import imagenet, names
 from vit_jax.pretrained.files import subtrees
 from vit_jax.pretrained.files.reader import open_file
+from vit_jax.pretrained.formats import unused as unused_lib
 from vit_jax.pretrained.formats import weights as weights_lib
 from vit_jax.pretrained.formats.base import ImageSize
 from vit_jax.pretrained.formats.unwrap import Found, find_model
@@ -34,14 +35,6 @@ from vit_jax.rundir.layout import RunDir
 _MAX_PROBLEMS_SHOWN = 20
 # Notes about what was assumed or not done are warnings.
 _UNCERTAIN = re.compile(r'\b(assumed|guessed|ignored|ignores)\b')
-# Parts of names of arrays that take part in the computation of an encoder, its stem, its pooling and its head …
-_COMPUTES = re.compile(
-    r'(^|[./])(blocks?|layers?|encoderblock(_\d+)?|encoder|transformer|embeddings?|patch_embed\w*|pos_embed\w*|rope\w*|'
-    r'rotary\w*|rel_pos\w*|\w*_tokens?|dist\w*|\w*norm\w*|pre_?layrnorm|attn_?pool\w*|probe|head_dist|'
-    r'\w*projection|conv\w*|stages?)([./]|$)', re.IGNORECASE)
-# … and of those that do not: what is used in pre-training only, buffers that are computed again, other towers.
-_HARMLESS = re.compile(r'mask_token|(^|[./])(text\w*|\w*decoder\w*|predictor\w*|teacher\w*|num_batches_tracked|'
-                       r'position_ids|\w*_index|inv_freq|periods)([./]|$)', re.IGNORECASE)
 
 
 def load(source: files.PathLike, *, strict: bool = True, ema: bool = False, step: int | None = None,
@@ -202,7 +195,7 @@ def _refuse_other_computation(weights: Weights, path: pathlib.Path) -> None:
   """Raise UserError if arrays that were not used are of the model's own computation, also without strict loading."""
   unused = [line.removeprefix('unused: ') for line in weights.problems
             if line.startswith('unused: ') and ', beside ' not in line]
-  if computing := [name for name in unused if _COMPUTES.search(name) and not _HARMLESS.search(name)]:
+  if computing := unused_lib.computing(unused):
     raise UserError(f'{path}: an architecture that vit_jax does not have, as a model without these arrays would compute '
                     f'something else: {listing(computing)}; strict=False does not change that')
 
