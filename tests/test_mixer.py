@@ -37,6 +37,7 @@ def test_the_loss_falls_and_a_resumed_run_ends_the_same(run, data_dir, tmp_path)
   golden_files.assert_same_params(load.read(tmp_path / 'run').params, load.read(run).params)
 
 
+@pytest.mark.slow
 def test_eight_devices_train_alike(run, data_dir, tmp_path):
   """With pmap, and on a mesh that shards parameters and hidden features; unrolled too."""
   strategies = {'pmap': {}, 'mesh': {'parallel.strategy': 'mesh', 'parallel.data': 2, 'parallel.fsdp': 2,

@@ -44,6 +44,7 @@ def test_the_loss_falls_and_a_resumed_run_ends_the_same(run, kind, data_dir, tmp
   golden_files.assert_same_params(load.read(tmp_path / 'run').params, load.read(run).params)
 
 
+@pytest.mark.slow
 def test_eight_devices_train_alike(kind, data_dir, tmp_path):
   """With pmap, and on a mesh that shards parameters and the bottlenecks' features."""
   size = {'data.image_size': 32, 'data.train_transform': 'resize', 'data.eval_transform': 'resize'}

@@ -25,6 +25,7 @@ def _on_devices():
   return json.loads(process.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('option', ['table', 'axial', 'local'])
 @pytest.mark.parametrize('strategy', ['pmap', 'mesh'])
 def test_many_devices_train_like_one(option, strategy, on_devices):

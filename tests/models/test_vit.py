@@ -463,7 +463,7 @@ def test_gradients_with_dropout_are_finite_and_reach_every_parameter(dtype):
     (dict(variant='B'), "model.variant: unknown 'B'.*'B/16'"),
     (dict(variant='B/0'), "model.variant: unknown 'B/0'"),
     (dict(variant='B/16x'), "model.variant: unknown 'B/16x'"),
-    (dict(pool='max'), r"model.pool: unknown 'max'; choose from \['distilled', 'gap', 'map', 'token'\]"),
+    (dict(pool='max'), r"model.pool: unknown 'max'; choose from \['distilled', 'gap', 'map', 'token', 'token_gap'\]"),
     (dict(position='rotary'), r"model.position: unknown 'rotary'; choose from \['learned', .*'none', .*'sincos2d'"),
     (dict(patch_size=32), r'data.image_size: \(16, 16\) is smaller than a patch, \(32, 32\)'),
     (dict(pool='distilled', distillation_token=False), "model.distillation_token: model.pool='distilled' reads"),
