@@ -1,5 +1,6 @@
 """Fixtures and settings for all tests: datasets on disk and in memory, fast compilation, checked shapes."""
 
+import gc
 import io
 import os
 
@@ -10,6 +11,7 @@ os.environ.setdefault('JAX_ENABLE_COMPILATION_CACHE', 'false')
 
 import pathlib
 
+import jax
 import jaxtyping
 
 # Tests check shapes and types of these rooms' signatures at every call, except of ViTConfig, which replaces Nones by
@@ -33,6 +35,17 @@ def encode(image, encoding='PNG', **options):
   buffer = io.BytesIO()
   image.save(buffer, encoding, **options)
   return buffer.getvalue()
+
+
+@pytest.fixture(autouse=True, scope='module')
+def forget_programs():
+  """Free what a file of tests compiled: thousands of programs in a process reach Linux's limit of 65,530 mappings.
+
+  XLA's compiler then ends the process with a segmentation fault.
+  """
+  yield
+  jax.clear_caches()
+  gc.collect()
 
 
 def fake_source(count=10, shape=(6, 5), channels=3, num_classes=4, records=None):

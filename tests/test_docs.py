@@ -132,7 +132,7 @@ def test_the_readme_is_short_and_its_lines_are_ordinary():
 
 
 def test_ci_runs_the_commands_of_the_readme():
-  """The first two code blocks: install and train, install and test. CI adds --quiet and a workdir of its own."""
+  """The first two code blocks: install and train, install and test. CI adds --quiet and another workdir."""
   ci = (ROOT / '.ci' / 'run').read_text().replace(' --quiet', '')
   commands = [command.strip() for block in code_blocks(README.read_text(encoding='utf-8'))[:2]
               for command in block.partition(' --workdir=')[0].split('&&')]

@@ -191,7 +191,7 @@ def test_an_editable_install_is_found_from_the_folder_that_holds_the_clone(tmp_p
   install = run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index', '--no-build-isolation',
                  f'--target={site}', '--editable', clone], clone)
   assert install.returncode == 0, install.stderr
-  # The environment of the tests may have an editable install of its own: leave it out.
+  # Leave out an editable install that the environment of the tests may have.
   script = """import os, site, sys
 sys.path[:] = [path for path in sys.path if path and not os.path.exists(os.path.join(path, 'vit_jax', '__init__.py'))]
 sys.meta_path[:] = [finder for finder in sys.meta_path if 'editable' not in str(finder)]

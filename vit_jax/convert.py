@@ -19,8 +19,8 @@ def define_flags() -> None:
   flags.DEFINE_string('dtype', None, "'float32', 'float16' or 'bfloat16'; by default that of SOURCE.")
   flags.DEFINE_bool('strict', True, 'Treat missing, unused and non-finite arrays as errors.')
   flags.DEFINE_bool('ema', False, 'For a run directory or a checkpoint with an EMA: take the EMA.')
-  flags.DEFINE_multi_integer('image_size', None, 'Image size to convert to, which resizes the position embedding; twice '
-                             'for rows and columns.')
+  flags.DEFINE_multi_integer('image_size', None, 'Image size to convert to, which resizes the position embedding; '
+                             'twice for rows and columns.')
   cli.define_source_flags()
 
 

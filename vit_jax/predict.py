@@ -55,7 +55,7 @@ def define_flags() -> None:
   flags.DEFINE_string('model', None, 'Run directory, file or name of a model.', required=True)
   flags.DEFINE_integer('top', 5, 'How many classes per image to print.')
   flags.DEFINE_integer('batch_size', 32, 'Images that the model sees at once.')
-  flags.DEFINE_enum('loss', None, ['softmax', 'sigmoid'], 'What the model was trained with; the model says it by default.')
+  flags.DEFINE_enum('loss', None, ['softmax', 'sigmoid'], 'What the model was trained with; by default it says so.')
   flags.DEFINE_bool('ema', False, 'For a run directory or a checkpoint with an EMA: use the EMA.')
   flags.DEFINE_integer('step', None, 'For a run directory: which checkpoint; the latest by default.')
   cli.define_source_flags()

@@ -2,8 +2,8 @@
 
   python -m experiments.benchmarks.gpu --output=experiments/benchmarks/gpu.md --minutes=9
 
-The rows of `ROWS` are measured in their order, each within its own time; the table is written anew after each, so that
-an interruption loses one row. First, losses of a few float32 training steps are compared with those of the CPU.
+Measures the rows of `ROWS` in order, each with its own time limit, and rewrites the table after each row, so that an
+interruption loses one row. First, losses of a few float32 training steps are compared with those of the CPU.
 """
 from collections.abc import Mapping, Sequence
 import contextlib

@@ -64,8 +64,8 @@ def write(found: Sequence[Plan], path: pathlib.Path, title: str, command: str) -
   versions = ', '.join(f'{name} {version}' for name, version in found[0].setup.versions.items())
   lines = [f'# {title}', '', f'{datetime.date.today()}, {versions}. Estimates of the TPU compiler for one step of '
            'the ImageNet recipe (bfloat16 products, class token, AdamW) without dropout, per chip. Not a run. Cycles '
-           'do not include collectives, whose time is a lower bound from the links; tpu_step.md also has the cycles that '
-           'the compiler schedules.', '', f'    {command}', '',
+           'do not include collectives, whose time is a lower bound from the links; tpu_step.md also has the cycles '
+           'that the compiler schedules.', '', f'    {command}', '',
            '| ' + ' | '.join(COLUMNS) + ' |', '|' + '---|' * len(COLUMNS)]
   lines += ['| ' + ' | '.join(str(column(plan)) for column in COLUMNS.values()) + ' |' for plan in found]
   files.write(path, '\n'.join(lines) + '\n', 'the table')

@@ -136,7 +136,7 @@ def test_outputs_and_features():
   assert [model.features(images, layer).shape for layer in range(3)] == [(2, 60, 8), (2, 60, 32), (2, 15, 64)]
   with pytest.raises(UserError, match=r'layer: expected a number of stages, 0..2, got 3'):
     model.features(images, 3)
-  with pytest.raises(UserError, match='no attention weights'):
+  with pytest.raises(UserError, match="attention_weights: a model of kind 'bit' has no attention"):
     model.attention_weights(images)
   with pytest.raises(UserError, match='images: expected shape'):
     model(images[..., :2])

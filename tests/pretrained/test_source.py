@@ -38,7 +38,7 @@ def test_a_path_with_a_colon_that_exists(tmp_path):
 
 @pytest.mark.parametrize('root', ['', 'params/', 'opt/target/'])
 def test_a_subtree_is_read(root, tmp_path):
-  """Two towers in one file: each is read as if it were a file of its own."""
+  """Two towers in one file: each is read like a separate file."""
   towers = {f'{root}{tower}/{name.removeprefix("params/")}': array
             for tower, model in (('img', 'bv_gap_rep_sincos2d'), ('other', 'bv_map'))
             for name, array in golden_files.arrays_of(MODELS[model]).items()}

@@ -192,7 +192,7 @@ def test_a_compressed_archive(tmp_path):
 
 @pytest.mark.parametrize('content, message', [
     (pickle.dumps({'a': 1}), 'a bare pickle, as PyTorch wrote it before version 1.6'),
-    (b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.', "convert it: python -c .*torch.load.*weights_only=True"),
+    (b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.', "convert it: python -c .*torch.load.*weights_only=False"),
 ])
 def test_old_files_give_the_conversion(content, message, tmp_path):
   (tmp_path / 'a.pth').write_bytes(content)

@@ -10,7 +10,7 @@ class UserError(ValueError):
 
 
 class UnstatedSizeError(UserError):
-  """A weight file that does not say which image size it was trained at, and whose number of positions allows several."""
+  """A weight file that does not say its image size, and whose number of positions allows several."""
 
 
 class FileError(UserError, OSError):

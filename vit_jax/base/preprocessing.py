@@ -63,7 +63,8 @@ class Preprocessing:
 
   def for_channels(self, channels: int) -> 'Preprocessing':
     """Return the same for images of another number of channels; see `adapt_statistics`."""
-    return dataclasses.replace(self, mean=adapt_statistics(self.mean, channels), std=adapt_statistics(self.std, channels))
+    mean, std = (adapt_statistics(values, channels) for values in (self.mean, self.std))
+    return dataclasses.replace(self, mean=mean, std=std)
 
 
 def adapt_statistics(values: float | tuple[float, ...], channels: int) -> float | tuple[float, ...]:

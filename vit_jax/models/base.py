@@ -1,6 +1,8 @@
-"""The contract of a model: what the rest of the framework may ask of one."""
-from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+"""The contract of a model: what the rest of the framework may ask of one; and what all models share."""
+from collections.abc import Mapping, Sequence
+import dataclasses
+import re
+from typing import Any, Protocol, cast, runtime_checkable
 
 from flax import nnx
 import jax
@@ -8,10 +10,16 @@ from jax import Array
 from jaxtyping import Float, Key
 import numpy as np
 
+from vit_jax.base.errors import UserError
+
+DTYPES = ('float32', 'bfloat16', 'float16')
+
 ArrayLike = Array | np.ndarray
 Images = Float[ArrayLike, 'batch rows columns channels']
 Tokens = Float[Array, 'batch tokens width']
 Rngs = Key[Array, ' batch'] | None
+# (regular expression of the end of a parameter's path, names of its last axes).
+NamedAxes = tuple[tuple[str, tuple[str | None, ...]], ...]
 
 
 @runtime_checkable
@@ -152,9 +160,85 @@ class Model(ParamTree, Protocol):
     ...
 
 
+class ImageModel:
+  """What every model answers from its config: the images that it takes, the classes that it tells apart."""
+  config: Any
+
+  @property
+  def image_size(self) -> tuple[int, int]:
+    """(rows, columns) of the images that the model takes, in pixels."""
+    return self.config.image_size
+
+  @property
+  def channels(self) -> int:
+    """Channels of the images that the model takes."""
+    return self.config.channels
+
+  @property
+  def num_classes(self) -> int | None:
+    """Number of logits; None for a model without a head."""
+    return self.config.num_classes
+
+
+class ConfigChecks:
+  """What the configs of models share: filling in derived fields, and checks of values. For frozen dataclasses."""
+
+  def _set(self, name: str, value: object) -> None:
+    object.__setattr__(self, name, value)
+
+  def _fill(self, names: Sequence[str], values: Mapping[str, Any], advice: str) -> None:
+    """Give the fields `names` that are None their values.
+
+    Raises:
+      UserError: there is none for a field; the message ends with the advice.
+    """
+    if missing := [name for name in names if getattr(self, name) is None and name not in values]:
+      raise UserError(f'model: missing {missing}; give them, or name a variant such as {advice}')
+    for name in names:
+      self._set(name, values[name] if getattr(self, name) is None else getattr(self, name))
+
+  def _turn_off(self) -> None:
+    """Make None of the fields that a recipe spells "off"; see `sections.off`."""
+    for field in dataclasses.fields(cast(Any, self)):
+      if getattr(self, field.name) in field.metadata.get('off', ()):
+        self._set(field.name, None)
+
+  def _check_counts(self, *names: str) -> None:
+    """Raise UserError unless the fields are None or at least 1."""
+    for name in names:
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise UserError(f'model.{name}: must be at least 1, got {value}')
+
+  def _check_rates(self, *names: str) -> None:
+    """Raise UserError unless the fields are in [0, 1)."""
+    for name in names:
+      if not 0.0 <= getattr(self, name) < 1.0:
+        raise UserError(f'model.{name}: must be in [0, 1), got {getattr(self, name)}')
+
+  def _check_dtype(self, dtype: str) -> None:
+    """Raise UserError unless it is one of DTYPES."""
+    if dtype not in DTYPES:
+      raise UserError(f'model.dtype: unknown {dtype!r}; choose from {list(DTYPES)}')
+
+
 def path_of(key_path: jax.tree_util.KeyPath) -> str:
   """Return a tree path of jax as a string such as 'encoder/blocks/mlp/up/kernel'."""
   return jax.tree_util.keystr(key_path, simple=True, separator='/')
+
+
+def axes_of(path: str, ndim: int, named: NamedAxes) -> tuple[str | None, ...]:
+  """Return the name of each axis of a parameter, None for those that have none; see `ParamTree.logical_axes`.
+
+  Args:
+    path: of the parameter.
+    ndim: number of axes.
+    named: the first row whose pattern fits counts.
+  """
+  for pattern, names in named:
+    if re.search(rf'(^|/){pattern}$', path) and ndim >= len(names):
+      return (None,) * (ndim - len(names)) + names
+  return (None,) * ndim
 
 
 def flatten(tree: Any) -> dict[str, Any]:

@@ -6,16 +6,16 @@ import numpy as np
 
 from vit_jax.base.errors import UserError
 from vit_jax.base.sections import derived, from_data, off, size
+from vit_jax.models.base import ConfigChecks
 from vit_jax.models.bit.shape import ResNetShape, default_stage_widths
 from vit_jax.models.variants import VARIANTS, variant_fields
 
-DTYPES = ('float32', 'bfloat16', 'float16')
 GATED_MLPS = ('swiglu', 'geglu')
 _SHAPE = ('width', 'depth', 'heads', 'mlp_dim', 'patch_size')
 
 
 @dataclasses.dataclass(frozen=True)
-class ViTConfig:
+class ViTConfig(ConfigChecks):
   """A Vision Transformer ("An Image is Worth 16x16 Words", arXiv 2010.11929, section 3.1).
 
   Attributes:
@@ -141,12 +141,7 @@ class ViTConfig:
 
   def __post_init__(self):
     shape = self.variant_fields(self.variant) if self.variant else {}
-    missing = [name for name in _SHAPE if getattr(self, name) is None and name not in shape]
-    if missing:
-      raise UserError(f"model: missing {missing}; give them, or name a variant such as model.variant='B/16' (sizes "
-                      f'{sorted(VARIANTS)})')
-    for name in _SHAPE:
-      self._set(name, shape[name] if getattr(self, name) is None else getattr(self, name))
+    self._fill(_SHAPE, shape, f"model.variant='B/16' (sizes {sorted(VARIANTS)})")
     resnet = shape.get('resnet') if self.resnet is None else self.resnet
     self._set('resnet', None if resnet is None else tuple(resnet))
     self._set('patch_size', size(self.patch_size, 'model.patch_size'))
@@ -155,20 +150,12 @@ class ViTConfig:
       self._set('rotary_grid', size(self.rotary_grid, 'model.rotary_grid'))
     for name, pools in dict(class_token=('token', 'token_gap', 'distilled'), distillation_token=('distilled',)).items():
       self._set(name, self.pool in pools if getattr(self, name) is None else getattr(self, name))
-    for field in dataclasses.fields(self):
-      if getattr(self, field.name) in field.metadata.get('off', ()):
-        self._set(field.name, None)
+    self._turn_off()
     self._check()
 
-  def _set(self, name: str, value: object) -> None:
-    object.__setattr__(self, name, value)
-
   def _check(self) -> None:
-    for name in ('width', 'depth', 'heads', 'mlp_dim', 'channels', 'num_classes', 'representation_size',
-                 'projection_size', 'relative_position_dim', 'attention_window'):
-      value = getattr(self, name)
-      if value is not None and value < 1:
-        raise UserError(f'model.{name}: must be at least 1, got {value}')
+    self._check_counts('width', 'depth', 'heads', 'mlp_dim', 'channels', 'num_classes', 'representation_size',
+                       'projection_size', 'relative_position_dim', 'attention_window')
     if self.width % self.heads:
       raise UserError(f'model.heads: must divide the width {self.width}, got {self.heads}')
     if self.pool in ('token', 'token_gap', 'distilled') and not self.class_token:
@@ -189,19 +176,16 @@ class ViTConfig:
     if self.pool == 'token_gap' and self.norm_after_pool:
       raise UserError("model.norm_after_pool: model.pool='token_gap' needs the last LayerNorm before the pooling")
     if self.representation_size is not None and self.projection_size is not None:
-      raise UserError(f'model.projection_size: expected None beside representation_size={self.representation_size}, got '
-                      f'{self.projection_size}')
+      raise UserError(f'model.projection_size: expected None beside representation_size={self.representation_size}, '
+                      f'got {self.projection_size}')
     if self.mlp not in ('gelu', *GATED_MLPS):
       raise UserError(f"model.mlp: unknown {self.mlp!r}; choose from {['gelu', *GATED_MLPS]}")
     if self.rotary_grid is not None and self.rotary != 'eva':
       raise UserError(f"model.rotary_grid: only model.rotary='eva' scales places to a grid, got rotary={self.rotary!r}")
     if not self.rotary_base > 0:
       raise UserError(f'model.rotary_base: must be positive, got {self.rotary_base}')
-    if self.dtype not in DTYPES:
-      raise UserError(f'model.dtype: unknown {self.dtype!r}; choose from {list(DTYPES)}')
-    for name in ('dropout', 'attention_dropout', 'stochastic_depth'):
-      if not 0.0 <= getattr(self, name) < 1.0:
-        raise UserError(f'model.{name}: must be in [0, 1), got {getattr(self, name)}')
+    self._check_dtype(self.dtype)
+    self._check_rates('dropout', 'attention_dropout', 'stochastic_depth')
     if self.registers < 0:
       raise UserError(f'model.registers: must be at least 0, got {self.registers}')
     if self.resnet_shape is not None:
@@ -247,8 +231,8 @@ class ViTConfig:
     seen = [pixels - pixels % step for pixels, step in zip(size, patch, strict=True)]
     if tuple(seen) == size:
       return None
-    return (f'image size {size[0]}×{size[1]} is not divisible by the patch size {patch[0]}×{patch[1]}: the model sees the '
-            f'{seen[0]}×{seen[1]} pixels at the top left and ignores the rest')
+    return (f'image size {size[0]}×{size[1]} is not divisible by the patch size {patch[0]}×{patch[1]}: the model sees '
+            f'the {seen[0]}×{seen[1]} pixels at the top left and ignores the rest')
 
   @property
   def pooled_size(self) -> int:

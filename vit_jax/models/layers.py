@@ -159,6 +159,21 @@ def _sum_to(x: ArrayLike, shape: tuple[int, ...]) -> Array:
   return x.sum(axis=axes).reshape(shape)
 
 
+def make_head(features: int, num_classes: int | None, bias: float, rngs: nnx.Rngs) -> nnx.Linear | None:
+  """Return the layer from a representation to the logits, float32 and zero at first but for the bias.
+
+  Args:
+    features: of the representation.
+    num_classes: number of logits; None: no layer.
+    bias: initial.
+    rngs: parameter stream.
+  """
+  if num_classes is None:
+    return None
+  return nnx.Linear(features, num_classes, kernel_init=nnx.initializers.zeros,
+                    bias_init=nnx.initializers.constant(bias), rngs=rngs)
+
+
 def value_of(param: nnx.Param | None) -> Array | None:
   """Return the array of a parameter that a layer may lack."""
   return None if param is None else param[...]

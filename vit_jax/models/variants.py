@@ -32,8 +32,8 @@ def variant_fields(name: str) -> dict[str, Any]:
     stages, patch_size = units if patch == 32 else (*units[:2], sum(units[2:])), 1
     known = bool(units) and patch in (16, 32)
   if not known:
-    raise UserError(f"model.variant: unknown hybrid {name!r}; expected R+SIZE/16, or RDEPTH+SIZE/16 or /32 with DEPTH one "
-                    f'of {sorted(DEPTHS)}; any other ResNet is given by model.resnet and model.patch_size')
+    raise UserError(f"model.variant: unknown hybrid {name!r}; expected R+SIZE/16, or RDEPTH+SIZE/16 or /32 with DEPTH "
+                    f'one of {sorted(DEPTHS)}; any other ResNet is given by model.resnet and model.patch_size')
   return dict(VARIANTS[letters], patch_size=patch_size, resnet=stages)
 
 

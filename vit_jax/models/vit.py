@@ -9,7 +9,7 @@ from jaxtyping import Float
 from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError
 from vit_jax.models import attention, attention_kinds, layers
-from vit_jax.models.base import Images, Rngs, Tokens
+from vit_jax.models.base import ImageModel, Images, Rngs, Tokens
 from vit_jax.models.bit.resnet import ResNet
 from vit_jax.models.config import ViTConfig
 from vit_jax.models.encoder import Encoder
@@ -18,7 +18,7 @@ from vit_jax.models.positions import embeddings, relative
 from vit_jax.models.vit_tree import ViTTree
 
 
-class VisionTransformer(nnx.Module, ViTTree):
+class VisionTransformer(nnx.Module, ImageModel, ViTTree):
   """A Vision Transformer: `model(images)` gives logits.
 
   Args:
@@ -59,23 +59,10 @@ class VisionTransformer(nnx.Module, ViTTree):
         config.pooled_size, config.representation_size, **common)
     self.projection = None if config.projection_size is None else nnx.Linear(
         config.pooled_size, config.projection_size, use_bias=False, **common)
-    self.head = _head(config, rngs)
-    self.head_distilled = _head(config, rngs) if config.pool == 'distilled' else None
-
-  @property
-  def image_size(self) -> tuple[int, int]:
-    """(rows, columns) of the images that the model takes, in pixels."""
-    return self.config.image_size
-
-  @property
-  def channels(self) -> int:
-    """Channels of the images that the model takes."""
-    return self.config.channels
-
-  @property
-  def num_classes(self) -> int | None:
-    """Number of logits; None for a model without a head."""
-    return self.config.num_classes
+    features = config.representation_size or config.projection_size or config.pooled_size
+    head = lambda: layers.make_head(features, config.num_classes, config.head_bias, rngs)
+    self.head = head()
+    self.head_distilled = head() if config.pool == 'distilled' else None
 
   def __call__(self, images: Images, rngs: Rngs = None) -> Float[Array, 'batch outputs']:
     """Classify images.
@@ -96,7 +83,7 @@ class VisionTransformer(nnx.Module, ViTTree):
     return ((self.head(x[:, 0]) + self.head_distilled(x[:, 1])) / 2).astype(jnp.float32)
 
   def embed(self, images: Images) -> Float[Array, 'batch features']:
-    """Return the representation that the head reads: pooled tokens, after the hidden tanh layer or the projection if there is one.
+    """Return the representation that the head reads: pooled tokens, after the hidden layer or projection if any.
 
     With two heads, for class and distillation token, it is the mean of what they read.
 
@@ -144,8 +131,8 @@ class VisionTransformer(nnx.Module, ViTTree):
     """
     expected = (*self.config.image_size, self.config.channels)
     if images.shape[1:] != expected:
-      raise UserError(f'images: expected shape (B, {", ".join(map(str, expected))}), got {images.shape}; another size is '
-                      'given when the model is built or loaded, with image_size=(rows, columns)')
+      raise UserError(f'images: expected shape (B, {", ".join(map(str, expected))}), got {images.shape}; another size '
+                      'is given when the model is built or loaded, with image_size=(rows, columns)')
     x = layers.embed_patches(self.patch_embed, images if self.resnet is None else self.resnet(images))
     grid, token_position = self.position()
     x += jnp.broadcast_to(grid, (*self.config.grid, x.shape[-1])).reshape(x.shape[1:]).astype(x.dtype)
@@ -191,12 +178,3 @@ def _embedding(x: Float[Array, 'batch *heads features']) -> Float[Array, 'batch 
 def _repeat(tokens: Float[Array, 'tokens width'], like: Float[Array, 'batch _ width']) -> Tokens:
   """Return the tokens once per example of `like`."""
   return jnp.broadcast_to(tokens.astype(like.dtype), (like.shape[0], *tokens.shape))
-
-
-def _head(config: ViTConfig, rngs: nnx.Rngs) -> nnx.Linear | None:
-  """Return the layer from the representation to the logits, which are always float32; None without classes."""
-  if config.num_classes is None:
-    return None
-  features = config.representation_size or config.projection_size or config.pooled_size
-  return nnx.Linear(features, config.num_classes, kernel_init=nnx.initializers.zeros,
-                    bias_init=nnx.initializers.constant(config.head_bias), rngs=rngs)

@@ -8,18 +8,19 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models import attention, attention_kinds
-from vit_jax.models.base import path_of
+from vit_jax.models.base import NamedAxes, axes_of, path_of
 from vit_jax.models.bit import tree as bit_tree
-from vit_jax.models.config import GATED_MLPS, ViTConfig
+from vit_jax.models.config import GATED_MLPS
 from vit_jax.models.positions.relative import RELATIVES, Place
 
 BLOCKS = 'encoder/blocks'
+PATCH_KERNEL = 'patch_embed/kernel'
 RENAMED = {'embed': 'patch_embed'}
 
 # The last axes of a parameter; a stack's layer axis comes before them and stays whole, since each turn of the scan
 # takes one block of it. What is not here (vectors, positions, the patch embedding) is about a hundredth of a model and
 # replicated: sharding the patch embedding makes the compiler move images and tokens for the sake of its small gradient.
-LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+LOGICAL_AXES: NamedAxes = (
     (r'attention/(query|key|value)/kernel', ('width', 'heads', None)),
     (r'attention/(query|key|value)/bias', ('heads', None)),
     (r'attention/out/kernel', ('heads', None, 'width')),
@@ -27,50 +28,44 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r'mlp/(gate|up)/bias', ('mlp_dim',)),
     (r'mlp/down/kernel', ('mlp_dim', 'width')),
     (r'(pre_logits|projection|head|head_distilled)/kernel', ('width', None)),
+    *bit_tree.LOGICAL_AXES,
 )
 
 
-class ViTTree:
-  """The parameter tree of a config; see `base.ParamTree`.
+class BlockTree:
+  """The parameter tree of a model whose patches pass through stacked blocks; see `base.ParamTree`.
 
   Attributes:
     named_axes: (regular expression of the end of a path, names of the last axes) for `logical_axes`.
   """
 
   stacked: tuple[str, ...] = (BLOCKS,)
-  renamed: Mapping[str, str] = RENAMED
-  patch_kernel: str | None = 'patch_embed/kernel'
-  head_paths: tuple[str, ...] = ('head', 'head_distilled')  # not `head`: that is a layer of the model
-  hidden_head_paths: tuple[str, ...] = ('pre_logits',)
-  named_axes: tuple[tuple[str, tuple[str | None, ...]], ...] = LOGICAL_AXES
+  renamed: Mapping[str, str] = {}
+  patch_kernel: str | None = PATCH_KERNEL
+  head_paths: tuple[str, ...] = ('head',)  # not `head`: that is a layer of the model
+  hidden_head_paths: tuple[str, ...] = ()
+  named_axes: NamedAxes = ()
 
-  def __init__(self, config: ViTConfig):
+  def __init__(self, config: Any):
     self.config = config
 
   @property
   def stem(self) -> str:
-    """The kernel of the patches, or that of a hybrid's first convolution."""
-    return 'patch_embed/kernel' if self.config.resnet is None else bit_tree.ROOT_KERNEL
+    """The kernel of the patches."""
+    return PATCH_KERNEL
+
+  @property
+  def positions(self) -> dict[str, str]:
+    """Return {}: there are no tables of positions."""
+    return {}
 
   @property
   def num_layers(self) -> int:
     """Number of encoder blocks."""
     return self.config.depth
 
-  @property
-  def positions(self) -> dict[str, str]:
-    """{path: layout} of the learned tables of positions; see `base.ParamTree.positions`."""
-    tables = {'learned': ('grid',), 'learned2d': ('rows', 'columns')}.get(self.config.position or '', ())
-    token = ('token',) if tables and self.config.class_token and self.config.token_position else ()
-    block = f'{BLOCKS}/rows' if self.config.attention_kind == 'axial' else BLOCKS
-    at = {'every': f'{block}/', 'shared': 'encoder/'}.get(self.config.position_at, '')
-    positions = {f'{at}position/{layout}': layout for layout in (*tables, *token)}
-    relative = {'keys1d': {'keys': 'places'}, 'table': {'table': 'offsets'}}.get(self.config.relative_position or '', {})
-    where = 'encoder' if self.config.relative_position_shared else BLOCKS
-    return {**positions, **{f'{where}/relative/{name}': layout for name, layout in relative.items()}}
-
   def layer_of(self, path: str) -> int | None:
-    """Return 0 for ResNet, patches, tokens and positions, None for the blocks, depth + 1 for last norm, pool and head."""
+    """Return 0 for patches and tokens, with what comes before, None for the blocks, depth + 1 for what comes after."""
     if path.startswith(f'{BLOCKS}/'):
       return None
     top = ('norm', 'pool', 'projection', *self.hidden_head_paths, *self.head_paths)
@@ -78,15 +73,12 @@ class ViTTree:
 
   def logical_axes(self, path: str, ndim: int) -> tuple[str | None, ...]:
     """Return 'width', 'heads', 'mlp_dim' or None for each axis of a parameter; see `base.ParamTree.logical_axes`."""
-    for pattern, names in self.named_axes:
-      if re.search(rf'(^|/){pattern}$', path) and ndim >= len(names):
-        return (None,) * (ndim - len(names)) + names
-    return bit_tree.logical_axes(path, ndim) or (None,) * ndim
+    return axes_of(path, ndim, self.named_axes)
 
   def matrix_axes(self, path: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """Return the (input axes, output axes) of a block's kernel, stacked by layer; None for any other parameter."""
     found = re.fullmatch(rf'{BLOCKS}/(?!relative/).*?(\w+)/kernel', path)
-    return _MATRIX_AXES.get(found[1]) if found else bit_tree.matrix_axes(path)
+    return _MATRIX_AXES.get(found[1]) if found else None
 
   def unstack(self, params: Any) -> Any:
     """Return parameters as an unrolled model's step differentiates them, see `unstack_blocks`, or else as they are."""
@@ -96,6 +88,37 @@ class ViTTree:
   def stack(self, tree: Any, like: Any) -> Any:
     """Return a tree in the form of `unstack`, such as gradients, in that of the parameters `like`."""
     return stack_blocks(tree, like)
+
+
+class ViTTree(BlockTree):
+  """The parameter tree of a Vision Transformer's config."""
+
+  renamed: Mapping[str, str] = RENAMED
+  head_paths: tuple[str, ...] = ('head', 'head_distilled')
+  hidden_head_paths: tuple[str, ...] = ('pre_logits',)
+  named_axes: NamedAxes = LOGICAL_AXES
+
+  @property
+  def stem(self) -> str:
+    """The kernel of the patches, or that of a hybrid's first convolution."""
+    return PATCH_KERNEL if self.config.resnet is None else bit_tree.ROOT_KERNEL
+
+  @property
+  def positions(self) -> dict[str, str]:
+    """{path: layout} of the learned tables of positions; see `base.ParamTree.positions`."""
+    tables = {'learned': ('grid',), 'learned2d': ('rows', 'columns')}.get(self.config.position or '', ())
+    token = ('token',) if tables and self.config.class_token and self.config.token_position else ()
+    block = f'{BLOCKS}/rows' if self.config.attention_kind == 'axial' else BLOCKS
+    at = {'every': f'{block}/', 'shared': 'encoder/'}.get(self.config.position_at, '')
+    positions = {f'{at}position/{layout}': layout for layout in (*tables, *token)}
+    layouts = {'keys1d': {'keys': 'places'}, 'table': {'table': 'offsets'}}
+    relative = layouts.get(self.config.relative_position or '', {})
+    where = 'encoder' if self.config.relative_position_shared else BLOCKS
+    return {**positions, **{f'{where}/relative/{name}': layout for name, layout in relative.items()}}
+
+  def matrix_axes(self, path: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return the (input axes, output axes) of a kernel of a block, or of a hybrid's ResNet; see `base.ParamTree`."""
+    return super().matrix_axes(path) or bit_tree.matrix_axes(path)
 
   def multiply_adds(self, image_size: int | tuple[int, int] | None = None) -> int:
     """Return the multiply-adds of one image's forward pass, in matrix products; elementwise work does not count.
@@ -123,7 +146,8 @@ class ViTTree:
       total += made * (1 if config.relative_position_shared else config.depth) + used * config.depth
     if config.pool == 'map':  # one query, which every head takes to the tokens themselves
       total += projections + 2 * width * config.mlp_dim + 2 * config.heads * tokens * width
-    sizes = [config.pooled_size, *filter(None, (config.representation_size, config.projection_size, config.num_classes))]
+    later = config.representation_size, config.projection_size, config.num_classes
+    sizes = [config.pooled_size, *filter(None, later)]
     if config.pool == 'distilled' and config.num_classes is not None:
       total += width * config.num_classes  # the second head
     return total + sum(inputs * outputs for inputs, outputs in zip(sizes, sizes[1:], strict=False))

@@ -100,8 +100,8 @@ def _resize(weights: Weights, image_size: tuple[int, int], requested: int | tupl
       lines.append(f'patch kernel: resampled from {_by(old.patch_size)} to {_by(patch_size)} pixels')
   model = abstract_model(new)  # raises if the sizes do not fit
   if fixed := sorted(set(missing_or_different(new, weights.params)) - {kernel, *model.positions}):
-    raise UserError(f'image_size: a model of kind {new.kind!r} fits one number of patches, here {_by(old.grid)} (images '
-                    f'of {_by(old.image_size)} pixels), got {_by(new.grid)}; {listing(fixed, 2)} depend on it')
+    raise UserError(f'image_size: a model of kind {new.kind!r} fits one number of patches, here {_by(old.grid)} '
+                    f'(images of {_by(old.image_size)} pixels), got {_by(new.grid)}; {listing(fixed, 2)} depend on it')
   if new.grid != old.grid and hasattr(old, 'position'):
     for path, layout in model.positions.items():
       resize_one = functools.partial(_resize_positions, layout=layout, old=old, new=new, method=method)
@@ -145,7 +145,8 @@ def _adapt_channels(weights: Weights, channels: int, lines: list[str]) -> Weight
   lines.append(f'stem: {old} input channels {how} to {channels}')
   leaves[stem] = adapt_stem_channels(leaves[stem], channels)
   before = weights.preprocessing
-  preprocessing = dataclasses.replace(before.for_channels(channels), transform=_adapt_border(before.transform, channels))
+  transform = _adapt_border(before.transform, channels)
+  preprocessing = dataclasses.replace(before.for_channels(channels), transform=transform)
   if preprocessing != before:
     lines.append(f'normalization: mean {before.mean} and std {before.std} to {preprocessing.mean} and '
                  f'{preprocessing.std}')

@@ -91,7 +91,8 @@ def describe(source: PathLike, *, ema: bool = False, adaptation: Adaptation | No
   telling = tuple(field.name for field in known if field.name == 'kind' or not sections.is_key(field)
                   or not (field.default == fields[field.name] or off(field)))
   return Description(
-      format=weights.source, fields=fields, telling=telling, parameters=int(parameter_overview.count_parameters(weights.params)),
+      format=weights.source, fields=fields, telling=telling,
+      parameters=int(parameter_overview.count_parameters(weights.params)),
       preprocessing=dataclasses.asdict(weights.preprocessing), loss=weights.loss, class_names=weights.class_names,
       notes=weights.notes, problems=weights.problems, fine_tune=lines,
       table=str(parameter_overview.get_parameter_overview(weights.params, include_stats=False)))

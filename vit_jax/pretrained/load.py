@@ -196,8 +196,8 @@ def _refuse_other_computation(weights: Weights, path: pathlib.Path) -> None:
   unused = [line.removeprefix('unused: ') for line in weights.problems
             if line.startswith('unused: ') and ', beside ' not in line]
   if computing := unused_lib.computing(unused):
-    raise UserError(f'{path}: an architecture that vit_jax does not have, as a model without these arrays would compute '
-                    f'something else: {listing(computing)}; strict=False does not change that')
+    raise UserError(f'{path}: an architecture that vit_jax does not have, as a model without these arrays would '
+                    f'compute something else: {listing(computing)}; strict=False does not change that')
 
 
 def _check_trained_at(weights: Weights, trained_at: ImageSize, source: str) -> Weights:

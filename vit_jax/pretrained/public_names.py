@@ -10,7 +10,8 @@ HELP = ("'google/ViT-B_16' (also google/imagenet21k+imagenet2012/…, google/aug
 # The public buckets of storage.googleapis.com.
 BUCKETS = {'google': 'vit_models', 'big_vision': 'big_vision', 'bit': 'bit_models', 'mixer': 'mixer_models'}
 # What a Hugging Face repository may hold, the best first.
-WEIGHT_FILES = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin', 'pytorch_model.bin.index.json')
+WEIGHT_FILES = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin',
+                'pytorch_model.bin.index.json')
 CONFIG_FILES = ('config.json', 'preprocessor_config.json')
 _REVISION = r'[\w.-]+(?:/[\w.-]+)*'
 _HUB = re.compile(rf'hf:([\w.-]+/[\w.-]+?)(?:@({_REVISION}))?')
@@ -95,8 +96,8 @@ def _parse_url(url: str) -> PublicName:
       if path[0] == bucket and path[-1].endswith('.npz') and '..' not in path:
         return PublicName(host, '/'.join(path[1:]).removesuffix('.npz'))
     raise UserError(f'{url}: not read as a URL; give gs://{"/".join(path)}')
-  raise UserError(f"{url}: web addresses are not read, only names; download it (curl -LO '{url}') and give the path, or "
-                  f'a name of public weights: {HELP}')
+  raise UserError(f"{url}: web addresses are not read, only names; download it (curl -LO '{url}') and give the path, "
+                  f'or a name of public weights: {HELP}')
 
 
 def _parse_hub_url(url: str, path: list[str]) -> PublicName:

@@ -15,8 +15,9 @@ from vit_jax.base.errors import ExistingFileError, UserError
 from vit_jax.models.base import Model
 from vit_jax.pretrained.files import npz
 from vit_jax.pretrained.formats import dtypes
-from vit_jax.pretrained.formats.base import Written
+from vit_jax.pretrained.formats.base import Format, Written
 from vit_jax.pretrained.formats.registry import FORMATS
+from vit_jax.pretrained.formats.representable import NotRepresentable
 from vit_jax.pretrained.formats.weights import Weights
 from vit_jax.pretrained.load import to_weights
 
@@ -31,7 +32,7 @@ def save(model: Model | Weights, destination: files.PathLike, format: str | None
       `.safetensors` file that gets its config.json beside it.
     format: a name of `registry.FORMATS`; None: 'google' for an `.npz` file, else 'huggingface'.
     approximate: whether to accept that the format's own code uses another GELU or LayerNorm epsilon than the model.
-    dtype: of the arrays, a name of `dtypes.DTYPES`; None: that of the file that weights were read from, wherever it
+    dtype: of the arrays, a name of `dtypes.DTYPES`; None: the dtype of the file that weights were read from, if it
       keeps every value, else float32. A model, which may have been trained, is written as float32.
 
   Returns:
@@ -49,7 +50,7 @@ def save(model: Model | Weights, destination: files.PathLike, format: str | None
     raise UserError(f'{destination}: expected a file name that ends in .npz for the {form.name} format')
   if form.suffix != '.npz' and path.suffix == '.npz':
     raise UserError(f'{destination}: expected a directory or a .safetensors file for the {form.name} format')
-  written, dtype_notes = dtypes.stored(form.write(weights, approximate), weights, form.name, dtype)
+  written, dtype_notes = dtypes.stored(_written(weights, form, approximate), weights, form.name, dtype)
   is_file = path.suffix in ('.npz', '.safetensors')
   folder, name = (path.parent, path.name) if is_file else (path, 'model.safetensors')
   targets = [folder / name, *(folder / config for config in written.configs)]
@@ -66,6 +67,24 @@ def save(model: Model | Weights, destination: files.PathLike, format: str | None
   notes = weights.notes if weights.source == 'model' else ()
   changes = written.weights.notes[len(weights.notes):]
   return targets, [*notes, *changes, *dtype_notes, *_not_stored(weights, form.suffix)]
+
+
+def _written(weights: Weights, form: Format, approximate: bool) -> Written:
+  """Lay weights out in a format; the error of one that cannot hold them names those that can."""
+  try:
+    return form.write(weights, approximate)
+  except NotRepresentable as error:
+    others = [other.name for other in FORMATS.values() if other is not form and _holds(weights, other)]
+    able = f'{" and ".join(others)} can hold it (--to={others[0]})' if others else 'no other format can hold it either'
+    raise UserError(f'{error}; {able}') from error
+
+
+def _holds(weights: Weights, form: Format) -> bool:
+  try:
+    form.write(weights, approximate=True)
+  except UserError:
+    return False
+  return True
 
 
 def _writers(name: str, written: Written) -> dict[str, Callable[[pathlib.Path], object]]:

@@ -14,7 +14,7 @@ from vit_jax.rundir.layout import RunDir
 
 _PICKLES = ('.pth', '.pt', '.bin')
 _MAX_CONFIG_BYTES = 16 << 20
-# What may have a colon of its own, a place, and the sub-tree: a path of names such as img or model_ema.module.
+# The place, which may contain a colon, and the subtree: a path of names such as img or model_ema.module.
 _FORM = re.compile(r'((?:\w+://[^/]*|hf:|timm:)?[^:]+?)(?::([A-Za-z_][\w-]*(?:[./][\w-]+)*))?')
 
 
@@ -87,8 +87,9 @@ def find_weight_file(path: pathlib.Path, source: Source) -> pathlib.Path:
       return found[0]
     if found:
       raise UserError(f'{source.text}: holds several weight files; name one of {listing(file.name for file in found)}')
+  held = listing(sorted(file.name for file in path.iterdir())) or 'nothing'
   raise UserError(f'{source.text}: expected model.safetensors, an .npz file, or the config.json and checkpoints of a '
-                  f'run in this directory; it holds {listing(sorted(file.name for file in path.iterdir())) or "nothing"}')
+                  f'run in this directory; it holds {held}')
 
 
 def read_configs(path: pathlib.Path) -> dict[str, dict[str, Any]]:

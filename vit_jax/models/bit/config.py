@@ -5,12 +5,12 @@ from typing import Any, ClassVar
 
 from vit_jax.base.errors import UserError
 from vit_jax.base.sections import derived, from_data, off, size
+from vit_jax.models.base import ConfigChecks
 from vit_jax.models.bit.shape import DEPTHS, ResNetShape, default_stage_widths
-from vit_jax.models.config import DTYPES
 
 
 @dataclasses.dataclass(frozen=True)
-class BiTConfig:
+class BiTConfig(ConfigChecks):
   """A ResNet with group normalization and standardized kernels ("Big Transfer", arXiv 1912.11370, section 3).
 
   Attributes:
@@ -49,31 +49,19 @@ class BiTConfig:
   num_classes: int | None = from_data(1000, 0)
 
   def __post_init__(self):
-    given = {'stem_width': 64, **(self.variant_fields(self.variant) if self.variant else {})}
-    for name in ('blocks', 'stem_width'):
-      if getattr(self, name) is None and name in given:
-        self._set(name, given[name])
-    if not self.blocks:
-      raise UserError("model.blocks: missing; give the units per stage, or name a variant such as model.variant='R50x1'")
+    self._fill(('blocks', 'stem_width'),
+               {'stem_width': 64, **(self.variant_fields(self.variant) if self.variant else {})},
+               f"model.variant='R50x1' (depths {sorted(DEPTHS)})")
     self._set('blocks', tuple(self.blocks))
     self._set('stage_widths', default_stage_widths(self.blocks, self.stem_width) if self.stage_widths is None
               else tuple(self.stage_widths))
     self._set('image_size', size(self.image_size, 'data.image_size'))
-    for field in dataclasses.fields(self):
-      if getattr(self, field.name) in field.metadata.get('off', ()):
-        self._set(field.name, None)
+    self._turn_off()
     self.resnet.check('model.')
-    for name in ('channels', 'num_classes', 'representation_size'):
-      value = getattr(self, name)
-      if value is not None and value < 1:
-        raise UserError(f'model.{name}: must be at least 1, got {value}')
-    if self.dtype not in DTYPES:
-      raise UserError(f'model.dtype: unknown {self.dtype!r}; choose from {list(DTYPES)}')
+    self._check_counts('channels', 'num_classes', 'representation_size')
+    self._check_dtype(self.dtype)
     if min(self.grid) < 1:
       raise UserError(f'data.image_size: {self.image_size} is too small for {len(self.blocks)} stages')
-
-  def _set(self, name: str, value: object) -> None:
-    object.__setattr__(self, name, value)
 
   @staticmethod
   def variant_fields(name: str) -> dict[str, Any]:

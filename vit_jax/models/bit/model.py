@@ -6,14 +6,15 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from vit_jax.base.errors import UserError
-from vit_jax.models.base import Images, Rngs, Tokens
+from vit_jax.models import layers
+from vit_jax.models.base import ImageModel, Images, Rngs, Tokens
 from vit_jax.models.bit.config import BiTConfig
 from vit_jax.models.bit.resnet import GroupNorm, ResNet
 from vit_jax.models.bit.shape import NUMERICS
 from vit_jax.models.bit.tree import BiTTree
 
 
-class BiT(nnx.Module, BiTTree):
+class BiT(nnx.Module, ImageModel, BiTTree):
   """A BiT ResNet: `model(images)` gives logits.
 
   Args:
@@ -32,25 +33,9 @@ class BiT(nnx.Module, BiTTree):
     self.resnet = ResNet(config.resnet, dtype=dtype, remat=config.remat, rngs=rngs)
     epsilon = NUMERICS[config.numerics].norm_epsilon
     self.norm = GroupNorm(width, groups=config.groups, epsilon=epsilon) if config.preactivation else None
-    self.embedding = None if config.representation_size is None else nnx.Linear(width, config.representation_size, rngs=rngs)
-    self.head = None if config.num_classes is None else nnx.Linear(
-        config.representation_size or width, config.num_classes, kernel_init=nnx.initializers.zeros,
-        bias_init=nnx.initializers.constant(config.head_bias), rngs=rngs)
-
-  @property
-  def image_size(self) -> tuple[int, int]:
-    """(rows, columns) of the images that the model takes, in pixels."""
-    return self.config.image_size
-
-  @property
-  def channels(self) -> int:
-    """Channels of the images that the model takes."""
-    return self.config.channels
-
-  @property
-  def num_classes(self) -> int | None:
-    """Number of logits; None for a model without a head."""
-    return self.config.num_classes
+    self.embedding = None if config.representation_size is None else nnx.Linear(
+        width, config.representation_size, rngs=rngs)
+    self.head = layers.make_head(config.representation_size or width, config.num_classes, config.head_bias, rngs)
 
   def __call__(self, images: Images, rngs: Rngs = None) -> Float[Array, 'batch outputs']:
     """Classify images.
@@ -96,4 +81,4 @@ class BiT(nnx.Module, BiTTree):
 
   def attention_weights(self, images: Images) -> Float[Array, 'depth batch heads queries keys']:
     """Raise UserError: a ResNet has no attention."""
-    raise UserError(f'model.kind: a model of kind {self.config.kind!r} has no attention weights')
+    raise UserError("attention_weights: a model of kind 'bit' has no attention")

@@ -4,9 +4,19 @@ import re
 from typing import Any
 
 from vit_jax.base import sections
+from vit_jax.models.base import NamedAxes, axes_of
 from vit_jax.models.bit.config import BiTConfig
 
 ROOT_KERNEL = 'resnet/conv_root/kernel'
+
+# The bottleneck's features are sharded like the hidden ones of a transformer's MLP. Everything else is replicated: the
+# root is small, and so are the first units.
+_UNIT = r'resnet/block\d+/unit\d+'
+LOGICAL_AXES: NamedAxes = (
+    (rf'{_UNIT}/conv[12]/kernel', (None, None, 'width', 'mlp_dim')),
+    (rf'{_UNIT}/conv3/kernel', (None, None, 'mlp_dim', 'width')),
+    (rf'{_UNIT}/conv_proj/kernel', (None, None, None, 'width')),
+)
 
 
 class BiTTree:
@@ -35,7 +45,7 @@ class BiTTree:
 
   def logical_axes(self, path: str, ndim: int) -> tuple[str | None, ...]:
     """Return 'width', 'mlp_dim' or None for each axis of a parameter; see `base.ParamTree.logical_axes`."""
-    return logical_axes(path, ndim) or (None,) * ndim
+    return axes_of(path, ndim, LOGICAL_AXES)
 
   def matrix_axes(self, path: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """Return the (input axes, output axes) of a unit's kernel; None for any other parameter."""
@@ -62,24 +72,7 @@ class BiTTree:
     return shape.multiply_adds(size) + sum(a * b for a, b in zip(sizes, sizes[1:], strict=False))
 
 
-def logical_axes(path: str, ndim: int) -> tuple[str | None, ...] | None:
-  """Return the names of the axes of a unit's kernel; None for any other parameter.
-
-  The bottleneck's features are sharded like the hidden ones of a transformer's MLP. Everything else is replicated: the
-  root is small, and so are the first units.
-  """
-  found = re.search(r'(^|/)resnet/block\d+/unit\d+/(conv\w+)/kernel$', path)
-  return _LOGICAL_AXES[found[2]] if found and ndim == 4 else None
-
-
 def matrix_axes(path: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
   """Return the (input axes, output axes) of a unit's kernel; None for any other parameter."""
-  return ((0, 1, 2), (3,)) if re.fullmatch(r'resnet/block\d+/unit\d+/conv\w+/kernel', path) else None
+  return ((0, 1, 2), (3,)) if re.fullmatch(rf'{_UNIT}/conv\w+/kernel', path) else None
 
-
-_LOGICAL_AXES: Mapping[str, tuple[str | None, ...]] = {
-    'conv1': (None, None, 'width', 'mlp_dim'),
-    'conv2': (None, None, 'width', 'mlp_dim'),
-    'conv3': (None, None, 'mlp_dim', 'width'),
-    'conv_proj': (None, None, None, 'width'),
-}

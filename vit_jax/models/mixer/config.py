@@ -4,11 +4,11 @@ import re
 
 from vit_jax.base.errors import UserError
 from vit_jax.base.sections import derived, from_data, off, size
-from vit_jax.models.config import DTYPES
+from vit_jax.models.base import ConfigChecks
 
 
 @dataclasses.dataclass(frozen=True)
-class MixerConfig:
+class MixerConfig(ConfigChecks):
   """An MLP-Mixer ("MLP-Mixer: An all-MLP Architecture for Vision", arXiv 2105.01601).
 
   Attributes:
@@ -50,32 +50,14 @@ class MixerConfig:
   num_classes: int | None = from_data(1000, 0)
 
   def __post_init__(self):
-    shape = self.variant_fields(self.variant) if self.variant else {}
-    missing = [name for name in _SHAPE if getattr(self, name) is None and name not in shape]
-    if missing:
-      raise UserError(f"model: missing {missing}; give them, or name a variant such as model.variant='B/16' (sizes "
-                      f'{sorted(VARIANTS)})')
-    for name in _SHAPE:
-      self._set(name, shape[name] if getattr(self, name) is None else getattr(self, name))
+    self._fill(_SHAPE, self.variant_fields(self.variant) if self.variant else {},
+               f"model.variant='B/16' (sizes {sorted(VARIANTS)})")
     self._set('patch_size', size(self.patch_size, 'model.patch_size'))
     self._set('image_size', size(self.image_size, 'data.image_size'))
-    for field in dataclasses.fields(self):
-      if getattr(self, field.name) in field.metadata.get('off', ()):
-        self._set(field.name, None)
-    self._check()
-
-  def _set(self, name: str, value: object) -> None:
-    object.__setattr__(self, name, value)
-
-  def _check(self) -> None:
-    for name in ('width', 'depth', 'token_mlp_dim', 'channel_mlp_dim', 'channels', 'num_classes'):
-      value = getattr(self, name)
-      if value is not None and value < 1:
-        raise UserError(f'model.{name}: must be at least 1, got {value}')
-    if self.dtype not in DTYPES:
-      raise UserError(f'model.dtype: unknown {self.dtype!r}; choose from {list(DTYPES)}')
-    if not 0.0 <= self.stochastic_depth < 1.0:
-      raise UserError(f'model.stochastic_depth: must be in [0, 1), got {self.stochastic_depth}')
+    self._turn_off()
+    self._check_counts('width', 'depth', 'token_mlp_dim', 'channel_mlp_dim', 'channels', 'num_classes')
+    self._check_rates('stochastic_depth')
+    self._check_dtype(self.dtype)
 
   @staticmethod
   def variant_fields(name: str) -> dict[str, int]:
@@ -111,10 +93,8 @@ class MixerConfig:
 
 _SHAPE = ('width', 'depth', 'token_mlp_dim', 'channel_mlp_dim', 'patch_size')
 
-# Paper, table 1.
+# Paper, table 1; the published checkpoints have these shapes.
 VARIANTS = {
-    'S': dict(width=512, depth=8, token_mlp_dim=256, channel_mlp_dim=2048),
     'B': dict(width=768, depth=12, token_mlp_dim=384, channel_mlp_dim=3072),
     'L': dict(width=1024, depth=24, token_mlp_dim=512, channel_mlp_dim=4096),
-    'H': dict(width=1280, depth=32, token_mlp_dim=640, channel_mlp_dim=5120),
 }

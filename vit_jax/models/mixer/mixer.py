@@ -6,7 +6,7 @@ from jaxtyping import Float
 
 from vit_jax.base.errors import UserError
 from vit_jax.models import layers
-from vit_jax.models.base import Images, Rngs, Tokens
+from vit_jax.models.base import ImageModel, Images, Rngs, Tokens
 from vit_jax.models.encoder import Encoder
 from vit_jax.models.mixer.config import MixerConfig
 from vit_jax.models.mixer.tree import MixerTree
@@ -44,7 +44,7 @@ class MixerBlock(nnx.Module):
     return x + layers.drop_path(y, drop_rate, channel_rngs, scale=False)
 
 
-class Mixer(nnx.Module, MixerTree):
+class Mixer(nnx.Module, ImageModel, MixerTree):
   """An MLP-Mixer: `model(images)` gives logits.
 
   It has no attention weights, and no position embedding: its parameters fit one number of patches.
@@ -66,24 +66,7 @@ class Mixer(nnx.Module, MixerTree):
                                 dtype=dtype, rngs=rngs)
     self.encoder = Encoder(config, MixerBlock, rngs=rngs)
     self.norm = nnx.LayerNorm(width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
-    self.head = None if config.num_classes is None else nnx.Linear(
-        width, config.num_classes, kernel_init=nnx.initializers.zeros,
-        bias_init=nnx.initializers.constant(config.head_bias), rngs=rngs)  # logits are always float32
-
-  @property
-  def image_size(self) -> tuple[int, int]:
-    """(rows, columns) of the images that the model takes, in pixels."""
-    return self.config.image_size
-
-  @property
-  def channels(self) -> int:
-    """Channels of the images that the model takes."""
-    return self.config.channels
-
-  @property
-  def num_classes(self) -> int | None:
-    """Number of logits; None for a model without a head."""
-    return self.config.num_classes
+    self.head = layers.make_head(width, config.num_classes, config.head_bias, rngs)
 
   def __call__(self, images: Images, rngs: Rngs = None) -> Float[Array, 'batch outputs']:
     """Return float32 logits, or the representation without a head; see `base.Model`."""

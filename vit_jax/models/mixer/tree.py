@@ -1,19 +1,15 @@
 """The parameter tree of the MLP-Mixer: what depends on the names of its parameters."""
-from collections.abc import Mapping
 import dataclasses
-from typing import Any
 
-from vit_jax.models.mixer.config import MixerConfig
-from vit_jax.models.vit_tree import ViTTree
+from vit_jax.models.base import NamedAxes
+from vit_jax.models.vit_tree import BlockTree
 
 
-class MixerTree(ViTTree):
-  """The parameter tree of a config, named like that of a Vision Transformer; see `base.ParamTree`."""
+class MixerTree(BlockTree):
+  """The parameter tree of a config; see `base.ParamTree`. The kernels that mix patches know where each one is."""
 
-  renamed: Mapping[str, str] = {}
-  hidden_head_paths: tuple[str, ...] = ()
   # The number of patches, an axis of the kernels that mix them, is never sharded: no mesh divides 196.
-  named_axes = (
+  named_axes: NamedAxes = (
       (r'token_mixing/up/kernel', (None, 'mlp_dim')),
       (r'token_mixing/down/kernel', ('mlp_dim', None)),
       (r'channel_mixing/up/kernel', ('width', 'mlp_dim')),
@@ -21,19 +17,6 @@ class MixerTree(ViTTree):
       (r'(token|channel)_mixing/up/bias', ('mlp_dim',)),
       (r'head/kernel', ('width', None)),
   )
-
-  def __init__(self, config: MixerConfig):
-    self.config: Any = config
-
-  @property
-  def stem(self) -> str:
-    """The kernel of the patches."""
-    return 'patch_embed/kernel'
-
-  @property
-  def positions(self) -> dict[str, str]:
-    """Return {}: the kernels that mix patches know where each one is."""
-    return {}
 
   def multiply_adds(self, image_size: int | tuple[int, int] | None = None) -> int:
     """Return the multiply-adds of one image's forward pass, in matrix products; see `base.ParamTree.multiply_adds`."""

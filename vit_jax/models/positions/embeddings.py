@@ -1,6 +1,6 @@
 """Position embeddings: where a token is on the grid of patches.
 
-Each class is built with the grid (rows, columns), the width, and whether the class token has a position of its own.
+Each class is built with the grid (rows, columns), the width, and whether the class token has a position.
 Called, it returns (grid, class token): the embedding of each patch and that of the class token; a scalar zero means
 none.
 """

@@ -158,10 +158,10 @@ class LogMlp(nnx.Module):
 
 
 class SwinMlp(LogMlp):
-  """The same as Swin V2 has it (arXiv 2111.09883, section 3.3): timm's mode 'swin'.
+  """The form of Swin V2 (arXiv 2111.09883, section 3.3): timm's mode 'swin'.
 
   Offsets are scaled to -8..8 over the grid and enter as sign(d) log2(1 + |d|) / 3; biases are 16 sigmoid(MLP), and the
-  second layer has no bias of its own.
+  second layer has no bias.
   """
   _down_bias = False
 

@@ -1,4 +1,4 @@
-"""Rotary positions: queries and keys are rotated by angles of their patch's row and column (RoFormer, arXiv 2104.09864).
+"""Rotary positions: queries and keys rotated by angles of their patch's row and column (RoFormer, arXiv 2104.09864).
 
 The features of a head form head_dim / 2 pairs, each rotated by an angle: the first half of the pairs by the row, the
 other half by the column, at head_dim / 4 frequencies base^(-k / (head_dim / 4)) each. The score of two patches then

@@ -49,7 +49,8 @@ def to_ids(class_names: Sequence[str]) -> tuple[str, ...]:
   given = tuple(class_names)
   if given == names():
     return ids()
-  known = {name: wordnet_id for wordnet_id, name in _rows() if names().count(name) == 1} if len(given) == NUM_CLASSES else {}
+  unique = {name: wordnet_id for wordnet_id, name in _rows() if names().count(name) == 1}
+  known = unique if len(given) == NUM_CLASSES else {}
   return tuple(known[name] for name in given) if set(given) <= set(known) else given
 
 

@@ -30,7 +30,8 @@ def read_file(path: files.PathLike) -> tuple[str, ...]:
   try:
     content = file.read_bytes() if file.stat().length <= _MAX_BYTES else None
   except FileNotFoundError as error:
-    raise MissingFileError(f'classes: {path}: not found; expected a file with one class name per line, or JSON') from error
+    raise MissingFileError(f'classes: {path}: not found; expected a file with one class name per line, '
+                           'or JSON') from error
   except OSError as error:
     raise FileError(f'classes: {path}: cannot read it: {error.strerror or error}') from error
   try:

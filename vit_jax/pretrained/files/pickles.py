@@ -25,6 +25,10 @@ STORAGES = {
     'torch.BoolStorage': 'bool'}
 
 
+class NotData(UserError):
+  """A pickle that needs more than tensors and plain data; the file may be whole."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Storage:
   """Elements in the file, which tensors are views of.
@@ -213,7 +217,7 @@ class _Machine:
 
   def _push_global(self, name: str) -> None:
     if name not in _CALLS and name not in STORAGES and name not in _VALUES:
-      raise UserError(f'its pickle needs {name[:100]!r}, which is not a tensor or plain data: it could run code and is '
+      raise NotData(f'its pickle needs {name[:100]!r}, which is not a tensor or plain data: it could run code and is '
                       'not loaded')
     self._stack.append(_Global(name))
 

@@ -10,7 +10,7 @@ import pathlib
 
 from vit_jax.base.errors import FileError, MissingFileError
 from vit_jax.base.files import PathLike, local
-from vit_jax.pretrained.files import npz, safetensors_file, sharded, torch_zip
+from vit_jax.pretrained.files import npz, pickles, safetensors_file, sharded, torch_zip
 from vit_jax.pretrained.files.tensors import Tensors
 
 
@@ -34,6 +34,8 @@ def open_file(path: PathLike) -> Iterator[Tensors]:
       tensors = stack.enter_context(reader(path))
     except MissingFileError as error:
       raise MissingFileError(f'{path}: {error}') from error
+    except pickles.NotData as error:
+      raise FileError(f'{path}: {error}') from error
     except Exception as error:  # as in `tensors.guarded`
       raise FileError(f'{path}: damaged or not a weight file: {error}') from error
     yield tensors

@@ -29,10 +29,10 @@ def holds_pickle(path: pathlib.Path) -> bool:
 
 
 def conversion(path: pathlib.Path) -> str:
-  """Return a command that writes the state dict of a PyTorch file as safetensors."""
+  """Return a command that writes the state dict of a PyTorch file as safetensors; it runs what the pickle says."""
   return (f"python -c \"import torch, safetensors.torch as s; d = torch.load('{path}', map_location='cpu', "
-          "weights_only=True); d = d.get('model', d); s.save_file({k: v.contiguous().clone() for k, v in d.items()}, "
-          "'model.safetensors')\"")
+          "weights_only=False); d = d.get('state_dict', d.get('model', d)); s.save_file({k: v.contiguous().clone() "
+          "for k, v in d.items() if torch.is_tensor(v)}, 'model.safetensors')\"")
 
 
 @contextlib.contextmanager
@@ -44,7 +44,7 @@ def open_tensors(path: pathlib.Path) -> Iterator[tensors_lib.Tensors]:
     try:
       tensors = pickles.tensors_of(_content(archive, members[f'{root}{_PICKLE}']))
     except UserError as error:
-      raise UserError(f'{error}; if you trust the file, convert it: {conversion(path)}') from error
+      raise type(error)(f'{error}; if you trust the file, convert it: {conversion(path)}') from error
     _check_byte_order(archive, members.get(f'{root}byteorder'))
     if not tensors or len(tensors) > tensors_lib.MAX_ENTRIES:
       raise UserError(f'it holds {len(tensors):,} tensors; expected 1 to {tensors_lib.MAX_ENTRIES:,}')
@@ -93,17 +93,17 @@ def _check_byte_order(archive: zipfile.ZipFile, entry: zipfile.ZipInfo | None) -
 
 def _checked_shape(name: str, tensor: pickles.Tensor, root: str,
                    members: Mapping[str, zipfile.ZipInfo]) -> tensors_lib.Shape:
-  """Return the shape of a tensor that lies within its storage, and whose storage is in the archive."""
+  """Return the shape of a tensor, having checked that it is inside its storage and its storage inside the archive."""
   name, storage = name[:200], tensor.storage
   entry = members.get(f'{root}data/{storage.key}')
   if entry is None:
     raise UserError(f'the storage {storage.key[:80]!r} of {name} is not in the file')
   _check_stored(entry)
   if storage.elements < 0 or storage.elements * np.dtype(storage.dtype).itemsize != entry.file_size:
-    raise UserError(f'the storage of {name} claims {storage.elements} elements of {storage.dtype}, which does not match '
-                    f'its {entry.file_size:,} bytes')
+    raise UserError(f'the storage of {name} claims {storage.elements} elements of {storage.dtype}, which does not '
+                    f'match its {entry.file_size:,} bytes')
   shape, strides, offset = tensor.shape, tensor.strides, tensor.offset
-  if not _are_naturals(shape) or not _are_naturals(strides) or not _are_naturals((offset,)) or len(shape) != len(strides):
+  if not all(map(_are_naturals, (shape, strides, (offset,)))) or len(shape) != len(strides):
     raise UserError(f'{name} has an impossible shape, stride or offset')
   # Fewer elements in the storage than in the tensor: it repeats some, which no parameter does.
   if tensors_lib.count(shape) > storage.elements or offset + _span(shape, strides) > storage.elements:

@@ -5,8 +5,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from vit_jax.base.errors import UserError
 from vit_jax.pretrained.files.tensors import Tensors
+from vit_jax.pretrained.formats.representable import NotRepresentable
 from vit_jax.pretrained.formats.weights import Weights
 
 ImageSize = int | tuple[int, int] | None
@@ -99,5 +99,4 @@ class Format:
     for family in self.families:
       if family.holds(weights.config):
         return family.write(weights, approximate)
-    raise UserError(f'model.kind: the {self.name} format cannot hold a model of kind {weights.config.kind!r}; choose '
-                    'another format')
+    raise NotRepresentable(f'model.kind: the {self.name} format cannot hold a model of kind {weights.config.kind!r}')

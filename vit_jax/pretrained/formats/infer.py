@@ -12,8 +12,8 @@ from vit_jax.models.variants import VARIANTS
 from vit_jax.pretrained.files.tensors import Tensors
 
 # The end of a message about preprocessing that was assumed.
-SET_PREPROCESSING = ('set it with load(preprocessing=dict(transform=, mean=, std=)), predict --transform --mean --std, or '
-                     'training --config.normalization.mean and std')
+SET_PREPROCESSING = ('set it with load(preprocessing=dict(transform=, mean=, std=)), predict --transform --mean --std, '
+                     'or training --config.normalization.mean and std')
 
 
 def depth(tensors: Tensors, pattern: str) -> int:
@@ -64,8 +64,8 @@ def grid(tensors: Tensors, patches: int, patch_size: tuple[int, int],
   if requested is not None:
     if not fits(requested, patch_size, patches):
       raise tensors.error(f'trained_at: an image of {size(requested, "trained_at")} pixels does not have the file\'s '
-                          f'{patches} positions of {patch_size[0]}×{patch_size[1]} patches; give the size (rows, columns) '
-                          'that the model was trained at')
+                          f'{patches} positions of {patch_size[0]}×{patch_size[1]} patches; give the size (rows, '
+                          'columns) that the model was trained at')
     rows, columns = size(requested, 'trained_at')
     return rows // patch_size[0], columns // patch_size[1]
   # A square image: rows · patch rows = columns · patch columns.

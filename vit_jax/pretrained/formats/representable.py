@@ -18,8 +18,12 @@ _PLAIN: dict[str, Collection[Any]] = dict(
     position_at=('stem',), attention_kind=('full',), projection_size=(None,))
 
 
+class NotRepresentable(UserError):
+  """A format cannot hold a model; the message names the config field."""
+
+
 def require(weights: Weights, form: str, **allowed: Collection[Any]) -> None:
-  """Raise UserError, naming the field, unless every config field has a value that a format can hold.
+  """Raise NotRepresentable, naming the field, unless every config field has a value that a format can hold.
 
   Args:
     weights: what is to be written.
@@ -30,8 +34,8 @@ def require(weights: Weights, form: str, **allowed: Collection[Any]) -> None:
   for name, values in {**allowed, **plain}.items():
     found = getattr(weights.config, name)
     if found not in values:
-      raise UserError(f'model.{name}: the {form} format can only hold {" or ".join(map(repr, values))}, got {found!r}; '
-                      'choose another format')
+      raise NotRepresentable(f'model.{name}: the {form} format can only hold {" or ".join(map(repr, values))}, '
+                             f'got {found!r}')
 
 
 def require_numerics(weights: Weights, form: str, approximate: bool, **used: Any) -> None:

@@ -1,5 +1,6 @@
 """Tables and config fields of ResNets, alone and below a hybrid, shared by the formats."""
 from collections.abc import Callable
+import dataclasses
 import re
 from typing import Any
 
@@ -87,6 +88,40 @@ def widths(tensors: Tensors, root: str, last: Callable[[int], str], stages: int,
     UserError: a kernel is missing or not one of a convolution.
   """
   return tuple(tensors.shape(name, 4)[axis] for name in (root, *map(last, range(1, stages + 1))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+  """Where a format keeps what tells the shape of a ResNet.
+
+  Attributes:
+    root: name of the root's kernel.
+    unit: matches the names of a unit's arrays, see `blocks`.
+    last: stage, from 1, → name of the last kernel of its first unit.
+    head: name of the head's kernel.
+    first: where stages and units are counted from.
+    is_torch: whether kernels are (outputs, inputs, …), else (…, inputs, outputs).
+  """
+  root: str
+  unit: str
+  last: Callable[[int], str]
+  head: str
+  first: int = 1
+  is_torch: bool = False
+
+
+def shape_fields(tensors: Tensors, names: Names) -> dict[str, Any]:
+  """Return the fields of a `BiTConfig` that the names and shapes of a file tell.
+
+  Raises:
+    UserError: the units are not those of a ResNet.
+  """
+  outputs, inputs = (0, 1) if names.is_torch else (-1, -2)
+  units = blocks(tensors, names.unit, names.first)
+  stem_width, *stage_widths = widths(tensors, names.root, names.last, len(units), outputs)
+  return dict(kind='bit', blocks=units, stem_width=stem_width, stage_widths=tuple(stage_widths),
+              channels=tensors.shape(names.root, 4)[inputs],
+              num_classes=tensors.shape(names.head)[outputs] if names.head in tensors else None)
 
 
 def patch_pixels(patch_size: tuple[int, int], units: tuple[int, ...]) -> tuple[int, int]:

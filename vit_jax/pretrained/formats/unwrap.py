@@ -63,7 +63,8 @@ def find_model(tensors: Tensors, configs: Configs, ema: bool = False) -> Found:
   rest = tensors.rename(lambda name: None if _part(name) in hidden else name) if hidden else tensors
   found = _unwrap(rest, configs)
   if found is None and len(averages) == 1:
-    return _noted(_require(select(tensors, averages[0]), configs), f'EMA: read from {averages[0]}, the only model there')
+    only = _require(select(tensors, averages[0]), configs)
+    return _noted(only, f'EMA: read from {averages[0]}, the only model there')
   found = found or _require(rest, configs)
   if training:
     found = _noted(found, f'left out: training state ({", ".join(training)})')

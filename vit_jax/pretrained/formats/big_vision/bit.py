@@ -1,4 +1,4 @@
-"""big_vision's ResNets: BiT (v2, its module bit_paper) and those of version 1 with group normalization (its module bit)."""
+"""big_vision's ResNets: BiT, a v2 (its module bit_paper), and one of version 1 (its module bit)."""
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +13,8 @@ from vit_jax.pretrained.formats.leaves import SAME, Leaf, Table
 from vit_jax.pretrained.formats.weights import Weights
 
 _ROOT_V2 = 'root_block/conv_root/kernel'
+_NAMES_V2 = resnet.Names(_ROOT_V2, r'block(\d+)/unit(\d+)/', lambda stage: f'block{stage}/unit01/conv3/kernel',
+                         'head/kernel')
 _HEAD = {f'head/{name}': Leaf(f'head/{name}', SAME) for name in ('kernel', 'bias')}
 # Its GroupNorm of v2 has arrays (1, 1, 1, features).
 _NORM = leaves.leading(3)
@@ -47,7 +49,8 @@ class BigVisionBiT:
       fields = hybrid.bit_fields(tensors, image_size, notes)
       table = {**hybrid.table(fields['blocks'], hybrid.is_old(tensors)), **_HEAD}
     else:
-      fields = _fields_v2(tensors, image_size, notes)
+      fields = dict(resnet.shape_fields(tensors, _NAMES_V2), numerics='bit_vision',
+                    image_size=infer.image_size(tensors, (1, 1), image_size, notes))
       table = _table_v2(fields['blocks'])
     return leaves.read_weights(tensors, fields, table, '', notes=tuple(notes), preprocessing=Preprocessing())
 
@@ -69,16 +72,6 @@ class BigVisionBiT:
 
 def _current_names(names: Iterable[str]) -> set[str]:
   return {new for new in map(parameter_name(names), names) if new is not None}
-
-
-def _fields_v2(tensors: Tensors, image_size: ImageSize, notes: list[str]) -> dict[str, Any]:
-  blocks = resnet.blocks(tensors, r'block(\d+)/unit(\d+)/')
-  last = lambda stage: f'block{stage}/unit01/conv3/kernel'
-  stem_width, *stage_widths = resnet.widths(tensors, _ROOT_V2, last, len(blocks), axis=3)
-  return dict(
-      kind='bit', blocks=blocks, stem_width=stem_width, stage_widths=tuple(stage_widths), numerics='bit_vision',
-      channels=tensors.shape(_ROOT_V2, 4)[2], image_size=infer.image_size(tensors, (1, 1), image_size, notes),
-      num_classes=tensors.shape('head/kernel', 2)[1] if 'head/kernel' in tensors else None)
 
 
 def _table_v2(blocks: tuple[int, ...]) -> Table:

@@ -107,7 +107,7 @@ def _current_name(names: Iterable[str]) -> Callable[[str], str | None]:
 
 
 def _position_fields(tensors: Tensors, fields: dict[str, Any], image_size: ImageSize, moved: bool) -> dict[str, Any]:
-  """Return the image size, and whether the class token has a position (row 0) or it was added to the token ("folded")."""
+  """Return the image size, and whether the class token has a position: row 0, unless it was added to the token."""
   rows = tensors.shape(POSITIONS, 3)[1]
   size = lambda patches: pixels(
       infer.grid(tensors, patches, fields['patch_size'], image_size), fields['patch_size'], image_size)

@@ -15,6 +15,8 @@ _PREFIX = 'resnet/'
 _CONV = 'standardized_conv2d/kernel'
 ROOT = f'{_PREFIX}root_block/{_CONV}'
 _HEAD = f'{_PREFIX}head/conv2d'
+_NAMES = resnet.Names(ROOT, rf'{_PREFIX}block(\d+)/unit(\d+)/',
+                      lambda stage: f'{_PREFIX}block{stage}/unit01/c/{_CONV}', f'{_HEAD}/kernel')
 
 
 class GoogleBiT:
@@ -40,15 +42,11 @@ class GoogleBiT:
     """
     del configs
     tensors, notes = tensors.rename(_current_name), []
-    blocks = resnet.blocks(tensors, rf'{_PREFIX}block(\d+)/unit(\d+)/')
-    last = lambda stage: f'{_PREFIX}block{stage}/unit01/c/{_CONV}'
-    stem_width, *stage_widths = resnet.widths(tensors, ROOT, last, len(blocks), axis=3)
-    fields = dict(
-        kind='bit', blocks=blocks, stem_width=stem_width, stage_widths=tuple(stage_widths), numerics='bit',
-        channels=tensors.shape(ROOT, 4)[2], image_size=infer.image_size(tensors, (1, 1), image_size, notes),
-        num_classes=tensors.shape(f'{_HEAD}/kernel', 4)[3] if f'{_HEAD}/kernel' in tensors else None)
+    fields = dict(resnet.shape_fields(tensors, _NAMES), numerics='bit',
+                  image_size=infer.image_size(tensors, (1, 1), image_size, notes))
     # BiT evaluates with a plain resize of the whole image and values in [-1, 1].
-    return leaves.read_weights(tensors, fields, _table(blocks), '', notes=tuple(notes), preprocessing=Preprocessing())
+    return leaves.read_weights(tensors, fields, _table(fields['blocks']), '', notes=tuple(notes),
+                               preprocessing=Preprocessing())
 
   def holds(self, config: Any) -> bool:
     """Return whether it is a ResNet v2."""

@@ -1,7 +1,6 @@
 """The ResNet below a hybrid in the official files, which is also a classifier by itself there."""
 from typing import Any
 
-from vit_jax.base.errors import UserError
 from vit_jax.base.preprocessing import Preprocessing
 from vit_jax.models.bit.shape import default_stage_widths
 from vit_jax.pretrained.files.tensors import Tensors
@@ -11,6 +10,7 @@ from vit_jax.pretrained.formats.leaves import SAME, Leaf, Table
 from vit_jax.pretrained.formats.weights import Weights
 
 ROOT = 'conv_root/kernel'
+NAMES = resnet.Names(ROOT, r'block(\d+)/unit(\d+)/', lambda stage: f'block{stage}/unit1/conv3/kernel', 'head/kernel')
 _HEAD = {f'head/{name}': Leaf(f'head/{name}', SAME) for name in ('kernel', 'bias')}
 
 
@@ -33,18 +33,14 @@ def is_old(tensors: Tensors) -> bool:
 
 def read_shape(tensors: Tensors) -> tuple[tuple[int, ...], tuple[int, ...]]:
   """Return (units per stage, features after the root and after each stage)."""
-  blocks = resnet.blocks(tensors, r'block(\d+)/unit(\d+)/')
-  last = lambda stage: f'block{stage}/unit1/conv3/kernel'
-  return blocks, resnet.widths(tensors, ROOT, last, len(blocks), axis=3)
+  blocks = resnet.blocks(tensors, NAMES.unit)
+  return blocks, resnet.widths(tensors, ROOT, NAMES.last, len(blocks), axis=3)
 
 
 def bit_fields(tensors: Tensors, image_size: ImageSize, notes: list[str]) -> dict[str, Any]:
   """Return the config fields of a file that holds this ResNet and a head, without the layer between them."""
-  blocks, (stem_width, *stage_widths) = read_shape(tensors)
-  return dict(
-      kind='bit', blocks=blocks, stem_width=stem_width, stage_widths=tuple(stage_widths), preactivation=False,
-      numerics='vit', channels=tensors.shape(ROOT, 4)[2], image_size=infer.image_size(tensors, (1, 1), image_size, notes),
-      num_classes=tensors.shape('head/kernel', 2)[1] if 'head/kernel' in tensors else None)
+  return dict(resnet.shape_fields(tensors, NAMES), preactivation=False, numerics='vit',
+              image_size=infer.image_size(tensors, (1, 1), image_size, notes))
 
 
 class GoogleResNet:
@@ -81,10 +77,11 @@ class GoogleResNet:
   def write(self, weights: Weights, approximate: bool = False) -> Written:
     """Lay weights out in this format; see `base.Family.write`."""
     config = weights.config
-    representable.require(weights, 'google', groups=(32,), stage_widths=(default_stage_widths(config.blocks, config.stem_width),))
+    representable.require(weights, 'google', groups=(32,),
+                          stage_widths=(default_stage_widths(config.blocks, config.stem_width),))
     if config.representation_size is None:
-      raise UserError('model.representation_size: the google format of a ResNet v1 has a layer before the head, this '
-                      'model none; choose another format')
+      raise representable.NotRepresentable(
+          'model.representation_size: the google format of a ResNet v1 has a layer before the head, this model none')
     representable.require_numerics(weights, 'google', approximate, numerics='vit')
     return Written(leaves.to_arrays(weights, _own_table(config.blocks), ''), {}, weights)
 

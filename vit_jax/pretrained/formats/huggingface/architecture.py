@@ -45,7 +45,8 @@ class _Any:
 ANY = _Any()
 # What an architecture can hold unless it says more.
 _PLAIN: Mapping[str, Collection[Any]] = dict(
-    registers=(0,), layer_scale=(None,), qk_norm=(False,), representation_size=(None,), norm_after_pool=(False,), resnet=(None,))
+    registers=(0,), layer_scale=(None,), qk_norm=(False,), representation_size=(None,), norm_after_pool=(False,),
+    resnet=(None,))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +127,8 @@ class Architecture:
     keys = {**self.defaults, **keys}
     for key, values in self.only.items():
       if keys.get(key, values[0]) not in values:
-        raise tensors.error(f'{key}: its config.json says {keys[key]!r}, which vit_jax does not have for {self.model_type}')
+        raise tensors.error(f'{key}: its config.json says {keys[key]!r}, which vit_jax does not have for '
+                            f'{self.model_type}')
     tensors = self._renamed(tensors, notes)
     gated = bool(self.gate_key and keys.get(self.gate_key))
     mlp = self._find_mlp(tensors, gated)

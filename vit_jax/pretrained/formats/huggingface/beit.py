@@ -35,7 +35,8 @@ def _keys(config: ViTConfig) -> dict[str, Any]:
   relative, shared = config.relative_position is not None, config.relative_position_shared
   return dict(use_mean_pooling=config.pool == 'gap', use_mask_token=config.mask_token,
               use_relative_position_bias=relative and not shared, use_shared_relative_position_bias=relative and shared,
-              use_absolute_position_embeddings=config.position is not None, layer_scale_init_value=config.layer_scale or 0)
+              use_absolute_position_embeddings=config.position is not None,
+              layer_scale_init_value=config.layer_scale or 0)
 
 
 BEIT = Architecture(
@@ -44,7 +45,8 @@ BEIT = Architecture(
     block=_BLOCK, layer='encoder.layer.{i}.', mlps=((False, MLP),), position=('learned', None),
     defaults=dict(DEFAULTS, use_shared_relative_position_bias=False, use_relative_position_bias=False,
                   layer_scale_init_value=0.1, use_absolute_position_embeddings=False, use_mask_token=False),
-    renamed=((r'^layers\.(\d+)\.relative_position_bias', r'encoder.layer.\1.attention.attention.relative_position_bias'),
+    renamed=((r'^layers\.(\d+)\.relative_position_bias',
+              r'encoder.layer.\1.attention.attention.relative_position_bias'),
              (r'^shared_position_bias', 'encoder.relative_position_bias'), *RENAMED),
     left_out=_unused, fixed=dict(pool='token', class_token=True, patch_bias=True, qkv_bias=True, key_bias=False),
     fields=_fields, keys=_keys,

@@ -14,6 +14,9 @@ from vit_jax.pretrained.formats.leaves import TORCH_CONV, Leaf, Table, torch_lin
 from vit_jax.pretrained.formats.weights import Weights
 
 ROOT = 'embedder.convolution.weight'
+_NAMES = resnet.Names(ROOT, r'encoder\.stages\.(\d+)\.layers\.(\d+)\.',
+                      lambda stage: f'encoder.stages.{stage - 1}.layers.0.conv3.weight', 'classifier.1.weight', first=0,
+                      is_torch=True)
 # (layer_type, global_padding, embedding_dynamic_padding) → numerics. The zeros that pad its max-pool never win over
 # what a ReLU returns.
 _NUMERICS = {
@@ -68,8 +71,9 @@ class HuggingFaceBiT:
     known = [key for key, numerics in _NUMERICS.items() if key[0] == layer_type]
     used = next((key for key in known if _NUMERICS[key] == config.numerics), known[0] if approximate else None)
     if used is None:
-      raise UserError(f'model.numerics: the huggingface format computes {" or ".join(repr(_NUMERICS[key]) for key in known)}'
-                      f', got {config.numerics!r}; outputs would differ slightly: --approximate accepts that')
+      computed = ' or '.join(repr(_NUMERICS[key]) for key in known)
+      raise UserError(f'model.numerics: the huggingface format computes {computed}, got {config.numerics!r}; outputs '
+                      'would differ slightly: --approximate accepts that')
     arrays = leaves.to_arrays(weights, _table(config.blocks), '')
     if config.num_classes is not None:
       arrays = {name if name.startswith('classifier.') else f'bit.{name}': array for name, array in arrays.items()}
@@ -97,17 +101,12 @@ def _read_fields(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Any]:
     raise tensors.error('layer_type, global_padding, embedding_dynamic_padding and hidden_act: its config.json says '
                         f'{(*numerics, config.get("hidden_act"))}, a ResNet that vit_jax does not have; it has '
                         f'{sorted(map(str, _NUMERICS))} with relu')
-  blocks = resnet.blocks(tensors, r'encoder\.stages\.(\d+)\.layers\.(\d+)\.', first=0)
-  last = lambda stage: f'encoder.stages.{stage - 1}.layers.0.conv3.weight'
-  stem_width, *stage_widths = resnet.widths(tensors, ROOT, last, len(blocks), axis=0)
-  if config.get('output_stride', 32) < 2 ** (len(blocks) + 1):
+  shape = resnet.shape_fields(tensors, _NAMES)
+  if config.get('output_stride', 32) < 2 ** (len(shape['blocks']) + 1):
     raise tensors.error(f'output_stride: its config.json says {config["output_stride"]!r}: dilated convolutions, which '
                         'vit_jax does not have')
-  return dict(
-      kind='bit', blocks=blocks, stem_width=stem_width, stage_widths=tuple(stage_widths),
-      preactivation=layer_type == 'preactivation', groups=config.get('num_groups', 32), numerics=_NUMERICS[numerics],
-      channels=tensors.shape(ROOT, 4)[1],
-      num_classes=tensors.shape('classifier.1.weight', 2)[0] if 'classifier.1.weight' in tensors else None)
+  return dict(shape, preactivation=layer_type == 'preactivation', groups=config.get('num_groups', 32),
+              numerics=_NUMERICS[numerics])
 
 
 def _crop_size(processor: Mapping[str, Any] | None) -> tuple[int, int] | None:

@@ -48,7 +48,7 @@ def check(tensors: Tensors, config: Mapping[str, Any], fields: Mapping[str, Any]
 
 
 def class_names(config: Mapping[str, Any], num_classes: int | None) -> tuple[str, ...] | None:
-  """Return the names of the classes; None if they are only LABEL_0, LABEL_1, …, which transformers writes for unknown."""
+  """Return the names of the classes; None if they are LABEL_0, LABEL_1, …: as transformers calls unknown ones."""
   labels = config.get('id2label') or {}
   names = [labels.get(str(i)) for i in range(num_classes or 0)]
   generic = all(name is None or name == f'LABEL_{i}' for i, name in enumerate(names))

@@ -4,13 +4,13 @@ import dataclasses
 import functools
 from typing import Any
 
-from vit_jax.base.errors import UserError
 from vit_jax.models.config import GATED_MLPS, ViTConfig
 from vit_jax.pretrained.formats import leaves
 from vit_jax.pretrained.formats.huggingface import config as config_lib
 from vit_jax.pretrained.formats.huggingface.architecture import ANY, MLP, Architecture, attention
 from vit_jax.pretrained.formats.huggingface.vit import DEFAULTS, PATCHES, TOKEN, classes
 from vit_jax.pretrained.formats.leaves import SAME, Leaf, Table, torch_linear_leaves, torch_norm_leaves
+from vit_jax.pretrained.formats.representable import NotRepresentable
 
 SCALES: Table = {'attention_scale': Leaf('layer_scale1.lambda1', SAME), 'mlp_scale': Leaf('layer_scale2.lambda1', SAME)}
 NORMS: Table = {**torch_norm_leaves('attention_norm', 'norm1'), **torch_norm_leaves('mlp_norm', 'norm2')}
@@ -45,7 +45,7 @@ def _keys(config: ViTConfig) -> dict[str, Any]:
   hidden = int(config.width * ratio)
   hidden = (int(hidden * 2 / 3) + 7) // 8 * 8 if gated else hidden
   if hidden != config.mlp_dim:
-    raise UserError(f'model.mlp_dim: no mlp_ratio of the huggingface format gives {config.mlp_dim}; choose another format')
+    raise NotRepresentable(f'model.mlp_dim: no mlp_ratio of the huggingface format gives {config.mlp_dim}')
   return dict(
       qkv_bias=config.qkv_bias, use_mask_token=config.mask_token, layerscale_value=config.layer_scale,
       mlp_ratio=int(ratio) if ratio == int(ratio) else ratio, use_swiglu_ffn=gated,

@@ -28,15 +28,17 @@ def _fields(has: Callable[[str], bool], keys: Mapping[str, Any]) -> dict[str, An
 def _keys(config: ViTConfig) -> dict[str, Any]:
   return dict(num_register_tokens=config.registers, query_bias=config.qkv_bias,
               key_bias=config.qkv_bias and config.key_bias, value_bias=config.qkv_bias, proj_bias=True, mlp_bias=True,
-              use_gated_mlp=config.mlp in GATED_MLPS, rope_theta=config.rotary_base, layerscale_value=config.layer_scale)
+              use_gated_mlp=config.mlp in GATED_MLPS, rope_theta=config.rotary_base,
+              layerscale_value=config.layer_scale)
 
 
 DINOV3 = Architecture(
-    model_type='dinov3_vit', model_class=lambda config: 'DINOv3ViTModel', processor='DINOv3ViTImageProcessor', prefix='',
-    table=_TABLE, block={**NORMS, **SCALES, **attention(('attention.q_proj', 'attention.k_proj', 'attention.v_proj',
-                                                         'attention.o_proj'))},
-    layer='layer.{i}.', mlps=((True, GATED), (False, _PLAIN)), gate_key='use_gated_mlp', position=(None,), has_classifier=False,
-    scaled=True,
+    model_type='dinov3_vit', model_class=lambda config: 'DINOv3ViTModel', processor='DINOv3ViTImageProcessor',
+    prefix='', table=_TABLE,
+    block={**NORMS, **SCALES, **attention((
+        'attention.q_proj', 'attention.k_proj', 'attention.v_proj', 'attention.o_proj'))},
+    layer='layer.{i}.', mlps=((True, GATED), (False, _PLAIN)), gate_key='use_gated_mlp', position=(None,),
+    has_classifier=False, scaled=True,
     defaults=dict(hidden_act='gelu', layer_norm_eps=1e-5, num_attention_heads=6, image_size=224, rope_theta=100.0,
                   num_register_tokens=0, layerscale_value=1.0, query_bias=True, key_bias=False, value_bias=True),
     only=dict(proj_bias=(True,), mlp_bias=(True,)),

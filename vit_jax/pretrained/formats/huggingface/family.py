@@ -18,7 +18,8 @@ from vit_jax.pretrained.formats.weights import Weights
 
 # Of several with a model_type, the first whose marker is in the file.
 ARCHITECTURES: tuple[Architecture, ...] = (
-    VIT, DEIT_DISTILLED, DEIT, MAE, MSN, IJEPA, BEIT_MEAN, BEIT, DINOV2, DINOV2_WITH_REGISTERS, DINOV3, CLIP, SIGLIP, SIGLIP2)
+    VIT, DEIT_DISTILLED, DEIT, MAE, MSN, IJEPA, BEIT_MEAN, BEIT, DINOV2, DINOV2_WITH_REGISTERS, DINOV3, CLIP, SIGLIP,
+    SIGLIP2)
 # The kernel over patches, by which a file without a config.json is recognized.
 _STEMS = ('embeddings.patch_embeddings.projection.weight', 'embeddings.patch_embeddings.weight',
           'embeddings.patch_embedding.weight')
@@ -103,5 +104,5 @@ def _refusal(tensors: Tensors, config: Mapping[str, Any]) -> UserError:
   architectures = config.get('architectures')
   named = f', {architectures[0]}' if isinstance(architectures, list) and architectures else ''
   known = sorted({one.model_type for one in ARCHITECTURES})
-  return tensors.error(f"this is a model of transformers' architecture {config['model_type']!r}{named}, which vit_jax does "
-                       f'not have; of the Vision Transformers there it reads {listing(known, limit=len(known))}')
+  return tensors.error(f"this is a model of transformers' architecture {config['model_type']!r}{named}, which vit_jax "
+                       f'does not have; of the Vision Transformers there it reads {listing(known, limit=len(known))}')

@@ -15,6 +15,9 @@ from vit_jax.pretrained.formats.timm.hybrid import unit_prefix
 from vit_jax.pretrained.formats.weights import Weights
 
 ROOT = 'stem.conv.weight'
+_NAMES = resnet.Names(ROOT, r'stages\.(\d+)\.blocks\.(\d+)\.',
+                      lambda stage: f'stages.{stage - 1}.blocks.0.conv3.weight', 'head.fc.weight', first=0,
+                      is_torch=True)
 _ARCHITECTURE = re.compile(r'resnetv2_\d+x\d_bit')
 # The head is a 1x1 convolution: our (features, classes) is (classes, features, 1, 1).
 _HEAD = Layout(lambda shape: (*shape[::-1], 1, 1), lambda array, shape: array.reshape(shape[::-1]).T,
@@ -48,19 +51,13 @@ class TimmBiT:
       raise tensors.error(f"architecture: expected BiT's, 'resnetv2_50x1_bit' for example, got {name!r}, which vit_jax "
                           'does not have')
     config, notes = config_lib.parse(tensors, stored), []
-    blocks = resnet.blocks(tensors, r'stages\.(\d+)\.blocks\.(\d+)\.', first=0)
-    last = lambda stage: f'stages.{stage - 1}.blocks.0.conv3.weight'
-    stem_width, *stage_widths = resnet.widths(tensors, ROOT, last, len(blocks), axis=0)
-    channels = tensors.shape(ROOT, 4)[1]
+    shape = resnet.shape_fields(tensors, _NAMES)
     pixels = (size(config.image_size, 'img_size') if config.image_size
               else infer.image_size(tensors, (1, 1), image_size, notes))
-    fields = dict(
-        kind='bit', blocks=blocks, stem_width=stem_width, stage_widths=tuple(stage_widths), numerics='bit_timm',
-        channels=channels, image_size=pixels,
-        num_classes=tensors.shape('head.fc.weight', 4)[0] if 'head.fc.weight' in tensors else None)
-    prepared = preprocessing.read(tensors, config.pretrained, pixels, channels, notes)
+    fields = dict(shape, numerics='bit_timm', image_size=pixels)
+    prepared = preprocessing.read(tensors, config.pretrained, pixels, shape['channels'], notes)
     return leaves.read_weights(
-        tensors, fields, _table(blocks), '', class_names=config.class_names, notes=(*config.notes, *notes),
+        tensors, fields, _table(shape['blocks']), '', class_names=config.class_names, notes=(*config.notes, *notes),
         preprocessing=prepared)
 
   def holds(self, config: Any) -> bool:

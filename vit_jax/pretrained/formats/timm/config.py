@@ -6,9 +6,9 @@ import re
 from typing import Any
 
 from vit_jax.base import sections
-from vit_jax.base.errors import UserError
 from vit_jax.models.config import GATED_MLPS, ViTConfig
 from vit_jax.pretrained.files.tensors import Tensors
+from vit_jax.pretrained.formats.representable import NotRepresentable
 from vit_jax.pretrained.formats.timm import architectures, hybrid, names, preprocessing
 from vit_jax.pretrained.formats.weights import Weights
 
@@ -177,10 +177,9 @@ def hub_config(weights: Weights, notes: list[str], architecture: str, args: dict
 def _hybrid(config: ViTConfig) -> tuple[str, str]:
   """Return the architecture of a hybrid, and the name of its first convolution."""
   if config.resnet not in HYBRIDS:
-    raise UserError(f'model.resnet: timm has no hybrid with the stages {config.resnet}, only {sorted(HYBRIDS)}; choose '
-                    'another format')
+    raise NotRepresentable(f'model.resnet: timm has no hybrid with the stages {config.resnet}, only {sorted(HYBRIDS)}')
   if config.resnet_width != 64:
-    raise UserError(f"model.resnet_width: timm's hybrids have 64, got {config.resnet_width}; choose another format")
+    raise NotRepresentable(f"model.resnet_width: timm's hybrids have 64, got {config.resnet_width}")
   return HYBRIDS[config.resnet], f'{hybrid.root(bool(config.resnet))}conv'
 
 

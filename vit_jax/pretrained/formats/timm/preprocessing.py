@@ -109,7 +109,7 @@ def _write_chain(weights: Weights, notes: list[str]) -> dict[str, Any]:
 
 
 def _crop_pct(to: tuple[int, int], size: tuple[int, int]) -> float | None:
-  """Return the crop_pct from which timm computes that `to` is resized to before a crop of `size`; None: there is none."""
+  """Return the crop_pct by which timm resizes to `to` before it crops to `size`; None: there is none."""
   for resized, cropped in zip(to, size, strict=True):
     crop_pct = evaluation.crop_fraction(resized, cropped)
     if tuple(math.floor(side / crop_pct) for side in size) == to:
