@@ -8,6 +8,8 @@ import importlib
 import pathlib
 import sys
 
+from vit_jax.base import exits
+
 # Command: its module in vit_jax.
 COMMANDS = {
     'train': 'main',
@@ -38,7 +40,10 @@ def main() -> None:
   """Run the command that the command line names."""
   name, rest = (sys.argv[1] if len(sys.argv) > 1 else '--help'), sys.argv[2:]
   if name in ('--help', '-h', 'help'):
-    print(usage())
+    try:
+      print(usage(), flush=True)
+    except BrokenPipeError:
+      exits.close_output()
     return
   if name not in COMMANDS:
     print(f'error: unknown command {name!r}; choose from {list(COMMANDS)}', file=sys.stderr)

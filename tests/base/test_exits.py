@@ -1,6 +1,11 @@
 """Callbacks of commands that fail."""
+import os
+import subprocess
+import sys
+
 import pytest
 
+from tests import golden_files, tiny
 from vit_jax.base import exits
 from vit_jax.run import cli
 
@@ -36,3 +41,22 @@ def test_commands_run_them(error, status, calls, monkeypatch):
     cli.call(fail)
   assert calls == ([error] if error else ['before traceback'])
   assert getattr(raised.value, 'code', None) == status
+
+
+@pytest.mark.parametrize('command', [[], ['describe', str(golden_files.MODELS['vit_token'])]], ids=['list', 'describe'])
+def test_output_that_nobody_reads_is_no_error(command):
+  """`vit-jax describe … | head -1`: the reader closes the pipe, and nothing is printed about it."""
+  with subprocess.Popen([sys.executable, '-m', 'vit_jax', *command], cwd=tiny.ROOT, text=True, stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE, env={**os.environ, 'JAX_PLATFORMS': 'cpu'}) as process:
+    process.stdout.close()
+    error = process.stderr.read()
+  assert process.returncode == exits.EXIT_PIPE and 'Traceback' not in error and 'roken' not in error, error
+
+
+@pytest.mark.parametrize('flag, message', [
+    ('--batch_size=abc', "error: batch_size: expected a whole number, got 'abc'"),
+    ('--mean=x', "error: mean: expected a number, got 'x'")])
+def test_numbers_that_cannot_be_read(flag, message):
+  found = subprocess.run([sys.executable, '-m', 'vit_jax.predict', flag], cwd=tiny.ROOT, text=True, capture_output=True,
+                         check=False)
+  assert found.returncode == 1 and found.stderr.strip() == message

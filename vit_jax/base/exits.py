@@ -4,6 +4,11 @@
 learn of the failure.
 """
 from collections.abc import Callable
+import os
+import sys
+from typing import NoReturn
+
+EXIT_PIPE = 141  # what a shell reports for a process that SIGPIPE ended
 
 _before_traceback: list[Callable[[], None]] = []
 _on_failure: list[Callable[[BaseException], None]] = []
@@ -31,3 +36,9 @@ def run_on_failure(error: BaseException) -> None:
   """Run the callbacks of `on_failure`, in the order they were registered; one may end the process."""
   for callback in _on_failure:
     callback(error)
+
+
+def close_output() -> NoReturn:
+  """Exit after nobody reads the output any more, without the error that Python would print when it flushes it."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  sys.exit(EXIT_PIPE)

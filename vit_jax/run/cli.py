@@ -30,6 +30,9 @@ def call(function: Callable[..., T], *args: Any) -> T:
     logging.set_verbosity(logging.WARNING)  # otherwise Orbax logs 50 lines per checkpoint
   try:
     return function(*args)
+  except BrokenPipeError as error:
+    exits.run_on_failure(error)
+    raise
   except (UserError, OSError) as error:
     if logging.get_verbosity() > logging.INFO:
       exits.run_before_traceback()
@@ -47,7 +50,10 @@ def call(function: Callable[..., T], *args: Any) -> T:
 
 def start(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
   """Parse the flags of a command and run its `main`, as absl.app.run does, but with errors in our form."""
-  app.run(main, argv=argv, flags_parser=_parse_flags)
+  try:
+    app.run(main, argv=argv, flags_parser=_parse_flags)
+  except BrokenPipeError:  # whoever read the output has seen enough: `describe … | head`
+    exits.close_output()
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -59,9 +65,18 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if missing:
       message = f'{missing[1]}: missing; --help lists the flags'
     else:
-      message = ': '.join(found.groups()) if found else error
+      message = f'{found[1]}: {_in_plain_words(found[2])}' if found else error
     print(f'error: {message}', file=sys.stderr)
     sys.exit(EXIT_ERROR)
+
+
+def _in_plain_words(reason: str) -> str:
+  """Return what Python says of a number that it cannot read as a user would put it."""
+  for pattern, expected in ((r'invalid literal for int\(\) with base 10: (.*)', 'a whole number'),
+                            (r'could not convert string to float: (.*)', 'a number')):
+    if found := re.fullmatch(pattern, reason):
+      return f'expected {expected}, got {found[1]}'
+  return reason
 
 
 def no_arguments(argv: list[str], example: str = '--workdir=runs/digits') -> None:
