@@ -55,6 +55,7 @@ ROOMS = (
     Room('data/sources', 2, 'random-access datasets on disk'),
     Room('data/transforms', 2, 'image transforms on uint8 arrays'),
     Room('data/images', 1, 'encoded bytes to pixels'),
+    Room('statistics', 1, 'statistics of what a model computes, during training and after: pure functions on arrays'),
     Room('data', 1, 'datasets, from disk to batches; imports no jax'),
     Room('configs', 0, 'the recipes: in a clone a link to configs/, in an installed package the files themselves'),
     Room('base', 0, 'errors, files, text, durations, platform, pictures, preprocessing'),

@@ -1,0 +1,1 @@
+"""Statistics of what a model computes: arrays in, arrays out."""
