@@ -16,7 +16,8 @@ starts at zero. The paper selects the learning rate on held-out training images:
 ImageNet; from 0.001, 0.003, 0.01, 0.03 for CIFAR, Pets and Flowers; 0.01 for VTAB. The recipe uses a middle value of
 each.
 Later techniques, off here: --config.optim.layer_decay=0.75, --config.optim.freeze='(?!head/).*' (a linear probe),
---config.train.ema_decay=0.9999 (the paper uses Polyak averaging for its best ImageNet results),
+--config.train.ema_decay=0.9999 (the paper uses Polyak averaging for its best ImageNet results; in a run of fewer than
+12,000 steps with --config.train.ema_warmup=True, as the average would still be mostly what it started from),
 --config.model.stochastic_depth.
 
 Hardware: 8 TPU v3 cores or GPUs; for fewer, set --config.train.micro_batch.

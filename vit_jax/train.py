@@ -48,6 +48,8 @@ def run(config: Recipe, workdir: PathLike) -> dict[str, float]:
       return at.record.metrics
     start.check_same_records(parts, at)
     writer.say(start.greeting(parts, run_dir, at))
+    if warning := start.ema_warning(parts.config.train, parts.num_steps):
+      writer.say(warning)
     if at.step == 0 and parts.config.init:
       start.from_weights(parts, at, weights, writer)
     writer.say(parts.overview)

@@ -148,6 +148,8 @@ def test_an_unknown_kind_lists_the_choices(section):
     ('train.eval_every', '10 minutes', "train.eval_every: expected a duration such as '1_000 steps'"),
     ('train.ema_decay', 1.0, 'train.ema_decay: must be between 0 and 1, got 1.0'),
     ('train.ema_decay', 0.0, 'train.ema_decay: must be between 0 and 1, got 0.0'),
+    ('train.ema_warmup', True, 'train.ema_warmup: needs train.ema_decay, which is None'),
+    ('train.ema_warmup', 1, 'train.ema_warmup: expected bool, got 1'),
     ('checkpoint.keep', 0, 'checkpoint.keep: must be at least 1, got 0'),
     ('checkpoint.keep_best', -1, 'checkpoint.keep_best: must be at least 0, got -1'),
     ('checkpoint.every', '0 minutes', 'checkpoint.every: must be longer than 0'),

@@ -1,5 +1,6 @@
 """The step: micro-batches, EMA, keys and hashes, on one device and on two simulated ones."""
 import functools
+import math
 
 from flax import nnx
 import jax
@@ -61,9 +62,11 @@ def optimizer(frozen=None):
   return Optimizer(optax.sgd(0.5), lambda step: jnp.float32(0.5), frozen)
 
 
-def make_step(num_micro_batches=1, ema_decay=None, axis_name=None, seed=0, objective=OBJECTIVE, prepare=prepare):
+def make_step(num_micro_batches=1, ema_decay=None, axis_name=None, seed=0, objective=OBJECTIVE, prepare=prepare,
+              ema_warmup=False):
   split = step_lib.BatchSplit(num_micro_batches, axis_name=axis_name)
-  return step_lib.make_train_step(MODEL, objective, optimizer(), prepare, split, seed=seed, ema_decay=ema_decay)
+  return step_lib.make_train_step(MODEL, objective, optimizer(), prepare, split, seed=seed, ema_decay=ema_decay,
+                                  ema_warmup=ema_warmup)
 
 
 def run(step, data, ema=True):
@@ -141,6 +144,24 @@ def test_the_ema_is_exponential(plain):
   for state in plain[0]:
     average = jax.tree.map(lambda e, p: 0.7 * e + 0.3 * np.float64(p), average, state.params)
     assert_close(state.ema, average, atol=1e-6)
+
+
+def test_an_ema_that_warms_up_weighs_the_steps_by_binomial_coefficients():
+  """With decays (1 + t) / (10 + t), the parameters after step k of n weigh C(k + 8, 8) / C(n + 9, 9)."""
+  states, _ = run(jax.jit(make_step(ema_decay=0.9999, ema_warmup=True)), batches(5))
+  params = [random_params(), *(state.params for state in states)]
+  for n, state in enumerate(states, 1):
+    weights = [math.comb(k + 8, 8) / math.comb(n + 9, 9) for k in range(n + 1)]
+    assert sum(weights) == pytest.approx(1)
+    average = jax.tree.map(lambda *x: sum(w * np.float64(p) for w, p in zip(weights, x, strict=True)), *params[:n + 1])  # noqa: B023
+    assert_close(state.ema, average, atol=1e-6)
+
+
+def test_the_warm_up_of_an_ema_ends_at_its_decay():
+  weights = [float(step_lib.ema_weight(0.25, True, jnp.int32(t))) for t in range(4)]
+  assert weights == pytest.approx([1 - 1 / 10, 1 - 2 / 11, 0.75, 0.75])  # 3 / 12 is 0.25
+  far = float(step_lib.ema_weight(0.9999, True, jnp.int32(1_000_000)))
+  assert far == np.float32(1 - 0.9999) == np.float32(step_lib.ema_weight(0.9999, False, jnp.int32(1_000_000)))
 
 
 def test_steps_are_counted(plain):

@@ -146,7 +146,7 @@ def build_program(config: RunConfig, strategy: Strategy, info: DatasetInfo) -> P
   merge = lambda params: nnx.merge(graphdef, params)
   step = make_train_step(StepModel(merge, model.unstack, model.stack), objective, optimizer,
                          _preparation(config, info, strategy, split), split, seed=config.seed,
-                         ema_decay=config.train.ema_decay)
+                         ema_decay=config.train.ema_decay, ema_warmup=config.train.ema_warmup)
 
   def create() -> TrainState:
     params, averages = initial()

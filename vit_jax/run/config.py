@@ -37,12 +37,15 @@ class TrainConfig:
     micro_batch: images that one device holds at once, a divisor of its share of the batch; the gradients of the
       micro-batches are summed. None, or more than the share: all of it. Loss and update stay those of the whole batch.
     ema_decay: decay of the exponential moving average of the parameters, per step; None keeps none.
+    ema_warmup: whether the decay starts at 0.1 and rises as (1 + t) / (10 + t) with the steps t until it is
+      `ema_decay`, so that the average forgets the initial parameters also in a short run.
   """
   duration: Duration
   log_every: Duration = Duration(50)
   eval_every: Duration = Duration(1000)
   micro_batch: int | None = None
   ema_decay: float | None = None
+  ema_warmup: bool = False
 
   def __post_init__(self):
     for name in ('duration', 'log_every', 'eval_every'):
@@ -50,6 +53,8 @@ class TrainConfig:
         raise UserError(f'train.{name}: must be longer than 0, got {getattr(self, name)}')
     if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
       raise UserError(f'train.ema_decay: must be between 0 and 1, got {self.ema_decay}')
+    if self.ema_warmup and self.ema_decay is None:
+      raise UserError('train.ema_warmup: needs train.ema_decay, which is None; set for example train.ema_decay=0.9999')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,11 +11,14 @@ from vit_jax.pretrained import transfer
 from vit_jax.pretrained.classes.names import find_order, permute_head
 from vit_jax.pretrained.formats.weights import Weights
 from vit_jax.run.build import Parts
+from vit_jax.run.config import TrainConfig
 from vit_jax.run.loop import LoopState
 from vit_jax.run.writer import Writer
 from vit_jax.rundir.checkpoint import Checkpoints
 from vit_jax.rundir.record import RunRecord
 from vit_jax.training.state import TrainState, join_params, model_params, own_params
+
+_TOLERATED_START = 0.3  # share of the initial parameters in the EMA at the end of a run
 
 
 def restore(parts: Parts, checkpoints: Checkpoints, step: int | None = None, *,
@@ -107,6 +110,19 @@ def from_weights(parts: Parts, at: LoopState, weights: Weights | None, writer: W
   params = join_params(params, own_params(at.state.params))
   ema = None if at.state.ema is None else jax.tree.map(lambda x: x.copy(), params)
   at.state = parts.strategy.place(dataclasses.replace(at.state, params=params, ema=ema))
+
+
+def ema_warning(config: TrainConfig, num_steps: int) -> str | None:
+  """Return a warning if the EMA at the end of a run is still largely what the run started from, or None."""
+  if config.ema_decay is None or config.ema_warmup:
+    return None
+  kept = config.ema_decay**num_steps
+  if kept <= _TOLERATED_START:
+    return None
+  shorter = max(0.5, 1.0 - 10.0 / num_steps)  # keeps at most exp(-10) of them, if the run has 20 steps or more
+  return (f'warning: train.ema_decay: after all {num_steps:,} steps the EMA is still {kept:.0%} initial parameters, '
+          f'because {config.ema_decay:g} averages over about {1 / (1 - config.ema_decay):,.0f} steps. '
+          f'Set train.ema_warmup=True, or train.ema_decay={shorter:.4g}')
 
 
 def shared_properties(parts: Parts) -> dict[str, Any]:
