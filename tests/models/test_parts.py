@@ -50,6 +50,19 @@ def test_attention_weights_are_the_softmax_of_each_block():
   np.testing.assert_allclose(weights[2], expected / expected.sum(axis=-1, keepdims=True), atol=1e-5)
 
 
+@pytest.mark.parametrize('fields', [{}, dict(position_at='shared', relative_position='table')])
+def test_reduced_attention_weights_and_collected_tokens(fields):
+  """The weights of one block at a time, and all layers in one pass, are those of the calls that return them whole."""
+  net = model(**fields)
+  reduced = net.attention_weights(IMAGES, lambda weights: dict(mean=weights.mean(axis=1), first=weights[:, 0, 0]))
+  weights = net.attention_weights(IMAGES)
+  np.testing.assert_allclose(reduced['mean'], weights.mean(axis=2), rtol=1e-6)
+  np.testing.assert_array_equal(reduced['first'], weights[:, :, 0, 0])
+  last, before = net.encoder.collect(net.tokens(IMAGES), lambda block, x: x)
+  for layer, tokens in enumerate([*before, last]):
+    np.testing.assert_allclose(tokens, net.features(IMAGES, layer=layer), atol=1e-6)
+
+
 def test_stochastic_depth_drops_whole_examples_at_its_rate():
   x = jnp.ones((4000, 2, 3))
   keys = jax.random.split(jax.random.key(0), 4000)

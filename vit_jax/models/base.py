@@ -1,5 +1,5 @@
 """The contract of a model: what the rest of the framework may ask of one; and what all models share."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import re
 from typing import Any, Protocol, cast, runtime_checkable
@@ -18,8 +18,15 @@ ArrayLike = Array | np.ndarray
 Images = Float[ArrayLike, 'batch rows columns channels']
 Tokens = Float[Array, 'batch tokens width']
 Rngs = Key[Array, ' batch'] | None
+# Attention weights of a block, (batch, heads, queries, keys), to whatever is kept of them: arrays in any tree.
+Reduce = Callable[[Array], Any]
 # (regular expression of the end of a parameter's path, names of its last axes).
 NamedAxes = tuple[tuple[str, tuple[str | None, ...]], ...]
+
+
+def as_they_are(weights: Array) -> Array:
+  """Return the weights: nothing is left out."""
+  return weights
 
 
 @runtime_checkable
@@ -151,8 +158,13 @@ class Model(ParamTree, Protocol):
     """
     ...
 
-  def attention_weights(self, images: Images) -> Float[Array, 'depth batch heads queries keys']:
-    """Return the attention weights of every block and head, float32.
+  def attention_weights(self, images: Images, reduce: Reduce = as_they_are) -> Any:
+    """Return the attention weights of every block and head, (depth, batch, heads, queries, keys) float32.
+
+    Args:
+      images: floats, already normalized.
+      reduce: applied to the weights of each block; what it returns is stacked along a first axis instead, so that
+        the weights of only one block are in memory.
 
     Raises:
       UserError: the model has no attention.

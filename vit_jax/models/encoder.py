@@ -15,7 +15,7 @@ from jaxtyping import Float
 from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError
 from vit_jax.models import attention, attention_kinds, layers
-from vit_jax.models.base import Rngs, Tokens
+from vit_jax.models.base import Reduce, Rngs, Tokens, as_they_are
 from vit_jax.models.config import ViTConfig
 from vit_jax.models.mlp import Mlp
 from vit_jax.models.positions import embeddings, relative
@@ -192,11 +192,20 @@ class Encoder(nnx.Module):
     found = dict(position=position, relative=None if self.relative is None else self.relative())
     return {name: value for name, value in found.items() if value is not None}
 
-  def attention_weights(self, x: Tokens) -> Float[Array, 'depth batch heads tokens tokens']:
-    """Return the attention weights of every block, float32."""
+  def attention_weights(self, x: Tokens, reduce: Reduce = as_they_are) -> Any:
+    """Return what `reduce` makes of the attention weights of every block, stacked; see `base.Model`."""
     shared = self.shared()
-    return self._scan(lambda x, block, number: (block(x, **shared), block.attention_weights(x, **shared)),
-                      x, None)[1]
+    return self.collect(x, lambda block, x: reduce(block.attention_weights(x, **shared)))[1]
+
+  def collect(self, x: Tokens, read: Callable[[Any, Tokens], Any]) -> tuple[Tokens, Any]:
+    """Return the tokens after the last block, and what was read at every block, stacked along a first axis.
+
+    Args:
+      x: tokens.
+      read: called with each block and the tokens before it, without the positions that the block adds; returns arrays.
+    """
+    shared = self.shared()
+    return self._scan(lambda x, block, number: (block(x, **shared), read(block, x)), x, None)
 
   def _run(self, body: _Body, x: Array, count: int | None) -> tuple[Array, Any]:
     if not self.unroll:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError
 from vit_jax.models import attention, attention_kinds, layers
-from vit_jax.models.base import ImageModel, Images, Rngs, Tokens
+from vit_jax.models.base import ImageModel, Images, Reduce, Rngs, Tokens, as_they_are
 from vit_jax.models.bit.resnet import ResNet
 from vit_jax.models.config import ViTConfig
 from vit_jax.models.encoder import Encoder
@@ -112,13 +112,17 @@ class VisionTransformer(nnx.Module, ImageModel, ViTTree):
     x = self.encoder(self.tokens(images), num_layers=layer)
     return x if self.config.norm_after_pool or layer is not None else layers.layer_norm(self.norm, x)
 
-  def attention_weights(self, images: Images) -> Float[Array, 'depth batch heads tokens tokens']:
-    """Return the attention weights of every block and head, float32; rows sum to 1.
+  def attention_weights(self, images: Images, reduce: Reduce = as_they_are) -> Any:
+    """Return the attention weights of every block and head, (depth, batch, heads, tokens, tokens) float32.
 
     Args:
       images: floats, already normalized.
+      reduce: applied to the weights of each block, whose rows sum to 1; what it returns is stacked instead.
+
+    Raises:
+      UserError: axial attention, which has no weights from all tokens to all.
     """
-    return self.encoder.attention_weights(self.tokens(images))
+    return self.encoder.attention_weights(self.tokens(images), reduce)
 
   def tokens(self, images: Images) -> Tokens:
     """Return what the encoder takes: class and distillation token, registers and patches, with positions of the stem.

@@ -1,4 +1,6 @@
 """BiT, a ResNet classifier ("Big Transfer (BiT): General Visual Representation Learning", arXiv 1912.11370)."""
+from typing import NoReturn
+
 from flax import nnx
 import jax
 from jax import Array
@@ -7,7 +9,7 @@ from jaxtyping import Float
 
 from vit_jax.base.errors import UserError
 from vit_jax.models import layers
-from vit_jax.models.base import ImageModel, Images, Rngs, Tokens
+from vit_jax.models.base import ImageModel, Images, Reduce, Rngs, Tokens, as_they_are
 from vit_jax.models.bit.config import BiTConfig
 from vit_jax.models.bit.resnet import GroupNorm, ResNet
 from vit_jax.models.bit.shape import NUMERICS
@@ -79,6 +81,6 @@ class BiT(nnx.Module, ImageModel, BiTTree):
       x = jax.nn.relu(self.norm(x))
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
-  def attention_weights(self, images: Images) -> Float[Array, 'depth batch heads queries keys']:
+  def attention_weights(self, images: Images, reduce: Reduce = as_they_are) -> NoReturn:
     """Raise UserError: a ResNet has no attention."""
     raise UserError("attention_weights: a model of kind 'bit' has no attention")

@@ -1,4 +1,6 @@
 """The MLP-Mixer ("MLP-Mixer: An all-MLP Architecture for Vision", arXiv 2105.01601)."""
+from typing import NoReturn
+
 from flax import nnx
 from jax import Array
 import jax.numpy as jnp
@@ -6,7 +8,7 @@ from jaxtyping import Float
 
 from vit_jax.base.errors import UserError
 from vit_jax.models import layers
-from vit_jax.models.base import ImageModel, Images, Rngs, Tokens
+from vit_jax.models.base import ImageModel, Images, Reduce, Rngs, Tokens, as_they_are
 from vit_jax.models.encoder import Encoder
 from vit_jax.models.mixer.config import MixerConfig
 from vit_jax.models.mixer.tree import MixerTree
@@ -96,7 +98,7 @@ class Mixer(nnx.Module, ImageModel, MixerTree):
     x = self.encoder(self.tokens(images), num_layers=layer)
     return layers.layer_norm(self.norm, x) if layer is None else x
 
-  def attention_weights(self, images: Images) -> Float[Array, 'depth batch heads queries keys']:
+  def attention_weights(self, images: Images, reduce: Reduce = as_they_are) -> NoReturn:
     """Raise UserError: there is no attention."""
     raise UserError("attention_weights: a model of kind 'mixer' has no attention")
 
