@@ -9,6 +9,7 @@ import sys
 from typing import Any, TypeVar
 
 from absl import app, flags, logging
+import ml_collections
 from ml_collections.config_flags import config_flags
 
 from vit_jax.base import exits
@@ -115,6 +116,41 @@ def define_config_flag(*, required: bool = True) -> None:
   flags.FLAGS['config'].parser = RecipeParser('config', lock_config=False)
   if required:
     flags.mark_flag_as_required('config')
+
+
+class _Sections(ml_collections.ConfigDict):
+  """A config whose sections exist as soon as a key in them is set."""
+
+  def __getitem__(self, key: str) -> Any:
+    if isinstance(key, str) and not key.startswith('_') and key not in self:
+      self[key] = _Sections()
+    return super().__getitem__(key)
+
+
+def define_sections_flag(*names: str) -> None:
+  """Define --config.SECTION.KEY=VALUE for a command that needs no recipe; `given_sections` reads them.
+
+  Args:
+    *names: of the sections, such as 'data' and 'evaluators'.
+  """
+  config_flags.DEFINE_config_dict(
+      'config', _Sections({name: _Sections() for name in names}), lock_config=False, accept_new_attributes=True,
+      help_string=f'--config.SECTION.KEY=VALUE sets a key of the sections {", ".join(names)}.')
+
+
+def given_sections(*names: str) -> dict[str, dict[str, Any]]:
+  """Return {section: {key: value}} of what the command line sets; the keys are checked where they are used.
+
+  Args:
+    *names: as for `define_sections_flag`.
+
+  Raises:
+    UserError: another section.
+  """
+  given = flags.FLAGS.config.to_dict()
+  if unknown := sorted(set(given) - set(names)):
+    raise UserError(f'config.{unknown[0]}: this command has no such section; choose from {list(names)}')
+  return given
 
 
 def define_source_flags() -> None:
