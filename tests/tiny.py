@@ -5,7 +5,13 @@ import pathlib
 import subprocess
 import sys
 
+from flax import nnx
+
+from vit_jax.base.preprocessing import Normalization
 from vit_jax.configs import digits
+from vit_jax.models.config import ViTConfig
+from vit_jax.models.vit import VisionTransformer
+from vit_jax.objectives.base import ObjectiveContext
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -27,6 +33,13 @@ def config(data_dir, **changes):
     with tiny.ignore_type():
       (tiny[section] if section else tiny)[name] = value
   return tiny
+
+
+def objective_context(info, **fields):
+  """Return what a run gives its objective, with a tiny ViT of these fields."""
+  config = ViTConfig(**{**dict(image_size=8, channels=info.channels, patch_size=4, width=16, depth=2, heads=2, mlp_dim=32,
+                               num_classes=None), **fields})
+  return ObjectiveContext(info, nnx.eval_shape(lambda: VisionTransformer(config, rngs=nnx.Rngs(0))), Normalization())
 
 
 def write(config, folder):

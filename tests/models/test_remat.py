@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import tiny
 from vit_jax.base.durations import Pace
 from vit_jax.base.errors import UserError
 from vit_jax.base.preprocessing import Normalization
@@ -41,7 +42,8 @@ def stepped(num_micro_batches=1, freeze=None, **fields):
   optimizer = optim.build(config, 10, Pace(8, 8), net, params)
   step = step_lib.make_train_step(
       step_lib.StepModel(lambda params: nnx.merge(graphdef, params), net.unstack, net.stack),
-      Classification(ClassificationConfig(), DatasetInfo(num_examples=8, num_classes=5, channels=3)), optimizer,
+      Classification(ClassificationConfig(), tiny.objective_context(
+          DatasetInfo(num_examples=8, num_classes=5, channels=3))), optimizer,
       lambda batch, keys: dict(batch, image=Normalization()(batch['image'])),
       step_lib.BatchSplit(num_micro_batches), seed=0, ema_decay=0.9)
   batch = dict(image=rng.integers(0, 256, (8, 8, 8, 3), dtype=np.uint8), label=rng.integers(0, 5, 8).astype(np.int32),

@@ -153,7 +153,8 @@ def test_the_label_of_largest_weight_is_correct():
   model = lambda images, rngs: jnp.array([[2.0, 1.0, 0.0]] * 4)
   for row, expected in zip(range(4), [1.0, 0.0, 1.0, 0.0], strict=True):
     batch = dict(image=jnp.zeros((4, *SIZE, 1)), label=labels, mask=jnp.arange(4) == row)
-    total, count = Classification(ClassificationConfig(), INFO)(model, {}, {}, batch, None).metrics['accuracy']
+    total, count = Classification(ClassificationConfig(), tiny.objective_context(INFO))(
+        model, {}, {}, batch, None).metrics['accuracy']
     assert (float(total), float(count)) == (expected, 1.0)
 
 

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import tiny
 from vit_jax.base.errors import UserError
 from vit_jax.data.sources.info import DatasetInfo
 from vit_jax.objectives import losses
@@ -15,7 +16,7 @@ def test_class_weights_multiply_the_losses():
   logits, labels = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32), jnp.array([0, 2, 1, 2, 0])
 
   def losses_of(**fields):
-    objective = Classification(ClassificationConfig(**fields), INFO)
+    objective = Classification(ClassificationConfig(**fields), tiny.objective_context(INFO))
     return objective(lambda images, keys: logits, {}, {}, dict(image=jnp.zeros((5, 8, 8, 1)), label=labels), None).losses
 
   np.testing.assert_allclose(losses_of(class_weights=(1.0, 0.5, 3.0)), losses_of() * np.array([1.0, 3.0, 0.5, 3.0, 1.0]),

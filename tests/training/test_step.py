@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests import tiny
 from vit_jax.base.preprocessing import Normalization
 from vit_jax.data.sources.info import DatasetInfo
 from vit_jax.models import layers
@@ -35,7 +36,7 @@ class Network(nnx.Module):
 
 GRAPHDEF, ABSTRACT = nnx.split(nnx.eval_shape(lambda: Network(nnx.Rngs(0))), nnx.Param)
 INFO = DatasetInfo(num_examples=100, num_classes=3, channels=1)
-OBJECTIVE = Classification(ClassificationConfig(label_smoothing=0.1), INFO)
+OBJECTIVE = Classification(ClassificationConfig(label_smoothing=0.1), tiny.objective_context(INFO))
 NORMALIZE = Normalization()
 MODEL = step_lib.StepModel(lambda params: nnx.merge(GRAPHDEF, params), lambda params: params, lambda tree, params: tree)
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 from flax import nnx
 import jax
 from jax import Array
-from jaxtyping import Float, Key
+from jaxtyping import Float, Int, Key
 import numpy as np
 
 from vit_jax.base.errors import UserError
@@ -17,6 +17,7 @@ DTYPES = ('float32', 'bfloat16', 'float16')
 ArrayLike = Array | np.ndarray
 Images = Float[ArrayLike, 'batch rows columns channels']
 Tokens = Float[Array, 'batch tokens width']
+Patches = Float[Array, 'batch patches width']
 Rngs = Key[Array, ' batch'] | None
 # Attention weights of a block, (batch, heads, queries, keys), to whatever is kept of them: arrays in any tree.
 Reduce = Callable[[Array], Any]
@@ -169,6 +170,40 @@ class Model(ParamTree, Protocol):
     Raises:
       UserError: the model has no attention.
     """
+    ...
+
+
+@runtime_checkable
+class PatchModel(Model, Protocol):
+  """A model of patches, which can be changed or left out between their embedding and their encoding.
+
+  Its config has `width`; `patch_pixels`, the (rows, columns) of a patch in pixels of the image; and
+  `num_prefix_tokens`, how many tokens come before the patches.
+  """
+
+  def patch_tokens(self, images: Images) -> Patches:
+    """Return the embedded patches of images, row by row, (B, patches, width), without positions.
+
+    Args:
+      images: floats, already normalized.
+    """
+    ...
+
+  def encode(self, patches: Patches, keep: Int[Array, 'batch kept'] | None = None, rngs: Rngs = None) -> Tokens:
+    """Return the last tokens, (B, prefix + kept, width): `encode(patch_tokens(images))` is `features(images)`.
+
+    Args:
+      patches: from `patch_tokens`, or changed since; what is added for a patch's place comes on top.
+      keep: indices of the patches to encode, each example's own, in the order in which they are returned; None: all.
+      rngs: typed PRNG keys, one per example, in training; None in evaluation.
+
+    Raises:
+      UserError: see `check_keep`.
+    """
+    ...
+
+  def check_keep(self) -> None:
+    """Raise UserError if the model can not leave out patches."""
     ...
 
 

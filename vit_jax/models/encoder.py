@@ -10,7 +10,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec, get_abstract_mesh
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError
@@ -75,10 +75,11 @@ class EncoderBlock(nnx.Module):
     x, relative = self._with_positions(x, **shared)
     return self.attention.weights(layers.layer_norm(self.attention_norm, x), relative=relative)
 
-  def _with_positions(self, x: Tokens, position: Float[Array, 'tokens width'] | None = None,
-                      relative: Scores | None = None) -> tuple[Tokens, Scores | None]:
+  def _with_positions(self, x: Tokens, position: Float[Array, '*batch tokens width'] | None = None,
+                      relative: Scores | None = None,
+                      keep: Int[Array, 'batch tokens'] | None = None) -> tuple[Tokens, Scores | None]:
     """Return the tokens with positions added, and relative positions: the block's own, or else those given."""
-    own = embeddings.per_token(self.position, self.config)
+    own = _kept(embeddings.per_token(self.position, self.config), keep)
     position = position if own is None else own
     x = x if position is None else x + position.astype(x.dtype)
     return x, relative if self.relative is None else self.relative()
@@ -120,6 +121,12 @@ def _rotary(config: ViTConfig) -> Rotary | None:
     return None
   return Rotary(config.rotary, config.grid, config.num_prefix_tokens, config.width // config.heads, config.rotary_base,
                 config.rotary_grid)
+
+
+def _kept(position: Float[Array, 'tokens width'] | None,
+          keep: Int[Array, 'batch kept'] | None) -> Float[Array, '*batch_and_kept width'] | None:
+  """Return the positions of the tokens that are kept in each example; None: all are."""
+  return position if position is None or keep is None else position[keep]
 
 
 def _first(x: Tokens) -> Float[Array, 'batch 1 width']:
@@ -164,8 +171,8 @@ class Encoder(nnx.Module):
     self.remat = config.remat or 'none'
     choose(REMAT, self.remat, 'model.remat')
 
-  def __call__(self, x: Tokens, rngs: Rngs = None, num_layers: int | None = None,
-               first_only: bool = False) -> Float[Array, 'batch outputs width']:
+  def __call__(self, x: Tokens, rngs: Rngs = None, num_layers: int | None = None, first_only: bool = False,
+               keep: Int[Array, 'batch tokens'] | None = None) -> Float[Array, 'batch outputs width']:
     """Return the tokens after the first blocks.
 
     Args:
@@ -173,8 +180,9 @@ class Encoder(nnx.Module):
       rngs: one PRNG key per example in training, None in evaluation.
       num_layers: number of blocks to run; None: all.
       first_only: return only the first token; the last block then does not compute the others.
+      keep: where the tokens are among all of an image; None: they are all.
     """
-    shared = self.shared()
+    shared = self.shared(keep)
 
     def body(x: Array, block: Any, number: int | Array, **options: bool) -> tuple[Array, None]:
       x = checkpoint_name(x, BLOCK_INPUT)
@@ -186,10 +194,10 @@ class Encoder(nnx.Module):
     x, _ = self._run(body, x, self.depth - 1)
     return self._run_one(functools.partial(body, first_only=True), x, self.depth - 1)[0]
 
-  def shared(self) -> dict[str, Any]:
-    """Return what every block is given: `position`, (tokens, width), and `relative`, if blocks share them."""
-    position = None if self.position is None else embeddings.per_token(self.position, self.config)
-    found = dict(position=position, relative=None if self.relative is None else self.relative())
+  def shared(self, keep: Int[Array, 'batch tokens'] | None = None) -> dict[str, Any]:
+    """Return what every block is given: `position` and `relative`, if blocks share them, and the tokens to `keep`."""
+    position = None if self.position is None else _kept(embeddings.per_token(self.position, self.config), keep)
+    found = dict(position=position, relative=None if self.relative is None else self.relative(), keep=keep)
     return {name: value for name, value in found.items() if value is not None}
 
   def attention_weights(self, x: Tokens, reduce: Reduce = as_they_are) -> Any:

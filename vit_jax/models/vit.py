@@ -4,12 +4,12 @@ from typing import Any
 from flax import nnx
 from jax import Array
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError
 from vit_jax.models import attention, attention_kinds, layers
-from vit_jax.models.base import ImageModel, Images, Reduce, Rngs, Tokens, as_they_are
+from vit_jax.models.base import ImageModel, Images, Patches, Reduce, Rngs, Tokens, as_they_are
 from vit_jax.models.bit.resnet import ResNet
 from vit_jax.models.config import ViTConfig
 from vit_jax.models.encoder import Encoder
@@ -110,7 +110,34 @@ class VisionTransformer(nnx.Module, ImageModel, ViTTree):
     if layer is not None and not 0 <= layer <= depth:
       raise UserError(f'layer: expected 0..{depth}, got {layer}')
     x = self.encoder(self.tokens(images), num_layers=layer)
-    return x if self.config.norm_after_pool or layer is not None else layers.layer_norm(self.norm, x)
+    return x if layer is not None else self._last_norm(x)
+
+  def encode(self, patches: Patches, keep: Int[Array, 'batch kept'] | None = None, rngs: Rngs = None) -> Tokens:
+    """Return the last tokens of images whose patches are embedded already; see `base.PatchModel.encode`.
+
+    Args:
+      patches: from `patch_tokens`, or changed since.
+      keep: indices of the patches to encode; None: all.
+      rngs: typed PRNG keys, one per example, in training; None in evaluation.
+
+    Raises:
+      UserError: see `check_keep`.
+    """
+    if keep is not None:
+      self.check_keep()
+    embed_rngs, encoder_rngs = layers.split(rngs, 2)
+    tokens = layers.dropout(self._with_prefix(patches, keep), self.config.dropout, embed_rngs)
+    return self._last_norm(self.encoder(tokens, encoder_rngs, keep=self._kept_tokens(keep)))
+
+  def check_keep(self) -> None:
+    """Raise UserError if `encode` can not leave out patches: some attentions need the whole grid."""
+    config, needs = self.config, 'this objective encodes some of the patches, which'
+    if config.attention_kind != 'full':
+      raise UserError(f"model.attention_kind: {needs} needs 'full', got {config.attention_kind!r}")
+    for name in ('rotary', 'relative_position'):
+      if getattr(config, name) is not None:
+        raise UserError(f'model.{name}: {needs} needs positions that are added to the tokens (model.position), got '
+                        f"{getattr(config, name)!r}; set model.{name}='none'")
 
   def attention_weights(self, images: Images, reduce: Reduce = as_they_are) -> Any:
     """Return the attention weights of every block and head, (depth, batch, heads, tokens, tokens) float32.
@@ -133,17 +160,43 @@ class VisionTransformer(nnx.Module, ImageModel, ViTTree):
     Raises:
       UserError: images of another size or number of channels.
     """
+    return self._with_prefix(self.patch_tokens(images))
+
+  def patch_tokens(self, images: Images) -> Patches:
+    """Return the embedded patches of images, row by row, without positions; see `base.PatchModel.patch_tokens`.
+
+    Args:
+      images: floats, already normalized.
+
+    Raises:
+      UserError: images of another size or number of channels.
+    """
     expected = (*self.config.image_size, self.config.channels)
     if images.shape[1:] != expected:
       raise UserError(f'images: expected shape (B, {", ".join(map(str, expected))}), got {images.shape}; another size '
                       'is given when the model is built or loaded, with image_size=(rows, columns)')
-    x = layers.embed_patches(self.patch_embed, images if self.resnet is None else self.resnet(images))
+    return layers.embed_patches(self.patch_embed, images if self.resnet is None else self.resnet(images))
+
+  def _with_prefix(self, x: Patches, keep: Int[Array, 'batch kept'] | None = None) -> Tokens:
+    """Return what the encoder takes, given the embedded patches: all, or those whose indices are kept."""
     grid, token_position = self.position()
     x += jnp.broadcast_to(grid, (*self.config.grid, x.shape[-1])).reshape(x.shape[1:]).astype(x.dtype)
+    x = x if keep is None else jnp.take_along_axis(x, keep[..., None], axis=1)
     prefix = [] if self.token is None else [(self.token[...] + token_position)[None]]
     prefix += self._other_tokens()
     x = jnp.concatenate([*(_repeat(p, x) for p in prefix), x], axis=1)
     return x if self.pre_norm is None else layers.layer_norm(self.pre_norm, x)
+
+  def _kept_tokens(self, keep: Int[Array, 'batch kept'] | None) -> Int[Array, 'batch tokens'] | None:
+    """Return the indices of the tokens that stay if only some patches are kept; None for all."""
+    if keep is None:
+      return None
+    prefix = self.config.num_prefix_tokens
+    return jnp.concatenate([jnp.broadcast_to(jnp.arange(prefix), (len(keep), prefix)), keep + prefix], axis=1)
+
+  def _last_norm(self, x: Tokens) -> Tokens:
+    """Return the encoder's tokens normalized, unless that comes after the pooling."""
+    return x if self.config.norm_after_pool else layers.layer_norm(self.norm, x)
 
   def _other_tokens(self) -> list[Float[Array, 'tokens width']]:
     """Return the tokens between class token and patches, with positions added."""

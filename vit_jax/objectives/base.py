@@ -1,11 +1,16 @@
 """The contract of an objective: what a training step minimizes, and what an evaluation of it reports."""
 from collections.abc import Mapping
+import dataclasses
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 import numpy as np
+
+from vit_jax.base.preprocessing import Normalization
+from vit_jax.data.sources.info import DatasetInfo
+from vit_jax.models.base import Model
 
 Metric = tuple[jax.Array, jax.Array]  # (sum, count), both () float32: their ratio is the mean, and both add up
 
@@ -24,13 +29,33 @@ class Outcome(NamedTuple):
   means: Any = None
 
 
+@dataclasses.dataclass(frozen=True)
+class ObjectiveContext:
+  """What a run gives its objective.
+
+  Attributes:
+    info: of the training data.
+    model: without values, which answers questions about its shape.
+    normalization: what made the images of a batch from pixels in 0..255.
+  """
+  info: DatasetInfo
+  model: Model
+  normalization: Normalization
+
+
 @runtime_checkable
 class Objective(Protocol):
   """An objective: a pure function of model and batch, which may own parameters and running averages.
 
+  It is built as Kind(config, context). What is random about an example comes from its key in training, and from its
+  `id` in evaluation, see `random_keys`; never from its place in the batch.
+
   Attributes:
+    Config: frozen dataclass of section `objective`.
+    reads_labels: whether the model is to have a head for the classes of the data; otherwise it has none.
     metrics: names of the metrics of an `Outcome`, beside the loss.
   """
+  reads_labels: bool
   metrics: tuple[str, ...]
 
   def init(self, params: Mapping[str, Any], key: jax.Array) -> tuple[Any, Any]:
@@ -68,6 +93,19 @@ class Objective(Protocol):
       params: all parameters after the step.
     """
     ...
+
+
+def random_keys(batch: Mapping[str, Any], keys: jax.Array | None, stream: int) -> jax.Array:
+  """Return (B,) PRNG keys for the random choices of an objective, the same wherever an example is.
+
+  Args:
+    batch: with `id`, (B,) integers.
+    keys: of the examples in training; None in evaluation, where an example's key follows from its id.
+    stream: a number of the objective's own; layers of models use small ones.
+  """
+  if keys is None:
+    keys = jax.vmap(lambda number: jax.random.fold_in(jax.random.key(0), number))(batch['id'])
+  return jax.vmap(lambda key: jax.random.fold_in(key, stream))(keys)
 
 
 def mean_metric(values: jax.Array, batch: Mapping[str, Any]) -> Metric:

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 
 from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError
-from vit_jax.data.sources.info import DatasetInfo
 from vit_jax.objectives import losses
-from vit_jax.objectives.base import Outcome, mean_metric
+from vit_jax.objectives.base import ObjectiveContext, Outcome, mean_metric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,16 +43,18 @@ class Classification:
 
   Args:
     config: options.
-    info: of the training data.
+    context: of the run.
 
   Raises:
     UserError: class weights for another number of classes, or a loss that does not fit the labels.
   """
 
   Config = ClassificationConfig
+  reads_labels = True
   metrics: tuple[str, ...] = ('accuracy',)
 
-  def __init__(self, config: ClassificationConfig, info: DatasetInfo):
+  def __init__(self, config: ClassificationConfig, context: ObjectiveContext):
+    info = context.info
     if info.multi_label and config.loss == 'softmax':
       raise UserError("objective.loss: 'softmax' takes one class per image, but this dataset has any number; "
                       "use objective.loss='sigmoid'")

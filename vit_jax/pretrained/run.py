@@ -1,4 +1,5 @@
 """Reads the model of a training run: the parameters of a checkpoint and what its run record says."""
+import dataclasses
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import orbax.checkpoint as ocp
 from vit_jax.base.errors import UserError
 from vit_jax.base.files import PathLike
 from vit_jax.base.preprocessing import Preprocessing
+from vit_jax.models.registry import MODELS
 from vit_jax.pretrained.formats.weights import Params, Weights, read_config
 from vit_jax.rundir import migration
 from vit_jax.rundir.checkpoint import open_to_read, pick_step
@@ -50,10 +52,12 @@ def _restore_tree(manager: ocp.CheckpointManager, step: int, name: str) -> Param
 
 def _to_weights(record: RunRecord, params: Params, note: str) -> Weights:
   config: dict[str, Any] = record.config
-  model = read_config(dict(config['model'], image_size=record.image_size, channels=record.channels,
-                           num_classes=len(record.class_names) or None))
+  model = read_config(dict(config['model'], image_size=record.image_size, channels=record.channels))
+  # An objective that reads no labels trains no head.
+  class_names = record.class_names if any(path in params for path in MODELS[model.kind].head_paths) else ()
+  model = dataclasses.replace(model, num_classes=len(class_names) or None)
   to_tuple = lambda value: tuple(value) if isinstance(value, list) else value
   preprocessing = Preprocessing(config['data']['eval_transform'],
                                 **{name: to_tuple(config['normalization'][name]) for name in ('mean', 'std')})
-  return Weights(model, params, preprocessing, record.class_names or None,
-                 loss=config['objective'].get('loss', 'softmax'), notes=(note,))
+  return Weights(model, params, preprocessing, class_names or None, loss=config['objective'].get('loss', 'softmax'),
+                 notes=(note,))

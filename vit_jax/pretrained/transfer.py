@@ -112,11 +112,13 @@ def fit(weights: Weights, params: Params, config: Any, class_names: tuple[str, .
   old, theirs = weights.config, weights.class_names
   weights, lines = adapt(weights, Adaptation(
       image_size=config.image_size, patch_size=config.patch_size if model.patch_kernel else None,
-      channels=config.channels, num_classes=config.num_classes, reset_head=transfer.reset_head,
+      channels=config.channels, num_classes=config.num_classes or 0, reset_head=transfer.reset_head,
       drop_pre_logits=not any(path.startswith(hidden) for path in flatten(params)), method=transfer.resize))
-  if old.num_classes != config.num_classes:
+  if config.num_classes is None:
+    pass  # nothing that depends on classes is trained
+  elif old.num_classes != config.num_classes:
     lines += _describe_lost_classes(theirs, class_names)
-  elif config.num_classes is not None and not any(line.startswith('head: reset') for line in lines):
+  elif not any(line.startswith('head: reset') for line in lines):
     weights, more = _match_head(weights, class_names)
     lines += more
   for line in lines:

@@ -20,7 +20,7 @@ from vit_jax.evaluators.base import EvalContext, Evaluator
 from vit_jax.models.base import Model
 from vit_jax.models.registry import MODELS
 from vit_jax.objectives import OBJECTIVES, batch_mixing
-from vit_jax.objectives.base import Objective
+from vit_jax.objectives.base import Objective, ObjectiveContext
 from vit_jax.run import config as config_lib
 from vit_jax.run.config import Recipe, RunConfig
 from vit_jax.training import optim
@@ -117,8 +117,9 @@ def build_program(config: RunConfig, strategy: Strategy, info: DatasetInfo) -> P
   # Weights bring the statistics of their own images: those of a stem that is adapted are adapted with it.
   normalization = config.normalization.for_channels(info.channels) if config.init else config.normalization
   normalization.check_channels(info.channels)
+  num_classes = info.num_classes if OBJECTIVES[config.objective.kind].reads_labels else None
   config = dataclasses.replace(config, normalization=normalization, model=dataclasses.replace(
-      config.model, image_size=config.data.image_size, channels=info.channels, num_classes=info.num_classes))
+      config.model, image_size=config.data.image_size, channels=info.channels, num_classes=num_classes))
   if unseen := getattr(config.model, 'unseen_pixels', None):  # models of patches have it
     logging.warning('%s', unseen)
   pace = Pace(config.data.batch_size, info.num_examples * config.data.repeats)
@@ -132,7 +133,7 @@ def build_program(config: RunConfig, strategy: Strategy, info: DatasetInfo) -> P
   model = nnx.eval_shape(make_model)
   strategy = strategy.for_model(model)
   graphdef, _ = nnx.split(model, nnx.Param)
-  objective = OBJECTIVES[config.objective.kind](config.objective, info)
+  objective = OBJECTIVES[config.objective.kind](config.objective, ObjectiveContext(info, model, normalization))
 
   def initial() -> tuple[Any, Any]:
     params = nnx.to_pure_dict(nnx.state(make_model(), nnx.Param))

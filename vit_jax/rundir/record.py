@@ -9,7 +9,7 @@ class RunRecord:
 
   Attributes:
     config: the run's config as plain values.
-    class_names: one name per logit.
+    class_names: of the data: one name per logit if the model has a head.
     channels: of the images.
     image_size: (rows, columns) in pixels.
     versions: {package: version}.
