@@ -38,7 +38,8 @@ def run(config: Recipe, workdir: PathLike) -> dict[str, float]:
   parts = build(recipe)
   hosts.check_processes_match(start.shared_properties(parts), _differences)
   claim.claim(run_dir, parts.config)
-  checkpoints = Checkpoints(run_dir.checkpoints_path, parts.config.checkpoint, parts.pace)
+  checkpoints = Checkpoints(run_dir.checkpoints_path, parts.config.checkpoint, parts.pace,
+                            better=parts.metrics.get(parts.config.checkpoint.best, 'max'))
   at = start.restore(parts, checkpoints)
   hosts.check_equal(at.step, 'latest checkpoints (step)')  # a network file system may be behind on one of them
   writer = Writer(run_dir, parts.num_steps, at.step, active=jax.process_index() == 0)

@@ -24,9 +24,9 @@ def record(step=0, **changes):
   return RunRecord(**{**fields, **changes})
 
 
-def open_checkpoints(directory, **fields):
+def open_checkpoints(directory, better='max', **fields):
   """Open checkpoints with a config of these fields."""
-  return Checkpoints(directory, CheckpointConfig(**fields), PACE)
+  return Checkpoints(directory, CheckpointConfig(**fields), PACE, better=better)
 
 
 def make_state(seed=0):
@@ -52,7 +52,7 @@ def save_all(directory, steps, metrics=None, **fields):
   """Save steps one after the other and close; metrics is {step: accuracy}."""
   checkpoints = open_checkpoints(directory, **{'every': Interval(1), **fields})
   for step in steps:
-    known = {'test/accuracy': metrics[step]} if metrics and step in metrics else None
+    known = {fields.get('best', 'test/accuracy'): metrics[step]} if metrics and step in metrics else None
     checkpoints.save(step, make_state(step), record(step), known)
   checkpoints.close()
 
@@ -112,6 +112,30 @@ def test_the_best_are_remembered_by_the_next_process(tmp_path):
   save_all(tmp_path, (1, 2), {1: 0.9, 2: 0.1}, **fields)
   save_all(tmp_path, (3, 4), {3: 0.2, 4: 0.3}, **fields)
   assert steps_in(tmp_path, **fields) == [1, 4]
+
+
+FALLING, RISING = {1: 0.9, 2: 0.5, 3: 0.3, 4: 0.2}, {1: 0.2, 2: 0.3, 3: 0.5, 4: 0.9}
+
+
+@pytest.mark.parametrize('better, values, expected', [
+    ('min', FALLING, [3, 4]), ('min', RISING, [1, 2, 4]), ('max', FALLING, [1, 2, 4]), ('max', RISING, [3, 4]),
+    ('min', {1: np.nan, 2: 0.5, 3: np.nan, 4: 0.9}, [2, 4]), ('max', {1: np.nan, 2: 0.5, 3: np.nan, 4: 0.4}, [2, 4]),
+    ('min', {1: np.nan, 2: np.nan, 3: np.nan, 4: np.nan}, [3, 4])])
+@pytest.mark.parametrize('resumed', [False, True])
+def test_the_best_are_those_of_the_smaller_or_larger_numbers_and_nan_is_the_worst(
+    tmp_path, better, values, expected, resumed):
+  fields = dict(keep=1, keep_best=2, best='test_ema/loss', better=better)
+  for steps in ((1, 2), (3, 4)) if resumed else ((1, 2, 3, 4),):
+    save_all(tmp_path, steps, values, **fields)
+  assert steps_in(tmp_path, **fields) == expected
+
+
+def test_the_ranking_metric_may_be_another_one_after_a_resume(tmp_path):
+  """Checkpoints that have no number of that name give way to those that have."""
+  save_all(tmp_path, (1, 2), {1: 0.9, 2: 0.1}, keep=1, keep_best=1)
+  fields = dict(keep=1, keep_best=1, best='test/loss', better='min')
+  save_all(tmp_path, (3, 4, 5), {3: 0.2, 4: 0.3, 5: 0.4}, **fields)
+  assert steps_in(tmp_path, **fields) == [3, 5]
 
 
 def test_a_ranking_metric_that_is_not_measured_is_named(tmp_path):

@@ -253,7 +253,7 @@ def test_keys_differ_by_example_step_and_seed():
 class Scaled:
   """Scales the logits by a trained number and keeps a running mean of the losses: an objective that owns both."""
 
-  metrics = ('scale', 'top')
+  metrics = {'scale': 'max', 'top': 'max'}
 
   def init(self, params, key):
     del params, key

@@ -1,11 +1,12 @@
 """Mean average precision, for images that have any number of classes."""
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
 import jax
 import numpy as np
 
-from vit_jax.evaluators.base import EvalContext
+from vit_jax.evaluators.base import Direction, EvalContext
 from vit_jax.training.state import model_params
 
 
@@ -30,9 +31,11 @@ class AveragePrecision:
   """
 
   Config = AveragePrecisionConfig
-  METRICS = ('mAP',)
+  metrics: Mapping[str, Direction] = {'mAP': 'max'}
 
   def __init__(self, config: AveragePrecisionConfig, context: EvalContext):
+    context.require_head(config.kind)
+
     def step(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
       logits = context.logits(model_params(params), batch['image'])
       return context.strategy.gather((logits, batch['label'], batch['mask']))

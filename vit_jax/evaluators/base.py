@@ -1,13 +1,16 @@
 """The contract of an evaluator: parameters in, numbers out."""
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 
+from vit_jax.base.errors import UserError
 from vit_jax.data.loading.dataset import Dataset
 from vit_jax.distributed.strategy import Strategy
 from vit_jax.objectives.base import Objective
+
+Direction = Literal['max', 'min']  # which values of a metric are better
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +24,8 @@ class EvalContext:
     strategy: how evaluation is spread over devices.
     data: of the run.
     batch_size: global batch.
+    num_classes: logits of the model; None if it has no head.
+    loss: name in `losses.LOSSES` that makes probabilities of the logits, 'softmax' or 'sigmoid'.
   """
   model: Callable[[Any], Any]
   normalize: Callable[[jax.Array], jax.Array]
@@ -28,6 +33,8 @@ class EvalContext:
   strategy: Strategy
   data: Dataset
   batch_size: int
+  num_classes: int | None
+  loss: str
 
   def logits(self, params: Any, images: jax.Array) -> jax.Array:
     """Return the logits of uint8 images."""
@@ -35,7 +42,21 @@ class EvalContext:
 
   def put(self, batch: Mapping[str, Any]) -> Any:
     """Put what an evaluation reads of a batch onto the devices."""
-    return self.strategy.put({name: batch[name] for name in ('image', 'label', 'mask')})
+    return self.strategy.put({name: batch[name] for name in ('image', 'label', 'id', 'mask')})
+
+  def require_head(self, kind: str) -> int:
+    """Return the number of the model's logits.
+
+    Args:
+      kind: of the evaluator that needs them, for the message.
+
+    Raises:
+      UserError: the model has no head.
+    """
+    if self.num_classes is None:
+      raise UserError(f"evaluators: kind {kind!r} needs logits, but the model has no head; kind='objective' measures "
+                      'what the objective does')
+    return self.num_classes
 
 
 @runtime_checkable
@@ -43,13 +64,13 @@ class Evaluator(Protocol):
   """An evaluator, built as Kind(config, context).
 
   Attributes:
-    METRICS: names of the numbers it returns.
+    metrics: {name of a number it returns: which is better}, known once it is built; `checkpoint.best` names one.
     Config: frozen dataclass of its section `evaluators.NAME`.
   """
-  METRICS: tuple[str, ...]
+  metrics: Mapping[str, Direction]
 
   def __call__(self, params: Any, averages: Any) -> dict[str, float]:
-    """Return {metric: value}.
+    """Return {metric: value} for every name in `metrics`; NaN for what the split does not define.
 
     Args:
       params: all trained parameters, on the devices.

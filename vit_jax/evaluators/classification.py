@@ -1,13 +1,19 @@
-"""The objective's loss and metrics on a split, every example counted exactly once."""
+"""What a classifier predicts on a split, every example counted exactly once; from logits and labels alone."""
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
-from vit_jax.evaluators.base import EvalContext
-from vit_jax.objectives.base import mean_metric, mean_of
-from vit_jax.training.state import model_params, own_params
+from vit_jax.evaluators.base import Direction, EvalContext
+from vit_jax.evaluators.tally import MOST_CLASSES_OF_CONFUSION, Tally
+from vit_jax.objectives import losses
+from vit_jax.training.state import model_params
+
+_BETTER: dict[str, Direction] = {
+    'accuracy': 'max', 'balanced_accuracy': 'max', 'calibration_error': 'min', 'loss': 'min', 'macro_f1': 'max',
+    'micro_f1': 'max', 'top_5_accuracy': 'max'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,35 +29,87 @@ class ClassificationConfig:
 
 
 class Classification:
-  """Evaluates a classifier with the run's objective.
+  """Measures a classifier by its logits, whatever it was trained with.
 
   Args:
     config: options.
     context: of the run.
+
+  Raises:
+    UserError: the model has no head.
   """
 
   Config = ClassificationConfig
-  METRICS = ('accuracy', 'loss')
 
   def __init__(self, config: ClassificationConfig, context: EvalContext):
-    def step(state: tuple[Any, Any], batch: dict[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
-      params, averages = state
-      images = context.normalize(batch['image'])
-      outcome = context.objective(context.model(model_params(params)), own_params(params), averages,
-                                  dict(batch, image=images), None)
-      sums = dict(outcome.metrics, loss=mean_metric(outcome.losses, batch))
-      return jax.tree.map(lambda x: context.strategy.gather(x[None]).sum(axis=0), sums)  # over the devices
+    self._num_classes = context.require_head(config.kind)
+    self._multi_label = context.data.source.info.multi_label
+    names = _metric_names(self._num_classes, self._multi_label, context.loss)
 
+    def step(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+      logits = context.logits(model_params(params), batch['image'])
+      return context.strategy.gather(dict(measure(logits, batch['label'], context.loss, names), mask=batch['mask']))
+
+    self.metrics: Mapping[str, Direction] = {name: _BETTER[name] for name in names}
     self._step = context.strategy.compile(step, donate=False)
     self._context = context
     self._batches = context.data.eval_batches(config.split, context.batch_size)
 
   def __call__(self, params: Any, averages: Any) -> dict[str, float]:
-    """Return {'loss': mean nats, 'accuracy': 0..1} for parameters on the devices."""
-    total = None
+    """Return {metric: value} for parameters on the devices; see `Tally.metrics`."""
+    del averages
+    return self.select(self.tally(params))
+
+  def select(self, tally: Tally) -> dict[str, float]:
+    """Return the metrics that this evaluator reports, of a tally."""
+    values = tally.metrics()
+    return {name: values[name] for name in self.metrics}
+
+  def tally(self, params: Any, *, confusion: bool = False) -> Tally:
+    """Return the sums over the split.
+
+    Args:
+      params: all trained parameters, on the devices.
+      confusion: whether to count the confusion matrix, if each image has one class and there are not too many.
+    """
+    confusion = confusion and not self._multi_label and self._num_classes <= MOST_CLASSES_OF_CONFUSION
+    tally = Tally(self._num_classes, confusion=confusion)
     for batch in self._batches:
-      # Fetched at once: the host adds the sums in one order, and one program is in flight.
-      sums = jax.device_get(self._step((params, averages), self._context.put(batch)))
-      sums = jax.tree.map(np.float64, sums)
-      total = sums if total is None else jax.tree.map(np.add, total, sums)
-    return {name: mean_of(metric) for name, metric in sorted((total or {}).items())}
+      # Fetched at once: one program is in flight.
+      examples = jax.device_get(self._step(params, self._context.put(batch)))
+      tally.add({name: x[examples['mask']] for name, x in examples.items() if name != 'mask'})
+    return tally
+
+
+def measure(logits: jax.Array, labels: jax.Array, loss: str, names: tuple[str, ...]) -> dict[str, jax.Array]:
+  """Return what `Tally.add` takes of a batch.
+
+  Args:
+    logits: (B, C) float32.
+    labels: (B,) integers, or (B, C) of 0 and 1 if an image has any number of classes.
+    loss: 'softmax' or 'sigmoid', which makes probabilities of logits.
+    names: metrics that will be asked for.
+  """
+  probabilities = jax.nn.softmax(logits) if loss == 'softmax' else jax.nn.sigmoid(logits)
+  best = jnp.argmax(logits, axis=-1)
+  found = dict(label=labels, best=best, confidence=jnp.take_along_axis(probabilities, best[:, None], axis=1)[:, 0])
+  if 'loss' in names:
+    found['loss'] = losses.LOSSES[loss](logits, labels, 0.0)
+  if labels.ndim == 1:
+    found['accuracy'] = best == labels
+    if 'top_5_accuracy' in names:
+      found['top_5_accuracy'] = (jax.lax.top_k(logits, 5)[1] == labels[:, None]).any(axis=1)
+  else:
+    found['accuracy'] = jnp.take_along_axis(labels, best[:, None], axis=1)[:, 0] > 0
+    found['positive'] = probabilities > 0.5
+  return found
+
+
+def _metric_names(num_classes: int, multi_label: bool, loss: str) -> tuple[str, ...]:
+  """Return what is defined for a classifier and its labels."""
+  names = ['accuracy', 'calibration_error']
+  if not multi_label:
+    names += ['loss', 'balanced_accuracy'] + ['top_5_accuracy'] * (num_classes > 5)
+  elif loss == 'sigmoid':  # probabilities of a softmax say which class an image has, not how many
+    names += ['loss', 'macro_f1', 'micro_f1']
+  return tuple(sorted(names))

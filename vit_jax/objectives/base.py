@@ -1,7 +1,7 @@
 """The contract of an objective: what a training step minimizes, and what an evaluation of it reports."""
 from collections.abc import Mapping
 import dataclasses
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -53,10 +53,10 @@ class Objective(Protocol):
   Attributes:
     Config: frozen dataclass of section `objective`.
     reads_labels: whether the model is to have a head for the classes of the data; otherwise it has none.
-    metrics: names of the metrics of an `Outcome`, beside the loss.
+    metrics: {name of a metric of an `Outcome`, beside the loss: which is better}.
   """
   reads_labels: bool
-  metrics: tuple[str, ...]
+  metrics: Mapping[str, Literal['max', 'min']]
 
   def init(self, params: Mapping[str, Any], key: jax.Array) -> tuple[Any, Any]:
     """Return (parameters to train, running averages), both possibly empty trees.

@@ -2,7 +2,7 @@
 from collections.abc import Mapping
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ class Classification:
 
   Config = ClassificationConfig
   reads_labels = True
-  metrics: tuple[str, ...] = ('accuracy',)
+  metrics: Mapping[str, Literal['max', 'min']] = {'accuracy': 'max'}
 
   def __init__(self, config: ClassificationConfig, context: ObjectiveContext):
     info = context.info

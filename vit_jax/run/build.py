@@ -1,5 +1,5 @@
 """From a config to the parts of a run, built but not run: `build`; those that compile: `build_program`."""
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -16,7 +16,7 @@ from vit_jax.data.sources.info import DatasetInfo
 from vit_jax.distributed import strategy as strategy_lib
 from vit_jax.distributed.strategy import Strategy
 from vit_jax.evaluators import EVALUATORS
-from vit_jax.evaluators.base import EvalContext, Evaluator
+from vit_jax.evaluators.base import Direction, EvalContext, Evaluator
 from vit_jax.models.base import Model
 from vit_jax.models.registry import MODELS
 from vit_jax.objectives import OBJECTIVES, batch_mixing
@@ -72,9 +72,11 @@ class Parts(Program):
   Attributes:
     data: opened dataset.
     evaluators: {name: evaluator}.
+    metrics: {'NAME/METRIC' or 'NAME_ema/METRIC' of an evaluation: which is better}.
   """
   data: Dataset
   evaluators: dict[str, Evaluator]
+  metrics: dict[str, Direction]
 
 
 def build(recipe: Recipe | RunConfig) -> Parts:
@@ -88,12 +90,16 @@ def build(recipe: Recipe | RunConfig) -> Parts:
   strategy = make_strategy(config)
   data = Dataset(config.data, config.seed, jax.process_index(), jax.process_count())
   program = build_program(config, strategy, data.source.info)
-  _check_best(program.config)
   # Training holds micro-batches; evaluation need not hold more.
   context = EvalContext(program.merge, program.config.normalization, program.objective, program.strategy, data,
-                        config.data.batch_size // program.num_micro_batches)
+                        config.data.batch_size // program.num_micro_batches, program.model.num_classes,
+                        getattr(config.objective, 'loss', 'sigmoid' if data.source.info.multi_label else 'softmax'))
   evaluators = {name: EVALUATORS[keys.kind](keys, context) for name, keys in config.evaluators.items()}
-  return Parts(**vars(program), data=data, evaluators=evaluators)
+  suffixes = [''] if config.train.ema_decay is None else ['', '_ema']
+  metrics = {f'{name}{suffix}/{metric}': better for name, evaluator in evaluators.items() for suffix in suffixes
+             for metric, better in evaluator.metrics.items()}
+  _check_best(config, metrics)
+  return Parts(**vars(program), data=data, evaluators=evaluators, metrics=metrics)
 
 
 def make_strategy(config: RunConfig, devices: Sequence[Any] | None = None) -> Strategy:
@@ -174,10 +180,7 @@ def _preparation(config: RunConfig, info: DatasetInfo, strategy: Strategy, split
   return prepare
 
 
-def _check_best(config: RunConfig) -> None:
+def _check_best(config: RunConfig, metrics: Mapping[str, Direction]) -> None:
   """Raise UserError if checkpoints are to be ranked by a metric that is not measured."""
-  suffixes = [''] if config.train.ema_decay is None else ['', '_ema']
-  measured = sorted(f'{name}{suffix}/{metric}' for name, keys in config.evaluators.items() for suffix in suffixes
-                    for metric in EVALUATORS[keys.kind].METRICS)
-  if config.checkpoint.keep_best and config.checkpoint.best not in measured:
-    raise UserError(f'checkpoint.best: {config.checkpoint.best!r} is not measured; choose from {measured}')
+  if config.checkpoint.keep_best and config.checkpoint.best not in metrics:
+    raise UserError(f'checkpoint.best: {config.checkpoint.best!r} is not measured; choose from {sorted(metrics)}')

@@ -1,7 +1,9 @@
 """Checkpoints: everything a run needs to resume, saved by Orbax in the background, whole or not at all."""
+from collections.abc import Mapping
 import dataclasses
+import math
 import time
-from typing import Any
+from typing import Any, Literal
 
 from absl import logging
 from etils import epath
@@ -25,7 +27,7 @@ class CheckpointConfig:
     every: steps or minutes between two checkpoints.
     keep: how many of the latest to keep.
     keep_best: how many of the best to keep as well; if any, every evaluated step is saved.
-    best: the metric that ranks them, larger is better.
+    best: the metric that ranks them; the evaluator knows whether larger or smaller is better.
   """
   every: Interval = Interval(10, 'minute')
   keep: int = 1
@@ -47,19 +49,21 @@ class Checkpoints:
     directory: one subdirectory per step.
     config: when to save, what to keep.
     pace: to count epochs in steps; needed for saving.
+    better: which values of `config.best` are better.
     read_only: do not modify the directory; the run may still be going.
   """
 
   def __init__(self, directory: epath.Path, config: CheckpointConfig, pace: Pace | None = None, *,
-               read_only: bool = False):
+               better: Literal['max', 'min'] = 'max', read_only: bool = False):
+    rank = lambda metrics: _rank(metrics, config.best, better)
     policies: list[Any] = [checkpoint_managers.LatestN(config.keep)]
     if config.keep_best:
-      policies.append(checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics[config.best], n=config.keep_best,
+      policies.append(checkpoint_managers.BestN(get_metric_fn=rank, n=config.keep_best,
                                                 keep_checkpoints_without_metrics=False))
     self._manager = open_to_read(directory) if read_only else ocp.CheckpointManager(
         directory, item_handlers=_handlers(), options=ocp.CheckpointManagerOptions(
             # Without `best_fn` Orbax does not write the metrics, and a resumed run would not know which was the best.
-            best_fn=(lambda metrics: metrics[config.best]) if config.keep_best else None,
+            best_fn=rank if config.keep_best else None,
             cleanup_tmp_directories=True,  # those of a run that was killed; a reader leaves them, the run may be alive
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies)))
     self._config = config
@@ -138,6 +142,15 @@ class Checkpoints:
     """Wait for the save in progress, raise its error, and end."""
     self._manager.wait_until_finished()
     self._manager.close()
+
+
+def _rank(metrics: Mapping[str, float], best: str, better: Literal['max', 'min']) -> float:
+  """Return a number that is larger for a better checkpoint; -inf if it has no number of that name, or NaN.
+
+  A checkpoint has none if `checkpoint.best` was another metric when it was saved and that one is measured only now.
+  """
+  value = metrics.get(best, math.nan)
+  return -math.inf if math.isnan(value) else value if better == 'max' else -value
 
 
 def open_to_read(directory: epath.Path) -> ocp.CheckpointManager:
