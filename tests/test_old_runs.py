@@ -65,7 +65,9 @@ def test_an_old_run_resumes_to_where_the_old_code_ended(old_run, name):
 def test_an_old_run_evaluates_to_what_it_recorded(old_run):
   step, values, recorded = evaluation.evaluate(old_run)
   assert step == 4
-  assert values == pytest.approx({name: recorded[name] for name in values}, rel=1e-5)
+  known = {name: recorded[name] for name in values if name in recorded}  # newer metrics are not
+  assert {'test/accuracy', 'test/loss'} <= known.keys()
+  assert {name: values[name] for name in known} == pytest.approx(known, rel=1e-5)
 
 
 @pytest.mark.parametrize('old_run', NAMES, indirect=True)
