@@ -132,7 +132,7 @@ def test_sizes_of_batches_and_padding_change_nothing(made_run):
 def test_the_objective_reports_its_own_loss_and_classification_plain_cross_entropy(made_run):
   context, params = made_run
   config = ObjectiveConfig(label_smoothing=0.3, class_weights=(3.0,) * 10)
-  changed = Objective(config, context.data.source.info)
+  changed = Objective(config, tiny.objective_context(context.data.source.info))
   plain = build_evaluator(context, 'classification', objective=changed)(params, {})
   own, as_is = (build_evaluator(context, 'objective', objective=objective)
                 for objective in (changed, context.objective))
