@@ -99,7 +99,7 @@ class TinyNumbers(tfds.core.GeneratorBasedBuilder):
 
 
 class TinyScenes(TinyShapes):
-  """Gray images with any number of classes: class k is present if row k is bright; 32 for train, 16 for test."""
+  """Gray images with any number of classes: class k is present if row k is bright; in `unlabeled` none is."""
 
   VERSION = tfds.core.Version('1.0.0')
   code_path = None
@@ -110,10 +110,11 @@ class TinyScenes(TinyShapes):
     return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
   def _split_generators(self, dl_manager):
-    return {'train': self._generate_examples(32), 'test': self._generate_examples(16)}
+    return {'train': self._generate_examples(range(32)), 'test': self._generate_examples(range(16)),
+            'unlabeled': self._generate_examples(range(0, 32, 8))}
 
-  def _generate_examples(self, count):
-    for index in range(count):
+  def _generate_examples(self, indices):
+    for index in indices:
       image, labels = np.zeros((8, 8), np.uint8), [label for label in range(3) if index >> label & 1]
       image[[3 * label for label in labels]] = 200
       yield index, {'image': io.BytesIO(encode(image)), 'labels': labels}

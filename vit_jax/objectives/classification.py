@@ -21,8 +21,8 @@ class ClassificationConfig:
     kind: a row of `objectives.OBJECTIVES`.
     loss: a name of `losses.LOSSES`; 'sigmoid' in the paper's pre-training, 'softmax' in its fine-tuning.
     label_smoothing: see the loss; in [0, 1).
-    class_weights: factor of each class's losses, in the order of the classes, or None; the mean over a batch still
-      divides by the number of examples.
+    class_weights: factor of each class's term of the loss, in the order of the classes, or None; see the loss. The mean
+      over a batch still divides by the number of examples.
   """
   kind: str = 'classification'
   loss: str = 'softmax'
@@ -79,9 +79,9 @@ class Classification:
     del own, averages
     logits, labels = model(batch['image'], keys), batch['label']
     targets = losses.to_soft_labels(labels, logits.shape[-1])
-    loss = self._loss(logits, labels, self.config.label_smoothing)
-    if self.config.class_weights is not None:
-      loss *= targets @ jnp.asarray(self.config.class_weights, jnp.float32)
+    weights = self.config.class_weights
+    loss = self._loss(logits, labels, self.config.label_smoothing,
+                      None if weights is None else jnp.asarray(weights, jnp.float32))
     best = jnp.argmax(logits, axis=-1, keepdims=True)
     weight = jnp.take_along_axis(targets, best, axis=-1)[:, 0]
     correct = (weight > 0) & (weight == targets.max(axis=-1))
