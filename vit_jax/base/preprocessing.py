@@ -43,8 +43,15 @@ class Normalization:
 
   def __call__(self, images: jax.Array) -> jax.Array:
     """Return (B, rows, columns, channels) uint8 images as float32."""
-    mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
-    return (images.astype(jnp.float32) / 255.0 - mean) / std
+    return self.standardize(images.astype(jnp.float32) / 255.0)
+
+  def standardize(self, pixels: jax.Array) -> jax.Array:
+    """Return images of floats 0..1 as the model takes them."""
+    return (pixels - jnp.asarray(self.mean, jnp.float32)) / jnp.asarray(self.std, jnp.float32)
+
+  def pixels(self, images: jax.Array) -> jax.Array:
+    """Return images as the model takes them as floats 0..1: the inverse of `standardize`."""
+    return images * jnp.asarray(self.std, jnp.float32) + jnp.asarray(self.mean, jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
