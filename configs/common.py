@@ -111,6 +111,15 @@ def augmentation(preset: str) -> tuple[str, float]:
   return 'inception_crop|flip' + (f'|randaugment({layers}, {magnitude})' if layers else ''), alpha
 
 
+def without_labels(config: ml_collections.ConfigDict, objective: dict, duration: str) -> ml_collections.ConfigDict:
+  """Return a small recipe, such as that of digits, for an objective that reads no labels."""
+  config.objective = objective
+  config.model.dropout = 0.0
+  config.train.duration = duration
+  config.evaluators = {name: dict(kind='objective', split=keys.split) for name, keys in config.evaluators.items()}
+  return config
+
+
 def pixels(size: int) -> ml_collections.FieldReference:
   """Return an image size that the command line may set to a number or to a (rows, columns) pair."""
   return ml_collections.FieldReference(size, field_type=object)
