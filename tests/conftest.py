@@ -1,8 +1,11 @@
-"""Fixtures and settings for all tests: datasets on disk and in memory, fast compilation, checked shapes."""
+"""Fixtures and settings for all tests: datasets on disk and in memory, fast compilation, checked shapes.
 
+Imports no jax: worker processes of the loader read this file too.
+"""
 import gc
 import io
 import os
+import sys
 
 # Compiling takes most of the suite's time, here and in the processes it starts; results stay the same.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
@@ -11,7 +14,6 @@ os.environ.setdefault('JAX_ENABLE_COMPILATION_CACHE', 'false')
 
 import pathlib
 
-import jax
 import jaxtyping
 
 # Tests check shapes and types of these rooms' signatures at every call, except of ViTConfig, which replaces Nones by
@@ -44,8 +46,9 @@ def forget_programs():
   XLA's compiler then ends the process with a segmentation fault.
   """
   yield
-  jax.clear_caches()
-  gc.collect()
+  if jax := sys.modules.get('jax'):
+    jax.clear_caches()
+    gc.collect()
 
 
 def fake_source(count=10, shape=(6, 5), channels=3, num_classes=4, records=None):

@@ -60,7 +60,7 @@ def test_variants():
 @pytest.mark.parametrize('changes, key', [
     (dict(groups=3), 'model.groups'), (dict(stage_widths=(32,)), 'model.stage_widths'), (dict(blocks=(0,)), 'blocks'),
     (dict(numerics='tf'), 'model.numerics'), (dict(stage_widths=(30, 64)), 'model.stage_widths'),
-    (dict(blocks=None), 'model.blocks'), (dict(dtype='int8'), 'model.dtype'), (dict(num_classes=-1), 'num_classes'),
+    (dict(blocks=None), r"model: missing \['blocks'\]"), (dict(dtype='int8'), 'model.dtype'), (dict(num_classes=-1), 'num_classes'),
     (dict(numerics='bit_same', image_size=4), 'data.image_size')], ids=str)
 def test_what_cannot_be_built(changes, key):
   with pytest.raises(UserError, match=key):

@@ -91,7 +91,7 @@ def test_what_it_lacks_is_an_error():
 
 @pytest.mark.parametrize('fields, message', [
     (dict(token_mlp_dim=None), r"model: missing \['token_mlp_dim'\]"),
-    (dict(variant='Ti/16'), "model.variant: unknown 'Ti/16'; .*'B', 'H', 'L', 'S'"),
+    (dict(variant='Ti/16'), "model.variant: unknown 'Ti/16'; .*'B', 'L'"),
     (dict(patch_size=5), 'data.image_size: .* not divisible by the patch size'),
     (dict(channel_mlp_dim=0), 'model.channel_mlp_dim: must be at least 1'),
     (dict(stochastic_depth=1.0), r'model.stochastic_depth: must be in \[0, 1\)'),

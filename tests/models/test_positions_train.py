@@ -36,6 +36,7 @@ def test_many_devices_train_like_one(option, strategy, on_devices):
     np.testing.assert_allclose(many['sums'][path], expected, rtol=2e-4, err_msg=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('option', ['table', 'axial'])
 def test_from_training_to_a_fine_tune_at_another_resolution(option, data_dir, tmp_path, capsys):
   """Layer-wise decay, checkpoint, plan, description, and a fine-tune that resizes every table."""

@@ -131,7 +131,7 @@ def test_multiply_adds_of_another_image_size():
     tree.multiply_adds(15)
 
 
-SMALLEST = dict(bit='R26x1', mixer='S/32', vit='Ti/16')
+SMALLEST = dict(bit='R26x1', mixer='B/32', vit='Ti/16')
 
 
 @pytest.mark.parametrize('kind', sorted(MODELS))
