@@ -45,7 +45,8 @@ HYPERRULE = {
 }
 # The other tasks are small: below 20,000 images.
 SIZES = {'cifar10': 'medium', 'cifar100': 'medium', 'imagenet': 'large'}
-TINY_IMAGES = ('cifar10', 'cifar100', 'vtab_cifar100', 'vtab_eurosat', 'vtab_svhn_cropped')
+TINY_IMAGES = ('cifar10', 'cifar100', 'vtab_cifar100', 'vtab_dsprites_location', 'vtab_dsprites_orientation',
+               'vtab_eurosat', 'vtab_svhn_cropped')
 
 
 def get_config(arg: str = 'r50x1,imagenet') -> ml_collections.ConfigDict:
@@ -88,12 +89,14 @@ def _hyperrule(variant: str | None, name: str) -> ml_collections.ConfigDict:
   task = choices.choose(common.TASKS, name, 'recipe argument TASK')
   steps, warmup, drops, mixup = HYPERRULE[SIZES.get(name, 'small')]
   before, size = (160, 128) if name in TINY_IMAGES else (512, 480)
+  transform = f'resize(to=({before}, {before}))|random_crop' if task.get('crop', True) else 'resize'
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.init = ''
   config.data = dict(
       name=task['name'], train_split=task['train'], batch_size=512, image_size=common.pixels(size),
-      train_transform=f'resize(to=({before}, {before}))|random_crop|flip', eval_transform='resize', threads=16)
+      train_transform=transform + '|flip' * task.get('flip', True), eval_transform='resize', threads=16,
+      channels=task.get('channels'))
   config.mix = dict(mixup=mixup)
   config.model = dict(variant=variant, head_bias=0.0, dtype='bfloat16')
   if variant:

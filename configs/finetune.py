@@ -7,8 +7,7 @@
 The argument is MODEL,DATA:
   MODEL: ti16, s16, b16, b32, l16, l32 or h14; a hybrid: r50_b16, r50_b32, r50_l16 or r50_l32; or any, to use the
     architecture of the weights
-  DATA: imagenet, cifar10, cifar100, pets, flowers, folder or a task of VTAB-1k (vtab_dtd, …: those whose TFDS dataset
-    has an image and a label)
+  DATA: imagenet, cifar10, cifar100, pets, flowers, folder or a task of VTAB-1k (vtab_dtd, …: `common.VTAB`)
 `init` is anything that `vit_jax.load` reads: official and big_vision .npz files, Hugging Face, timm, a run directory.
 
 Paper: SGD, momentum 0.9, batch 512, cosine decay, gradients clipped at norm 1, no weight decay, 384 pixels; the head
@@ -43,7 +42,8 @@ def get_config(arg: str = 'b16,cifar10') -> ml_collections.ConfigDict:
   # 384 pixels hold 27 patches of 14 pixels; the authors' patch embedding ignores the rest, so 378.
   image_size = 378 if model == 'H/14' else 384
   config.data = dict(name=task['name'], train_split=task['train'], batch_size=512, image_size=common.pixels(image_size),
-                     train_transform=task.get('transform', 'inception_crop|flip'), eval_transform='resize', threads=16)
+                     train_transform=task.get('transform', 'inception_crop|flip'), eval_transform='resize', threads=16,
+                     channels=task.get('channels'))
   # One linear layer replaces both layers of the pre-trained head (appendix B.1.1).
   config.model = dict(variant=model, representation_size=None, head_bias=0.0, dtype='bfloat16')
   config.objective = dict(loss='softmax')

@@ -42,7 +42,7 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
 
   Args:
     name: `digits`, `folder:PATH` (see `folder.open_folder`), `npz:PATH` (see `arrays.open_npz`), or a TFDS name: NAME,
-      NAME/CONFIG or NAME:VERSION.
+      NAME/CONFIG or NAME:VERSION; NAME/LABEL for a label that is derived from other features (see `derived.LABELS`).
     split: a split or a part of one: `test`, `train[:90%]`, `train[1000:]`, `train+validation`.
     data_dir: folder of datasets, local or gs://; None is $TFDS_DATA_DIR, or ~/tensorflow_datasets if that is not set.
       If given, a relative PATH starts here.

@@ -2,6 +2,7 @@
 import difflib
 import json
 import os
+import re
 from typing import Any
 
 from etils import epath
@@ -10,7 +11,7 @@ from tensorflow_datasets.core import constants, read_only_builder
 
 from vit_jax.base import files
 from vit_jax.base.errors import MissingFileError, UserError
-from vit_jax.data.sources import digits, shards
+from vit_jax.data.sources import derived, digits, shards
 from vit_jax.data.sources.base import Source
 
 
@@ -18,30 +19,33 @@ def open_dataset(name: str, split: str, data_dir: str | None = None) -> Source:
   """Open a split of a prepared TFDS dataset; `digits` is prepared on first use.
 
   Args:
-    name: NAME, NAME/CONFIG or NAME:VERSION.
+    name: NAME, NAME/CONFIG or NAME:VERSION; or one of `derived.LABELS`, which may have a version too.
     split: a split or a part of one, as TFDS writes it.
     data_dir: folder of datasets, local or gs://; None is TFDS's own default.
 
   Raises:
     UserError, MissingFileError: see `registry.open_source`.
   """
-  builder = _open_builder(name, data_dir)
+  stored, key = derived.parse(name)
+  builder = _open_builder(stored, data_dir)
   features: Any = builder.info.features
-  classes = _classes(name, features)
+  class_names, multi_label = _classes(name, features, key)
   _check_split(name, split, builder.info.splits)
-  shards.check(name, builder, split, _build_command(name, _root(data_dir)))
+  shards.check(name, builder, split, _build_command(stored, _root(data_dir)))
   names = shards.Names(builder, split)
   # TFDS decorates as_data_source with a wrapper that hides its parameters from type checkers.
-  records = builder.as_data_source(split=split, decoders={'image': tfds.decode.SkipDecoding()})  # type: ignore
-  return Source(records, name=name, split=split, class_names=classes.names,
-                multi_label=not ('label' in features and features['label'] is classes),
+  decoders = {image: tfds.decode.SkipDecoding() for image, feature in features.items()
+              if isinstance(feature, tfds.features.Image)}
+  records = builder.as_data_source(split=split, decoders=decoders)  # type: ignore
+  return Source(derived.DerivedRecords(records, key) if key else records, name=name, split=split,
+                class_names=class_names, multi_label=multi_label,
                 channels=1 if features['image'].shape[-1] == 1 else 3, names=names,
                 split_fingerprints=shards.split_fingerprints(builder, names.splits()))
 
 
 def split_names(name: str, data_dir: str | None = None) -> list[str]:
   """Return the names of a dataset's splits that hold records, sorted."""
-  splits = _open_builder(name, data_dir).info.splits
+  splits = _open_builder(derived.parse(name)[0], data_dir).info.splits
   return sorted(split for split, info in splits.items() if info.num_examples)
 
 
@@ -75,7 +79,7 @@ def _find_builder(name: str, root: epath.Path) -> tfds.core.DatasetBuilder:
       raise MissingFileError(_unprepared(name, root)) from error
   except (ValueError, AssertionError) as error:  # An unknown configuration, version or spelling.
     raise UserError(f'dataset {name!r}: cannot be opened in {data_dir}; expected NAME, NAME/CONFIG or NAME:VERSION. '
-                    f'{_on_disk(name, root)} TFDS reports: {error}') from error
+                    f'{_on_disk(name, root)}{_derived_from(name)} TFDS reports: {error}') from error
 
 
 def _check_prepared(name: str, builder: tfds.core.DatasetBuilder, root: epath.Path) -> None:
@@ -91,16 +95,35 @@ def _check_prepared(name: str, builder: tfds.core.DatasetBuilder, root: epath.Pa
         f'--dataset_version_dir={builder.data_path} --out_file_format=array_record')
 
 
-def _classes(name: str, features: Any) -> tfds.features.ClassLabel:
-  """Return the feature `label`, or the one in `labels` if an image can have any number of classes."""
-  found = dict(features.items())
-  choices = [found.get('label'), getattr(found.get('labels'), 'feature', None)]
-  choices = [choice for choice in choices if isinstance(choice, tfds.features.ClassLabel)]
-  if not isinstance(found.get('image'), tfds.features.Image) or not choices:
-    got = ', '.join(f'{key}: {type(value).__name__}' for key, value in found.items())
-    raise UserError(f'dataset {name!r}: expected the features image: Image and label: ClassLabel (or labels: a '
-                    f'sequence of them), got {got}. Only image classification is supported.')
-  return choices[0]
+def _classes(name: str, features: Any, key: str | None) -> tuple[tuple[str, ...], bool]:
+  """Return the names of the classes, and whether an image can have any number of them.
+
+  Args:
+    name: of the dataset.
+    features: of the dataset.
+    key: of `derived.LABELS`; None: the label is the feature `label`, or `labels`, a sequence of classes.
+  """
+  found, rule = dict(features.items()), derived.LABELS[key] if key else None
+  needed = rule.features if rule else ('label', 'labels')
+  if isinstance(found.get('image'), tfds.features.Image) and any(feature in found for feature in needed):
+    if rule and rule.class_names:
+      return rule.class_names, False
+    single, several = (None, needed[0]) if rule else needed
+    if isinstance(label := found.get(single), tfds.features.ClassLabel):
+      return tuple(label.names), False
+    if isinstance(label := getattr(found.get(several), 'feature', None), tfds.features.ClassLabel):
+      return tuple(label.names), True
+  got = ', '.join(f'{feature}: {type(value).__name__}' for feature, value in found.items())
+  expected = ', '.join(needed) if rule else 'label: ClassLabel (or labels: a sequence of them)'
+  raise UserError(f'dataset {name!r}: expected the features image: Image and {expected}, got {got}. Only image '
+                  f'classification is supported.{_derived_from(name)}')
+
+
+def _derived_from(name: str) -> str:
+  """Return a sentence with the labels that can be derived from a dataset, '' if there are none."""
+  base = re.split('[/:]', name)[0]
+  labels = [key for key in derived.LABELS if key.startswith(f'{base}/')]
+  return f' Labels derived from its features: {", ".join(labels)}.' if labels else ''
 
 
 def _check_split(name: str, split: str, splits: tfds.core.SplitDict) -> None:
