@@ -32,7 +32,8 @@ def test_a_run_directory_evaluates_to_what_the_run_recorded(ema, trained, capsys
   run, data, metrics = trained
   values = evaluation.evaluate_weights(run, sections(data, batch_size=8), ema=ema)
   suffix = '_ema' if ema else ''
-  assert values == {f'val/{metric}': metrics[f'val{suffix}/{metric}'] for metric in ('accuracy', 'loss')}
+  recorded = {name.partition('/')[2]: value for name, value in metrics.items() if name.startswith(f'val{suffix}/')}
+  assert values == {f'val/{metric}': value for metric, value in recorded.items()} and len(values) > 1
   said = capsys.readouterr().err
   assert "8 × 8, prepared by 'resize(to=(9, 9))|central_crop', mean (0.4, 0.5, 0.6), std 0.3" in said
 
@@ -102,7 +103,7 @@ def test_the_split_is_the_first_that_has_labels(trained, tmp_path):
   with pytest.raises(UserError, match=r"--split: missing; .*choose from \['first', 'second'\]"):
     evaluation.evaluate_weights(run, sections(f'npz:{tmp_path}/odd.npz'))
   values = evaluation.evaluate_weights(run, sections(f'npz:{tmp_path}/odd.npz'), split='first[:5]+second[5:]')
-  assert set(values) == {'first/accuracy', 'first/loss'}
+  assert {name.partition('/')[0] for name in values} == {'first'} and 'first/accuracy' in values
 
 
 def test_the_command_on_three_devices_with_evaluators_of_its_own(trained, tmp_path):
@@ -111,7 +112,7 @@ def test_the_command_on_three_devices_with_evaluators_of_its_own(trained, tmp_pa
   output, error = command(f'--model={run}', f'--config.data.name={data}', '--config.evaluators.half.split=val[:50%]',
                           '--config.evaluators.all.kind=classification', devices=3)
   values = json.loads(output or '{}')
-  assert sorted(values) == ['all/accuracy', 'all/loss', 'half/accuracy', 'half/loss'], error
+  assert {name.partition('/')[0] for name in values} == {'all', 'half'}, error
   assert values['all/accuracy'] == metrics['val/accuracy']
   assert values['all/loss'] == pytest.approx(metrics['val/loss'], rel=2e-5)
   for arguments, message in (
