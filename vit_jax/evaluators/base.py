@@ -1,6 +1,7 @@
 """The contract of an evaluator: parameters in, numbers out."""
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
@@ -8,6 +9,8 @@ import jax
 from vit_jax.base.errors import UserError
 from vit_jax.data.loading.dataset import Dataset
 from vit_jax.distributed.strategy import Strategy
+from vit_jax.evaluators.frozen.features import FeaturePass
+from vit_jax.evaluators.frozen.store import FeatureStore
 from vit_jax.objectives.base import Objective
 
 Direction = Literal['max', 'min']  # which values of a metric are better
@@ -35,6 +38,11 @@ class EvalContext:
   batch_size: int
   num_classes: int | None
   loss: str
+
+  @functools.cached_property
+  def features(self) -> FeatureStore:
+    """The features of the run's splits, which evaluators on frozen features share."""
+    return FeatureStore(FeaturePass(self.model, self.normalize, self.strategy), self.data, self.batch_size)
 
   def logits(self, params: Any, images: jax.Array) -> jax.Array:
     """Return the logits of uint8 images."""

@@ -71,10 +71,12 @@ class Parts(Program):
 
   Attributes:
     data: opened dataset.
+    context: what the evaluators share.
     evaluators: {name: evaluator}.
     metrics: {'NAME/METRIC' or 'NAME_ema/METRIC' of an evaluation: which is better}.
   """
   data: Dataset
+  context: EvalContext
   evaluators: dict[str, Evaluator]
   metrics: dict[str, Direction]
 
@@ -99,7 +101,7 @@ def build(recipe: Recipe | RunConfig) -> Parts:
   metrics = {f'{name}{suffix}/{metric}': better for name, evaluator in evaluators.items() for suffix in suffixes
              for metric, better in evaluator.metrics.items()}
   _check_best(config, metrics)
-  return Parts(**vars(program), data=data, evaluators=evaluators, metrics=metrics)
+  return Parts(**vars(program), data=data, context=context, evaluators=evaluators, metrics=metrics)
 
 
 def make_strategy(config: RunConfig, devices: Sequence[Any] | None = None) -> Strategy:

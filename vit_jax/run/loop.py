@@ -124,11 +124,14 @@ class Loop:
 def evaluate(parts: Parts, state: TrainState) -> dict[str, float]:
   """Return {'NAME/METRIC': value} of all evaluators, and 'NAME_ema/METRIC' of the averaged parameters."""
   values = {}
-  for name, evaluator in parts.evaluators.items():
-    for suffix, params in (('', state.params), ('_ema', state.ema)):
-      if params is not None:
-        measured = evaluator(params, state.averages or {})
-        values.update({f'{name}{suffix}/{metric}': value for metric, value in measured.items()})
+  try:
+    for name, evaluator in parts.evaluators.items():
+      for suffix, params in (('', state.params), ('_ema', state.ema)):
+        if params is not None:
+          measured = evaluator(params, state.averages or {})
+          values.update({f'{name}{suffix}/{metric}': value for metric, value in measured.items()})
+  finally:
+    parts.context.features.forget()
   return values
 
 

@@ -73,13 +73,17 @@ class Dataset:
     Raises:
       UserError: the split has other channels, or another number or kind of labels, than the training split.
     """
+    return self._eval_loader(self.eval_source(split), batch_size)
+
+  def eval_source(self, split: str) -> Source:
+    """Return a split as `eval_batches` reads it, with all its records; errors as there."""
     source = self._open(split, None)
     expected, got = _model_needs(self.source.info), _model_needs(source.info)
     if got != expected:
       raise UserError(f'evaluators: split {split} of {source.name} does not fit the model: expected {expected}, as in '
                       f'{self.source.split}, which the model is built for; got {got}. --config.data.channels=1 or 3 '
                       'decodes all splits alike; classes are as the dataset stores them')
-    return self._eval_loader(source, batch_size)
+    return source
 
   def eval_train_split(self, batch_size: int) -> Loader:
     """Return one pass over the training split, without what training leaves out, with the evaluation transform."""
@@ -97,6 +101,10 @@ class Dataset:
     restricted = copy.copy(self)
     restricted.source, restricted._train_loader = self.source.keep(indices), None
     return restricted
+
+  def of(self, config: DataConfig) -> 'Dataset':
+    """Return the dataset of another section `data`, for the same process and seed; errors as of the class."""
+    return Dataset(config, self._seed, self._process_index, self._process_count)
 
   def describe_loading(self) -> str:
     """Return how many threads or workers make batches, how many batches ahead, and the memory these take."""

@@ -5,6 +5,7 @@ A kind of source (TFDS, a folder, arrays) implements `Records` and wraps it in a
 from collections.abc import Iterable, Mapping, Sequence
 import copy
 import hashlib
+import os
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
@@ -131,6 +132,13 @@ class Source:
     `train/ants/1.jpg`."""
     stored = self._indices[index]
     return f'{self.split}/{stored}' if self._names is None else self._names[stored]
+
+  def file_stamps(self) -> list[tuple[int, int]]:
+    """Return (bytes, time of the last change in ns) of each record's file; empty if records have no local files."""
+    if self._paths is None or '://' in self._paths[0]:
+      return []
+    found = [os.stat(self._paths[index]) for index in self._indices]
+    return [(stat.st_size, stat.st_mtime_ns) for stat in found]
 
   def keep(self, indices: Iterable[int]) -> 'Source':
     """Return a source of the records at `indices`, in that order; `describe` still gives the stored indices.

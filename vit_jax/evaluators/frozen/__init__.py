@@ -1,0 +1,1 @@
+"""Evaluators on frozen features: few-shot, k-NN, linear probe, retrieval, nearest class mean."""
