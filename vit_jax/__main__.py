@@ -15,6 +15,7 @@ COMMANDS = {
     'train': 'main',
     'evaluate': 'evaluate',
     'predict': 'predict',
+    'probe': 'probe',
     'convert': 'convert',
     'describe': 'describe',
     'plan': 'plan',
