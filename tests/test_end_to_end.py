@@ -1,4 +1,5 @@
 """The true loop on real digits: trains, saves, resumes exactly, refuses, evaluates; on one device and on many."""
+import csv
 import json
 import os
 import random
@@ -164,10 +165,15 @@ def test_evaluate_reproduces_the_last_evaluation_exactly(finished):
 
 def test_evaluate_command(finished, tmp_path):
   _, workdir, last = finished
-  process = tiny.command('evaluate', f'--workdir={workdir}')
+  process = tiny.command('evaluate', f'--workdir={workdir}', f'--output={tmp_path / "tables"}')
   output, error = process.communicate()
   assert process.returncode == 0 and json.loads(output) == dict(step=12, **last)
-  assert 'Equal to what the run recorded' in error
+  assert 'Equal to what the run recorded' in error and f'Tables are in {tmp_path / "tables"}' in error
+  assert json.loads((tmp_path / 'tables' / 'metrics.json').read_text()) == dict(step=12, **last)
+  for name in ('test', 'test_ema'):
+    assert {'per_class.csv', 'confusion.csv'} <= {path.name for path in (tmp_path / 'tables' / name).iterdir()}
+    rows = list(csv.reader((tmp_path / 'tables' / name / 'confusion.csv').read_text().splitlines()))[1:]
+    assert sum(int(row[1 + i]) for i, row in enumerate(rows)) / 100 == pytest.approx(last[f'{name}/accuracy'])
   process = tiny.command('evaluate', f'--workdir={tmp_path}')
   assert 'not the directory of a run' in process.communicate()[1] and process.returncode == 1
 

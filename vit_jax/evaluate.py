@@ -13,6 +13,7 @@ from typing import TextIO
 
 from absl import app, flags
 
+from vit_jax.base import files
 from vit_jax.run import cli
 
 SECTIONS = ('data', 'normalization', 'evaluators', 'parallel')
@@ -26,6 +27,8 @@ def define_flags() -> None:
   flags.DEFINE_string('data_dir', None, "With --workdir: directory of the datasets, if not where the config says.")
   flags.DEFINE_string('split', None, 'With --model: split to evaluate; by default test, validation or val.')
   flags.DEFINE_bool('ema', False, 'With --model, for weights with an EMA: use the EMA.')
+  flags.DEFINE_string('output', None, 'Directory for tables: metrics.json, and for each classifier the classes and the '
+                      'confusion matrix.')
   cli.define_source_flags()
   cli.define_sections_flag(*SECTIONS)
   cli.define_host_flags()
@@ -45,19 +48,31 @@ def main(argv: list[str]) -> None:
     fix = '--config.data.data_dir' if values.model else f'--model={values.workdir}'
     raise app.UsageError(f'--{ignored[0]}: has no effect with --{"model" if values.model else "workdir"}; use {fix}')
   from vit_jax.run import evaluation  # after the flags: --help need not wait for jax
+  from vit_jax.run.writer import finite
   cli.set_up_compiler()
   cli.call(cli.start_hosts)
   if values.model:
     metrics = cli.call(lambda: evaluation.evaluate_weights(
-        values.model, sections, split=values.split, ema=values.ema, step=values.step, **cli.source_options()))
-    _print(json.dumps(metrics), sys.stdout)
+        values.model, sections, split=values.split, ema=values.ema, step=values.step, output=values.output,
+        **cli.source_options()))
+    cli.call(_report, finite(metrics), values.output)
     return
-  step, metrics, recorded = cli.call(evaluation.evaluate, values.workdir, values.step, values.data_dir)
-  _print(json.dumps(dict(step=step, **metrics)), sys.stdout)
+  step, metrics, recorded = cli.call(evaluation.evaluate, values.workdir, values.step, values.data_dir, values.output)
+  metrics = finite(metrics)
+  cli.call(_report, dict(step=step, **metrics), values.output)
   known = {name: recorded[name] for name in metrics if name in recorded}
   if known:
     same = known == metrics
     _print('Equal to what the run recorded at this step.' if same else f'The run recorded {known}.', sys.stderr)
+
+
+def _report(values: dict[str, float | None], output: str | None) -> None:
+  """Print the metrics as JSON and, unless `output` is None, write them there."""
+  import jax
+  _print(json.dumps(values), sys.stdout)
+  if output is not None and jax.process_index() == 0:
+    files.write(files.expand(output) / 'metrics.json', json.dumps(values, indent=2) + '\n', 'the metrics')
+    _print(f'Tables are in {output}.', sys.stderr)
 
 
 def _print(text: str, stream: TextIO) -> None:

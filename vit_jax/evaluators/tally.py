@@ -64,19 +64,19 @@ class Tally:
     """Return {metric: value}: the means, and what follows from the counts of a classifier of either kind.
 
     `balanced_accuracy` is the mean of the classes' recalls, without classes that no image has (as scikit-learn's).
-    `macro_f1` is the mean of the classes' F1 = 2 hits / (support + predicted), without classes that no image has and
-    none is predicted to have; `micro_f1` is that of the summed counts. `calibration_error` is the expected calibration
-    error of Guo et al. (arXiv 1706.04599): |mean confidence - accuracy| in 15 equal bins of the confidence, weighted by
-    their examples. NaN for what the split does not define.
+    `macro_f1` is the mean of the classes' F1, without classes that no image has and none is predicted to have;
+    `micro_f1` is the F1 of the summed counts. `calibration_error` is the expected calibration error of Guo et al.
+    (arXiv 1706.04599): |mean confidence - accuracy| in 15 equal bins of the confidence, weighted by their examples. NaN
+    for what the split does not define.
     """
     n = max(self.examples, 1)
-    total = self.support + self.predicted
+    total = (self.support + self.predicted).sum(keepdims=True)
     return dict(
         {name: value / n for name, value in self._sums.items()},
         balanced_accuracy=_mean(self.recall),
         calibration_error=float(np.abs(self._bins[0] - self._bins[1]).sum()) / n,
-        macro_f1=_mean(_ratio(2 * self.hits, total)),
-        micro_f1=_mean(_ratio(2 * self.hits.sum(keepdims=True), total.sum(keepdims=True))))
+        macro_f1=_mean(self.f1),
+        micro_f1=_mean(_ratio(2 * self.hits.sum(keepdims=True), total)))
 
   @property
   def recall(self) -> Float[np.ndarray, ' classes']:
@@ -87,6 +87,11 @@ class Tally:
   def precision(self) -> Float[np.ndarray, ' classes']:
     """Share of the predictions of a class that are right; NaN for classes that are never predicted."""
     return _ratio(self.hits, self.predicted)
+
+  @property
+  def f1(self) -> Float[np.ndarray, ' classes']:
+    """Harmonic mean of recall and precision, 2 hits / (support + predicted); NaN if both counts are 0."""
+    return _ratio(2 * self.hits, self.support + self.predicted)
 
 
 def _ratio(part: Int[np.ndarray, ' n'], whole: Int[np.ndarray, ' n']) -> Float[np.ndarray, ' n']:

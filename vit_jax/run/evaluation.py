@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from vit_jax.base import files
 from vit_jax.base import sections as sections_lib
 from vit_jax.base.errors import UserError
 from vit_jax.base.files import PathLike
@@ -16,6 +17,9 @@ from vit_jax.data.sources import registry
 from vit_jax.data.sources.base import Source
 from vit_jax.distributed import strategy as strategy_lib
 from vit_jax.distributed.strategy import ParallelConfig
+from vit_jax.evaluators import tables
+from vit_jax.evaluators.base import Evaluator
+from vit_jax.evaluators.classification import Classification
 from vit_jax.pretrained import load
 from vit_jax.pretrained.adapt import Adaptation, adapt
 from vit_jax.pretrained.classes import imagenet, names
@@ -28,32 +32,36 @@ from vit_jax.rundir.checkpoint import Checkpoints, pick_step
 from vit_jax.rundir.layout import RunDir
 
 
-def evaluate(workdir: PathLike, step: int | None = None,
-             data_dir: str | None = None) -> tuple[int, dict[str, float], dict[str, Any]]:
+def evaluate(workdir: PathLike, step: int | None = None, data_dir: str | None = None,
+             output: PathLike | None = None) -> tuple[int, dict[str, float], dict[str, Any]]:
   """Evaluate the checkpoint of a step.
 
   Args:
     workdir: of a run.
     step: of the checkpoint; None is the latest.
     data_dir: replaces config.data.data_dir unless None.
+    output: directory for tables of what classifiers predicted, output/NAME/per_class.csv and more, see `tables.write`;
+      None writes none.
 
   Returns:
     (step, {metric: value}, {metric: value} that the run recorded at that step).
 
   Raises:
     UserError: no run or no such checkpoint there.
+    FileError: `output` cannot be written.
   """
   run_dir = RunDir(workdir)
   config = run_dir.read_config()
   if data_dir is not None:
     config['data']['data_dir'] = data_dir
   parts = build_on_any_devices(config)
+  measure = _measure(parts, output)
   checkpoints = Checkpoints(run_dir.checkpoints_path, parts.config.checkpoint, read_only=True)
   try:
     at = start.restore(parts, checkpoints, pick_step(checkpoints.steps(), step, run_dir), any_class_order=True)
   finally:
     checkpoints.close()
-  return at.step, loop.evaluate(parts, at.state), run_dir.metrics_at(at.step)
+  return at.step, loop.evaluate(parts, at.state, measure), run_dir.metrics_at(at.step)
 
 
 def build_on_any_devices(config: Mapping[str, Any]) -> Parts:
@@ -89,7 +97,7 @@ _IMAGES_PER_DEVICE = 32
 
 def evaluate_weights(source: PathLike, sections: Mapping[str, Mapping[str, Any]], *, split: str | None = None,
                      ema: bool = False, step: int | None = None, trained_at: ImageSize = None,
-                     class_names: tuple[str, ...] | None = None) -> dict[str, float]:
+                     class_names: tuple[str, ...] | None = None, output: PathLike | None = None) -> dict[str, float]:
   """Evaluate weights on a dataset, without a recipe; what is assumed is printed to standard error.
 
   Images are prepared as the weights say, and read with as many channels as the model takes. The classes of the model
@@ -101,6 +109,7 @@ def evaluate_weights(source: PathLike, sections: Mapping[str, Mapping[str, Any]]
       given. No evaluators: one of kind 'classification', named like the split.
     split: to evaluate; None: `test`, `validation` or `val`, the first that has labels.
     ema, step, trained_at, class_names: see `load.read`.
+    output: see `evaluate`.
 
   Returns:
     {'NAME/METRIC': value} of all evaluators.
@@ -118,10 +127,28 @@ def evaluate_weights(source: PathLike, sections: Mapping[str, Mapping[str, Any]]
   weights, lines = adapt(weights, Adaptation(data.get('image_size'), channels=data.get('channels')))
   weights, line = _match_classes(weights, opened, source)
   parts = build(_config(weights, opened, data, sections))
+  measure = _measure(parts, output)
   _say([*lines, *([line] if line else []), _describe(parts, source)])
   params = parts.strategy.place(weights.params)
   return {f'{name}/{metric}': value for name, evaluator in parts.evaluators.items()
-          for metric, value in evaluator(params, {}).items()}
+          for metric, value in measure(name, evaluator, params, {}).items()}
+
+
+def _measure(parts: Parts, output: PathLike | None) -> loop.Measure:
+  """Return what measures and, unless `output` is None, writes what classifiers predicted, in the same pass."""
+  if output is None:
+    return loop.measure
+  tables.make_directory(output)
+
+  def measure(name: str, evaluator: Evaluator, params: Any, averages: Any) -> dict[str, float]:
+    if not isinstance(evaluator, Classification):
+      return evaluator(params, averages)
+    tally = evaluator.tally(params, confusion=True)
+    if jax.process_index() == 0:
+      tables.write(tally, parts.data.source.class_names, files.expand(output) / name)
+    return evaluator.select(tally)
+
+  return measure
 
 
 def _data_keys(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """The training loop: the side effects of a run happen in the order of its lines."""
 import collections
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
 import jax
 
+from vit_jax.evaluators.base import Evaluator
 from vit_jax.run.build import Parts
 from vit_jax.run.meters import InputStallMonitor, Meters, check_finite
 from vit_jax.run.preemption import StopRequest
@@ -14,6 +15,8 @@ from vit_jax.rundir.checkpoint import Checkpoints
 from vit_jax.rundir.record import RunRecord
 from vit_jax.training.state import TrainState
 from vit_jax.training.step import Metrics
+
+Measure = Callable[[str, Evaluator, Any, Any], dict[str, float]]
 
 
 @dataclasses.dataclass
@@ -121,14 +124,26 @@ class Loop:
                            at.record.metrics if evaluated else None)
 
 
-def evaluate(parts: Parts, state: TrainState) -> dict[str, float]:
-  """Return {'NAME/METRIC': value} of all evaluators, and 'NAME_ema/METRIC' of the averaged parameters."""
+def measure(name: str, evaluator: Evaluator, params: Any, averages: Any) -> dict[str, float]:
+  """Return what an evaluator measures; see `evaluate`."""
+  del name
+  return evaluator(params, averages)
+
+
+def evaluate(parts: Parts, state: TrainState, measure: Measure = measure) -> dict[str, float]:
+  """Return {'NAME/METRIC': value} of all evaluators, and 'NAME_ema/METRIC' of the averaged parameters.
+
+  Args:
+    parts: of the run.
+    state: on the devices.
+    measure: (NAME or NAME_ema, evaluator, parameters, running averages of the objective) → {METRIC: value}.
+  """
   values = {}
   try:
     for name, evaluator in parts.evaluators.items():
       for suffix, params in (('', state.params), ('_ema', state.ema)):
         if params is not None:
-          measured = evaluator(params, state.averages or {})
+          measured = measure(f'{name}{suffix}', evaluator, params, state.averages or {})
           values.update({f'{name}{suffix}/{metric}': value for metric, value in measured.items()})
   finally:
     parts.context.features.forget()

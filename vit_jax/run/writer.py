@@ -17,6 +17,11 @@ _SHOWN = {'loss': ('.4f', 'loss'), 'learning_rate': ('.2e', 'lr'), 'images_per_s
           'input_wait': ('.1%', 'wait')}
 
 
+def finite(values: Mapping[str, float]) -> dict[str, float | None]:
+  """Return {name: number} for JSON, which has no NaN; None says that there was no number."""
+  return {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
+
+
 class Writer:
   """Writes metrics and progress; an inactive one (all processes but the first) does nothing.
 
@@ -51,10 +56,9 @@ class Writer:
     """Append {name: number} of a step to metrics.jsonl and TensorBoard."""
     if not self._active:
       return
-    # JSON has no NaN; null says that there was no number.
-    finite = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
-    self._append(json.dumps(dict(step=step, **finite)) + '\n')
-    for name, value in finite.items():
+    found = finite(values)
+    self._append(json.dumps(dict(step=step, **found)) + '\n')
+    for name, value in found.items():
       if value is not None:
         self._board.add_scalar(name, value, step)
     self._board.flush()
