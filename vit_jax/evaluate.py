@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
   cli.call(_report, dict(step=step, **metrics), values.output)
   known = {name: recorded[name] for name in metrics if name in recorded}
   if known:
-    same = known == metrics
+    same = known == {name: metrics[name] for name in known}
     _print('Equal to what the run recorded at this step.' if same else f'The run recorded {known}.', sys.stderr)
 
 
