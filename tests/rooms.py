@@ -48,6 +48,7 @@ ROOMS = (
     Room('distributed', 3, 'strategies that spread a step over devices; the processes of one run'),
     Room('objectives', 3, 'what a step minimizes'),
     Room('objectives/masked', 3, 'self-supervision by hidden patches: masked patch prediction, MAE, SimMIM'),
+    Room('objectives/views', 3, 'random crops and colors, on the devices'),
     Room('rundir', 3, 'run directories: file names, checkpoints, run records'),
     Room('data/loading', 3, 'ordered, batched, resumable loading by threads or worker processes'),
     Room('data/audit', 3, 'what is wrong with a dataset'),

@@ -7,6 +7,7 @@ import sys
 
 from flax import nnx
 
+from vit_jax.base.durations import Pace
 from vit_jax.base.preprocessing import Normalization
 from vit_jax.configs import digits
 from vit_jax.models.config import ViTConfig
@@ -39,7 +40,8 @@ def objective_context(info, **fields):
   """Return what a run gives its objective, with a tiny ViT of these fields."""
   config = ViTConfig(**{**dict(image_size=8, channels=info.channels, patch_size=4, width=16, depth=2, heads=2, mlp_dim=32,
                                num_classes=None), **fields})
-  return ObjectiveContext(info, nnx.eval_shape(lambda: VisionTransformer(config, rngs=nnx.Rngs(0))), Normalization())
+  model = nnx.eval_shape(lambda: VisionTransformer(config, rngs=nnx.Rngs(0)))
+  return ObjectiveContext(info, model, Normalization(), Pace(10, info.num_examples), num_steps=10)
 
 
 def write(config, folder):

@@ -74,13 +74,30 @@ class VisionTransformer(nnx.Module, ImageModel, ViTTree):
     Returns:
       float32 logits, or the representation without a head.
     """
-    x = self._represent(images, rngs)
     if self.head is None:
-      return _embedding(x)
+      return _embedding(self._represent(images, rngs))
+    # Two heads as in DeiT's evaluation; without a teacher to learn from, their mean is what training needs too.
+    return self.logits_by_head(images, rngs).mean(axis=1)
+
+  def logits_by_head(self, images: Images, rngs: Rngs = None) -> Float[Array, 'batch heads classes']:
+    """Return the logits of every head: that of the class token, and of the distillation token if there is one.
+
+    Args:
+      images: floats, already normalized.
+      rngs: typed PRNG keys, one per example, in training; None in evaluation.
+
+    Returns:
+      float32, one or two heads.
+
+    Raises:
+      UserError: the model has no head.
+    """
+    if self.head is None:
+      raise UserError('model.num_classes: the model has no head, so it gives no logits')
+    x = self._represent(images, rngs)
     if self.head_distilled is None:
-      return self.head(x).astype(jnp.float32)
-    # As in DeiT's evaluation; without a teacher to learn from, it is what training needs too.
-    return ((self.head(x[:, 0]) + self.head_distilled(x[:, 1])) / 2).astype(jnp.float32)
+      return self.head(x).astype(jnp.float32)[:, None]
+    return jnp.stack([self.head(x[:, 0]), self.head_distilled(x[:, 1])], axis=1).astype(jnp.float32)
 
   def embed(self, images: Images) -> Float[Array, 'batch features']:
     """Return the representation that the head reads: pooled tokens, after the hidden layer or projection if any.

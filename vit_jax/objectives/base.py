@@ -1,5 +1,5 @@
 """The contract of an objective: what a training step minimizes, and what an evaluation of it reports."""
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -8,11 +8,17 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 import numpy as np
 
+from vit_jax.base.durations import Pace
 from vit_jax.base.preprocessing import Normalization
 from vit_jax.data.sources.info import DatasetInfo
 from vit_jax.models.base import Model
 
 Metric = tuple[jax.Array, jax.Array]  # (sum, count), both () float32: their ratio is the mean, and both add up
+
+OBJECTIVE = 'objective'  # subtree of the parameters that belong to the objective, if it has any
+# Running average that is an EMA of all parameters: evaluations measure it too, and `load(ema=True)` gives it.
+EMA = 'ema'
+TEACHER = 'teacher'  # parameters of the teacher that a run loaded, next to the running averages
 
 
 class Outcome(NamedTuple):
@@ -30,6 +36,31 @@ class Outcome(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class Teacher:
+  """A trained classifier to learn from, without its parameters: those are in the state, see `TrainState.constants`.
+
+  Attributes:
+    merge: params → model.
+    image_size: (rows, columns) of the images that it takes.
+    normalization: of them.
+    loss: what it was trained with, a name of `losses.LOSSES`.
+  """
+  merge: Callable[[Any], Any]
+  image_size: tuple[int, int]
+  normalization: Normalization
+  loss: str = 'softmax'
+
+  def logits(self, params: Any, pixels: jax.Array) -> jax.Array:
+    """Return the logits of images, (B, rows, columns, channels) of 0..1 and any size, in the order of our classes.
+
+    Another size is reached by linear interpolation, antialiased if the images shrink.
+    """
+    shape = (pixels.shape[0], *self.image_size, pixels.shape[-1])
+    pixels = pixels if pixels.shape == shape else jax.image.resize(pixels, shape, 'linear')
+    return self.merge(params)(self.normalization.standardize(pixels))
+
+
+@dataclasses.dataclass(frozen=True)
 class ObjectiveContext:
   """What a run gives its objective.
 
@@ -37,10 +68,16 @@ class ObjectiveContext:
     info: of the training data.
     model: without values, which answers questions about its shape.
     normalization: what made the images of a batch from pixels in 0..255.
+    pace: turns durations into steps.
+    num_steps: length of the run.
+    teacher: the model that `objective.teacher` names, if the section has that key.
   """
   info: DatasetInfo
   model: Model
   normalization: Normalization
+  pace: Pace
+  num_steps: int
+  teacher: Teacher | None = None
 
 
 @runtime_checkable
@@ -77,7 +114,8 @@ class Objective(Protocol):
     Args:
       model: images → logits.
       own: the objective's parameters, from `init` or trained since.
-      averages: its running averages, constant during a step.
+      averages: its running averages, constant during a step; and, if the run loaded a teacher, its parameters as
+        TEACHER.
       batch: `image` (B, rows, columns, channels) float32, normalized; `label`, `id`; in evaluation also `mask` (B,)
         bool, False for padding.
       keys: (B,) PRNG keys, one per example, in training; None in evaluation.

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Num
 
 from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError
@@ -72,22 +73,23 @@ class Classification:
 
   def __call__(self, model: Any, own: Any, averages: Any, batch: Mapping[str, Any],
                keys: jax.Array | None) -> Outcome:
-    """Return losses and accuracy; see `Objective.__call__`.
-
-    A prediction is correct if the top-1 class is one of the image's labels; for mixtures, the label of largest weight.
-    """
+    """Return losses and accuracy; see `Objective.__call__`."""
     del own, averages
     logits, labels = model(batch['image'], keys), batch['label']
-    targets = losses.to_soft_labels(labels, logits.shape[-1])
     weights = self.config.class_weights
     loss = self._loss(logits, labels, self.config.label_smoothing,
                       None if weights is None else jnp.asarray(weights, jnp.float32))
-    best = jnp.argmax(logits, axis=-1, keepdims=True)
-    weight = jnp.take_along_axis(targets, best, axis=-1)[:, 0]
-    correct = (weight > 0) & (weight == targets.max(axis=-1))
-    return Outcome(loss, dict(accuracy=mean_metric(correct.astype(jnp.float32), batch)))
+    return Outcome(loss, dict(accuracy=mean_metric(is_correct(logits, labels), batch)))
 
   def update(self, averages: Any, means: Any, params: Any) -> Any:
     """Return the averages, which are empty, as they are."""
     del means, params
     return averages
+
+
+def is_correct(logits: Float[Array, 'batch classes'], labels: Num[Array, 'batch *classes']) -> Float[Array, ' batch']:
+  """Return 1 if the top-1 class is one of the image's labels, or for mixtures the label of largest weight; else 0."""
+  targets = losses.to_soft_labels(labels, logits.shape[-1])
+  best = jnp.argmax(logits, axis=-1, keepdims=True)
+  weight = jnp.take_along_axis(targets, best, axis=-1)[:, 0]
+  return ((weight > 0) & (weight == targets.max(axis=-1))).astype(jnp.float32)

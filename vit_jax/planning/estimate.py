@@ -73,7 +73,7 @@ def _abstract_inputs(program: build.Program, info: DatasetInfo) -> tuple[Any, di
   data = program.config.data
   shapes = batch_shapes(info, batch_size=data.batch_size, image_size=data.image_size)
   batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
-  return program.strategy.abstract(jax.eval_shape(program.create)), program.strategy.abstract_batch(batch)
+  return program.strategy.abstract(program.abstract_state()), program.strategy.abstract_batch(batch)
 
 
 def _name(model: Any) -> str | None:

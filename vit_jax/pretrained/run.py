@@ -1,5 +1,6 @@
 """Reads the model of a training run: the parameters of a checkpoint and what its run record says."""
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from vit_jax.base.errors import UserError
 from vit_jax.base.files import PathLike
 from vit_jax.base.preprocessing import Preprocessing
 from vit_jax.models.registry import MODELS
+from vit_jax.objectives.base import EMA
 from vit_jax.pretrained.formats.weights import Params, Weights, read_config
 from vit_jax.rundir import migration
 from vit_jax.rundir.checkpoint import open_to_read, pick_step
@@ -24,7 +26,8 @@ def read(path: PathLike, *, step: int | None = None, ema: bool = False) -> Weigh
   Args:
     path: run directory, local or remote.
     step: of the checkpoint; None is the latest.
-    ema: whether to read the EMA of the parameters instead of the parameters.
+    ema: whether to read the EMA of the parameters instead of the parameters: that of `train.ema_decay`, or an
+      objective's teacher.
 
   Raises:
     UserError: there is no such checkpoint, or no EMA in it.
@@ -33,20 +36,31 @@ def read(path: PathLike, *, step: int | None = None, ema: bool = False) -> Weigh
   with open_to_read(run_dir.checkpoints_path) as manager:
     step = pick_step(sorted(manager.all_steps()), step, run_dir)
     record = RunRecord.from_json(manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))['run'])
-    if ema and record.config['train'].get('ema_decay') is None:
-      raise UserError(f'{run_dir}: trained without train.ema_decay, so it has no EMA of the parameters; '
-                      'leave out ema=True (--ema)')
-    params = _restore_tree(manager, step, 'ema' if ema else 'params')
+    params = _restore_tree(manager, step, _ema_names(manager, step, run_dir) if ema else ('params',))
   return _to_weights(record, params, f'{run_dir}, step {step}' + (', EMA of the parameters' if ema else ''))
 
 
-def _restore_tree(manager: ocp.CheckpointManager, step: int, name: str) -> Params:
+def _ema_names(manager: ocp.CheckpointManager, step: int, run_dir: RunDir) -> tuple[str, ...]:
+  """Return where in the state the EMA of the parameters is."""
+  state = manager.item_metadata(step)['state'].tree
+  if state.get('ema'):
+    return ('ema',)
+  if EMA in (state.get('averages') or {}):
+    return ('averages', EMA)
+  raise UserError(f'{run_dir}: trained without train.ema_decay, so it has no EMA of the parameters; leave out ema=True '
+                  '(--ema)')
+
+
+def _restore_tree(manager: ocp.CheckpointManager, step: int, names: tuple[str, ...]) -> Params:
   """Return the model's part of one tree of the state as NumPy arrays; the rest of the state is not read."""
-  metadata = manager.item_metadata(step)['state'].tree[name]
-  item = {name: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata)}
+  pick = lambda tree: functools.reduce(lambda tree, name: tree[name], names, tree)
+  metadata = pick(manager.item_metadata(step)['state'].tree)
+  item = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata)
+  for name in reversed(names):
+    item = {name: item}
   arguments = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), item)
   state = ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
-  restored = manager.restore(step, args=ocp.args.Composite(state=state))['state'][name]
+  restored = pick(manager.restore(step, args=ocp.args.Composite(state=state))['state'])
   return model_params(migration.rename(restored, migration.new_names(migration.old_names(metadata))))
 
 

@@ -20,8 +20,9 @@ from vit_jax.evaluators.base import Direction, EvalContext, Evaluator
 from vit_jax.models.base import Model
 from vit_jax.models.registry import MODELS
 from vit_jax.objectives import OBJECTIVES, batch_mixing
-from vit_jax.objectives.base import Objective, ObjectiveContext
+from vit_jax.objectives.base import EMA, TEACHER, Objective, ObjectiveContext, Teacher
 from vit_jax.run import config as config_lib
+from vit_jax.run import teacher as teacher_lib
 from vit_jax.run.config import Recipe, RunConfig
 from vit_jax.training import optim
 from vit_jax.training.state import TrainState, join_params
@@ -43,7 +44,9 @@ class Program:
     model: the model without values, which answers questions about its parameters.
     merge: params → model.
     objective: what the step minimizes.
-    create: () → TrainState at step 0.
+    init_objective: params of the model → (parameters of the objective, running averages) at step 0.
+    create: () → TrainState at step 0, without constants.
+    constants: `TrainState.constants`, NumPy arrays; None if the objective reads none.
     step: (state, batch) → (state, metrics).
     num_micro_batches: per step and device.
     schedule: step → learning rate.
@@ -57,12 +60,19 @@ class Program:
   model: Model
   merge: Callable[[Any], Any]
   objective: Objective
+  init_objective: Callable[[Any], tuple[Any, Any]]
   create: Callable[[], TrainState]
+  constants: Any
   step: Step
   num_micro_batches: int
   schedule: Callable[[Any], jax.Array]
   overview: str
   num_params: int
+
+  def abstract_state(self) -> TrainState:
+    """Return the shapes of the state that a step takes."""
+    shapes = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+    return dataclasses.replace(jax.eval_shape(self.create), constants=shapes(self.constants))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,13 +101,13 @@ def build(recipe: Recipe | RunConfig) -> Parts:
   platform.require(config.platform)
   strategy = make_strategy(config)
   data = Dataset(config.data, config.seed, jax.process_index(), jax.process_count())
-  program = build_program(config, strategy, data.source.info)
+  program = build_program(config, strategy, data.source.info, data.source.class_names)
   # Training holds micro-batches; evaluation need not hold more.
   context = EvalContext(program.merge, program.config.normalization, program.objective, program.strategy, data,
                         config.data.batch_size // program.num_micro_batches, program.model.num_classes,
                         getattr(config.objective, 'loss', 'sigmoid' if data.source.info.multi_label else 'softmax'))
   evaluators = {name: EVALUATORS[keys.kind](keys, context) for name, keys in config.evaluators.items()}
-  suffixes = [''] if config.train.ema_decay is None else ['', '_ema']
+  suffixes = [''] if program.abstract_state().averaged_params is None else ['', '_ema']
   metrics = {f'{name}{suffix}/{metric}': better for name, evaluator in evaluators.items() for suffix in suffixes
              for metric, better in evaluator.metrics.items()}
   _check_best(config, metrics)
@@ -111,25 +121,20 @@ def make_strategy(config: RunConfig, devices: Sequence[Any] | None = None) -> St
   return strategy
 
 
-def build_program(config: RunConfig, strategy: Strategy, info: DatasetInfo) -> Program:
+def build_program(config: RunConfig, strategy: Strategy, info: DatasetInfo,
+                  class_names: Sequence[str] | None = None) -> Program:
   """Build the model and the step.
 
   Args:
     config: of the run.
     strategy: see `make_strategy`.
     info: of the training data.
+    class_names: of the training data, which a teacher's must be; None if the data is not opened.
 
   Raises:
     UserError: a bad value, or sizes that do not fit each other.
   """
-  # Weights bring the statistics of their own images: those of a stem that is adapted are adapted with it.
-  normalization = config.normalization.for_channels(info.channels) if config.init else config.normalization
-  normalization.check_channels(info.channels)
-  num_classes = info.num_classes if OBJECTIVES[config.objective.kind].reads_labels else None
-  config = dataclasses.replace(config, normalization=normalization, model=dataclasses.replace(
-      config.model, image_size=config.data.image_size, channels=info.channels, num_classes=num_classes))
-  if unseen := getattr(config.model, 'unseen_pixels', None):  # models of patches have it
-    logging.warning('%s', unseen)
+  config = _with_data(config, info)
   pace = Pace(config.data.batch_size, info.num_examples * config.data.repeats)
   num_steps = pace.steps(config.train.duration)
   split = BatchSplit(strategy.num_micro_batches(config.data.batch_size, config.train.micro_batch),
@@ -141,15 +146,22 @@ def build_program(config: RunConfig, strategy: Strategy, info: DatasetInfo) -> P
   model = nnx.eval_shape(make_model)
   strategy = strategy.for_model(model)
   graphdef, _ = nnx.split(model, nnx.Param)
-  objective = OBJECTIVES[config.objective.kind](config.objective, ObjectiveContext(info, model, normalization))
+  teacher, constants = _load_teacher(config, info, class_names)
+  objective = OBJECTIVES[config.objective.kind](
+      config.objective, ObjectiveContext(info, model, config.normalization, pace, num_steps, teacher))
+
+  def init_objective(params: Any) -> tuple[Any, Any]:
+    return objective.init(params, jax.random.fold_in(jax.random.key(config.seed), _OBJECTIVE_STREAM))
 
   def initial() -> tuple[Any, Any]:
     params = nnx.to_pure_dict(nnx.state(make_model(), nnx.Param))
-    key = jax.random.fold_in(jax.random.key(config.seed), _OBJECTIVE_STREAM)
-    own, averages = objective.init(params, key)
+    own, averages = init_objective(params)
     return join_params(params, own), averages
 
-  abstract_params, _ = jax.eval_shape(initial)
+  abstract_params, abstract_averages = jax.eval_shape(initial)
+  if EMA in abstract_averages and config.train.ema_decay is not None:
+    raise UserError(f'train.ema_decay: objective.kind={config.objective.kind!r} keeps an EMA of its own, which is '
+                    f'evaluated and loaded as such; leave train.ema_decay out, got {config.train.ema_decay}')
   optimizer = optim.build(config.optim, num_steps, pace, model, abstract_params)
   jax.eval_shape(optimizer.transform.init, abstract_params)  # a bad mask is an error here
   merge = lambda params: nnx.merge(graphdef, params)
@@ -164,9 +176,33 @@ def build_program(config: RunConfig, strategy: Strategy, info: DatasetInfo) -> P
   strategy.abstract(jax.eval_shape(create))  # sizes that a mesh does not divide are an error here
   return Program(
       config=config, pace=pace, num_steps=num_steps, strategy=strategy, model=model, merge=merge, objective=objective,
-      create=jax.jit(create), step=step, num_micro_batches=split.num_micro_batches, schedule=optimizer.schedule,
+      init_objective=jax.jit(init_objective), create=jax.jit(create), constants=constants, step=step,
+      num_micro_batches=split.num_micro_batches, schedule=optimizer.schedule,
       overview=parameter_overview.get_parameter_overview(abstract_params, include_stats=False),
       num_params=sum(x.size for x in jax.tree.leaves(abstract_params)))
+
+
+def _with_data(config: RunConfig, info: DatasetInfo) -> RunConfig:
+  """Return a config whose model and normalization know the data."""
+  # Weights bring the statistics of their own images: those of a stem that is adapted are adapted with it.
+  normalization = config.normalization.for_channels(info.channels) if config.init else config.normalization
+  normalization.check_channels(info.channels)
+  num_classes = info.num_classes if OBJECTIVES[config.objective.kind].reads_labels else None
+  config = dataclasses.replace(config, normalization=normalization, model=dataclasses.replace(
+      config.model, image_size=config.data.image_size, channels=info.channels, num_classes=num_classes))
+  if unseen := getattr(config.model, 'unseen_pixels', None):  # models of patches have it
+    logging.warning('%s', unseen)
+  return config
+
+
+def _load_teacher(config: RunConfig, info: DatasetInfo,
+                  class_names: Sequence[str] | None) -> tuple[Teacher | None, Any]:
+  """Return the teacher that the objective names, and the state's constants."""
+  source = getattr(config.objective, 'teacher', None)
+  if source is None:
+    return None, None
+  teacher, params = teacher_lib.load(source, info, class_names)
+  return teacher, {TEACHER: params}
 
 
 def _preparation(config: RunConfig, info: DatasetInfo, strategy: Strategy, split: BatchSplit) -> Callable[..., Any]:

@@ -120,7 +120,7 @@ class Loop:
   def _save(self, at: LoopState, metrics: Metrics, evaluated: bool) -> None:
     check_finite(metrics, at.step, self._checkpoints.latest())
     at.record = dataclasses.replace(at.record, position=at.position)
-    self._checkpoints.save(at.step, self._parts.strategy.fetch(at.state), at.record,
+    self._checkpoints.save(at.step, self._parts.strategy.fetch(at.state.to_save()), at.record,
                            at.record.metrics if evaluated else None)
 
 
@@ -141,9 +141,9 @@ def evaluate(parts: Parts, state: TrainState, measure: Measure = measure) -> dic
   values = {}
   try:
     for name, evaluator in parts.evaluators.items():
-      for suffix, params in (('', state.params), ('_ema', state.ema)):
+      for suffix, params in (('', state.params), ('_ema', state.averaged_params)):
         if params is not None:
-          measured = measure(f'{name}{suffix}', evaluator, params, state.averages or {})
+          measured = measure(f'{name}{suffix}', evaluator, params, state.for_objective)
           values.update({f'{name}{suffix}/{metric}': value for metric, value in measured.items()})
   finally:
     parts.context.features.forget()

@@ -37,16 +37,24 @@ def restore(parts: Parts, checkpoints: Checkpoints, step: int | None = None, *,
   """
   step = checkpoints.latest() if step is None else step
   if step is None:
-    return LoopState(0, parts.strategy.create(parts.create), None, make_record(parts))
+    state = parts.strategy.create(parts.create)
+    # Not made by the program that makes the rest, which would hold the teacher's parameters as its own constants.
+    state = state if parts.constants is None else _place(parts, state)
+    return LoopState(0, state, None, make_record(parts))
   state, record = checkpoints.restore(step, parts.strategy.abstract(jax.eval_shape(parts.create)))
   names = parts.data.source.class_names
   if record.class_names != names:
     order = find_order(record.class_names, names) if any_class_order else None
     if order is not None and getattr(parts.config.objective, 'class_weights', None) is None:
-      return LoopState(step, parts.strategy.place(_reorder(state, parts, order)), record.position, record)
+      return LoopState(step, _place(parts, _reorder(state, parts, order)), record.position, record)
     raise UserError(f'data.name: the classes of {parts.config.data.name} have changed since step {step}: they were '
                     f'{list(record.class_names)}, they are {list(names)}; labels would be mixed up')
-  return LoopState(step, parts.strategy.place(state), record.position, make_record(parts, record))
+  return LoopState(step, _place(parts, state), record.position, make_record(parts, record))
+
+
+def _place(parts: Parts, state: TrainState) -> TrainState:
+  """Return a state on the devices, with the constants that its objective reads."""
+  return parts.strategy.place(dataclasses.replace(state, constants=parts.constants))
 
 
 def _reorder(state: TrainState, parts: Parts, order: list[int]) -> TrainState:
@@ -109,7 +117,8 @@ def from_weights(parts: Parts, at: LoopState, weights: Weights | None, writer: W
   writer.say('\n'.join([f'Starting from {config.init}:', *(f'  {line}' for line in lines or ['everything as it is'])]))
   params = join_params(params, own_params(at.state.params))
   ema = None if at.state.ema is None else jax.tree.map(lambda x: x.copy(), params)
-  at.state = parts.strategy.place(dataclasses.replace(at.state, params=params, ema=ema))
+  averages = None if at.state.averages is None else parts.init_objective(model_params(params))[1]
+  at.state = parts.strategy.place(dataclasses.replace(at.state, params=params, ema=ema, averages=averages))
 
 
 def ema_warning(config: TrainConfig, num_steps: int) -> str | None:

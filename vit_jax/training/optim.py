@@ -14,9 +14,9 @@ from vit_jax.base.choices import choose
 from vit_jax.base.durations import Duration, Pace
 from vit_jax.base.errors import UserError
 from vit_jax.models.base import ParamTree, flatten, path_of
+from vit_jax.objectives.base import OBJECTIVE
 from vit_jax.training.optimizers import OPTIMIZERS
 from vit_jax.training.schedules import SHAPES, Schedule
-from vit_jax.training.state import OBJECTIVE
 
 _POSITIVE = ('timescale', 'clip_norm', 'layer_decay')  # these numbers must not be 0
 

@@ -1,5 +1,6 @@
 """What changes from step to step, as one tree of arrays."""
 from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 from flax import struct
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-OBJECTIVE = 'objective'  # subtree of the parameters that belong to the objective, if it has any
+from vit_jax.objectives.base import EMA, OBJECTIVE
 
 
 @struct.dataclass
@@ -22,6 +23,8 @@ class TrainState:
     ema: exponential moving average of the parameters, or None.
     seen: () uint32, a hash of all examples seen and of their order from step to step.
     averages: the objective's running averages; None if it keeps none.
+    constants: what the objective reads and no step changes, a loaded teacher's parameters; None if there is nothing.
+      Checkpoints do not hold it.
   """
   step: jax.Array
   params: Any
@@ -29,6 +32,21 @@ class TrainState:
   ema: Any
   seen: jax.Array
   averages: Any = None
+  constants: Any = None
+
+  @property
+  def for_objective(self) -> dict[str, Any]:
+    """The running averages and the constants, as an objective is called with them."""
+    return {**(self.averages or {}), **(self.constants or {})}
+
+  @property
+  def averaged_params(self) -> Any:
+    """The EMA of the parameters, or the one that the objective keeps as a teacher; None if there is neither."""
+    return (self.averages or {}).get(EMA) if self.ema is None else self.ema
+
+  def to_save(self) -> 'TrainState':
+    """Return what checkpoints hold of the state."""
+    return dataclasses.replace(self, constants=None)
 
   @classmethod
   def create(cls, params: Mapping[str, Any], optimizer: optax.GradientTransformation, *, ema: bool,

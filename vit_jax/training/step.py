@@ -142,7 +142,7 @@ def make_gradients(model: StepModel, objective: Objective, frozen: Any, prepare:
 
   def gradients(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[Any, Metrics, Any]:
     keys = example_keys(seed, state.step, batch['rng'])
-    gradient = jax.grad(lambda params, *args: mean_loss(params, state.averages or {}, *args), has_aux=True)
+    gradient = jax.grad(lambda params, *args: mean_loss(params, state.for_objective, *args), has_aux=True)
     grads, (metrics, means) = _sum_micro_batches(gradient, state.params, batch, keys, model, split)
     grads, means = _over_devices(jax.lax.pmean, (grads, means), split.axis_name)
     return grads, _over_devices(jax.lax.psum, metrics, split.axis_name), means
