@@ -99,7 +99,8 @@ def _state_sizes(state: Any, batch: dict[str, jax.ShapeDtypeStruct], num_devices
   size = lambda tree: sum(map(_shard_bytes, jax.tree.leaves(tree)))
   # Shapes without a sharding have the devices as the batch's first axis.
   of_batch = sum(_shard_bytes(x) // (num_devices if x.sharding is None else 1) for x in batch.values())
-  return dict(parameters=size(state.params), optimizer=size(state.opt_state), ema=size(state.ema), batch=of_batch)
+  return dict(parameters=size(state.params), optimizer=size(state.opt_state), ema=size(state.averaged_params),
+              batch=of_batch)
 
 
 def _shard_bytes(x: jax.ShapeDtypeStruct) -> int:
