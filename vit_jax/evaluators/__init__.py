@@ -7,6 +7,7 @@ from vit_jax.evaluators.frozen.linear_probe import LinearProbe
 from vit_jax.evaluators.frozen.nearest_mean import NearestMean
 from vit_jax.evaluators.frozen.retrieval import Retrieval
 from vit_jax.evaluators.objective import ObjectiveEvaluator
+from vit_jax.evaluators.real import Real
 
 EVALUATORS = {
     'average_precision': AveragePrecision,
@@ -16,5 +17,6 @@ EVALUATORS = {
     'linear_probe': LinearProbe,
     'nearest_mean': NearestMean,
     'objective': ObjectiveEvaluator,
+    'real': Real,
     'retrieval': Retrieval,
 }

@@ -106,7 +106,8 @@ def evaluate_weights(source: PathLike, sections: Mapping[str, Mapping[str, Any]]
   Args:
     source: of the weights, see `load.read`.
     sections: {section: {key: value}} of 'data', 'normalization', 'evaluators' and 'parallel'. `data.name` must be
-      given. No evaluators: one of kind 'classification', named like the split.
+      given. No evaluators: one named like the split, of kind 'classification' or, where images have any number of
+      classes and the model a softmax, 'real'.
     split: to evaluate; None: `test`, `validation` or `val`, the first that has labels.
     ema, step, trained_at, class_names: see `load.read`.
     output: see `evaluate`.
@@ -215,13 +216,15 @@ def _config(weights: Weights, source: Source, data: Mapping[str, Any],
                   eval_transform=preprocessing.transform, channels=weights.config.channels)
   name = re.split(r'\W', source.split)[0]
   evaluators = sections.get('evaluators') or {name: {}}
+  # A softmax says which class an image has, not how many: it is right with any of them.
+  kind = 'real' if source.multi_label and weights.loss == 'softmax' else 'classification'
   return dict(
       data={**defaults, **data, 'image_size': weights.config.image_size, 'train_split': source.split},
       model=sections_lib.to_dict(weights.config), parallel=vars(parallel),
       normalization={'mean': preprocessing.mean, 'std': preprocessing.std, **(sections.get('normalization') or {})},
       objective=dict(kind='classification', loss='sigmoid' if source.multi_label else weights.loss),
       train=dict(duration='1 steps'),
-      evaluators={name: {'kind': 'classification', 'split': source.split, **keys} for name, keys in evaluators.items()})
+      evaluators={name: {'kind': kind, 'split': source.split, **keys} for name, keys in evaluators.items()})
 
 
 def _describe(parts: Parts, source: PathLike) -> str:

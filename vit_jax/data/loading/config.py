@@ -15,7 +15,8 @@ class DataConfig:
   """The data of a run.
 
   Attributes:
-    name: 'digits', 'folder:PATH' for your own images, 'npz:PATH' for arrays, or the name of a TFDS dataset.
+    name: 'digits', 'folder:PATH' for your own images, 'npz:PATH' for arrays, 'objectnet:PATH', or the name of a TFDS
+      dataset.
     batch_size: global batch, over all processes and devices.
     image_size: (rows, columns) of the images the model sees, in pixels.
     train_split: split string to train on, such as 'train[:90%]'.

@@ -73,7 +73,7 @@ class Dataset:
     Raises:
       UserError: the split has other channels, or another number or kind of labels, than the training split.
     """
-    return self._eval_loader(self.eval_source(split), batch_size)
+    return self.batches_of(self.eval_source(split), batch_size)
 
   def eval_source(self, split: str) -> Source:
     """Return a split as `eval_batches` reads it, with all its records; errors as there."""
@@ -87,9 +87,10 @@ class Dataset:
 
   def eval_train_split(self, batch_size: int) -> Loader:
     """Return one pass over the training split, without what training leaves out, with the evaluation transform."""
-    return self._eval_loader(self.source, batch_size)
+    return self.batches_of(self.source, batch_size)
 
-  def _eval_loader(self, source: Source, batch_size: int) -> Loader:
+  def batches_of(self, source: Source, batch_size: int) -> Loader:
+    """Return one pass over a source, such as a changed `eval_source`, with the evaluation transform."""
     config = self.config
     return loader.eval_batches(
         source, batch_size=batch_size, image_size=self.image_size, transform=config.eval_transform, cache=config.cache,

@@ -10,11 +10,11 @@ import zipfile
 import zlib
 
 import numpy as np
-from PIL import Image
 
 from vit_jax.base import files
 from vit_jax.base.errors import MissingFileError, UserError
 from vit_jax.base.text import count, listing
+from vit_jax.data.images import change
 from vit_jax.data.sources import splits as splits_lib
 from vit_jax.data.sources.base import Source, make_fingerprint
 
@@ -107,7 +107,7 @@ def split_names(path: str) -> list[str]:
 
 
 class _Arrays:
-  """Records that are encoded when they are read: as BMP, which is the pixels after a header, so it costs little."""
+  """Records that are encoded when they are read."""
 
   def __init__(self, images: Sequence[np.ndarray] | np.ndarray, labels: Sequence[Any] | np.ndarray, multi_label: bool):
     self._images, self._labels, self._multi_label = images, labels, multi_label
@@ -117,11 +117,9 @@ class _Arrays:
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     image = self._images[index]
-    buffer = io.BytesIO()
-    Image.fromarray(image[:, :, 0] if image.ndim == 3 and image.shape[-1] == 1 else image).save(buffer, 'BMP')
     label = self._labels[index]
     labels = {'labels': np.flatnonzero(label).tolist()} if self._multi_label else {'label': int(label)}
-    return {'image': buffer.getvalue(), **labels}
+    return {'image': change.to_bmp(image if image.ndim == 3 else image[:, :, None]), **labels}
 
 
 def _open(path: str) -> np.lib.npyio.NpzFile:

@@ -10,6 +10,8 @@ from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
+from vit_jax.base.errors import UserError
+from vit_jax.base.text import listing
 from vit_jax.data.sources.info import DatasetInfo
 
 
@@ -158,3 +160,46 @@ class Source:
     changed = copy.copy(self)
     changed.channels = channels
     return changed
+
+  def with_labels(self, labels: Mapping[str, Sequence[int]]) -> 'Source':
+    """Return a source of the same records with other labels, any number of them per record.
+
+    Args:
+      labels: {file name, without folders: classes}. A record's file name is its feature `file_name` or, without one,
+        the end of its `record_name`. Reading a record whose file name is not there raises UserError.
+
+    >>> records = [{'image': b'', 'label': 0, 'file_name': name} for name in ('a.png', 'b.png')]
+    >>> source = Source(records, name='mine', split='all', class_names=['cat', 'dog'], channels=3)
+    >>> [record['label'] for record in source.with_labels({'a.png': [0, 1], 'b.png': []}).read([0, 1])]
+    [[0, 1], []]
+    """
+    changed = copy.copy(self)
+    changed._records = _Relabeled(self._records, self._names, labels, f'{self.name} {self.split}')
+    changed.multi_label = True
+    return changed
+
+
+class _Relabeled:
+  """Records with labels that are looked up by file name."""
+
+  def __init__(self, records: Any, names: Texts | None, labels: Mapping[str, Sequence[int]], where: str):
+    self._records, self._names, self._labels, self._where = records, names, labels, where
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> Mapping[str, Any]:
+    return self._relabel(self._records[index], index)
+
+  def __getitems__(self, indices: Sequence[int]) -> list[Mapping[str, Any]]:
+    read_many = getattr(self._records, '__getitems__', None)
+    records = read_many(indices) if read_many else [self._records[index] for index in indices]
+    return [self._relabel(record, index) for record, index in zip(records, indices, strict=True)]
+
+  def _relabel(self, record: Mapping[str, Any], index: int) -> Mapping[str, Any]:
+    name = record.get('file_name', str(index) if self._names is None else self._names[index])
+    name = (name.decode() if isinstance(name, bytes) else name).rpartition('/')[2]
+    if name not in self._labels:
+      raise UserError(f'labels: none for the file {name!r} of {self._where}; there are some for '
+                      f'{listing(self._labels, 2)}')
+    return dict(record, labels=self._labels[name])

@@ -5,13 +5,12 @@ clevr.py, dsprites.py, kitti.py, smallnorb.py). Adding a label is a row of LABEL
 """
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import io
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from vit_jax.base.errors import UserError
+from vit_jax.data.images import change
 
 Record = Mapping[str, Any]
 
@@ -85,11 +84,8 @@ def _bin_names(values: int, classes: int) -> tuple[str, ...]:
 
 
 def _visible(content: bytes) -> bytes:
-  """Return an image of dSprites, whose pixels are stored as 0 and 1, with pixels 0 and 255, as BMP."""
-  pixels = np.asarray(Image.open(io.BytesIO(content)))
-  buffer = io.BytesIO()
-  Image.fromarray(np.where(pixels > 0, np.uint8(255), np.uint8(0))).save(buffer, 'BMP')
-  return buffer.getvalue()
+  """Return an image of dSprites, whose pixels are stored as 0 and 1, with pixels 0 and 255."""
+  return change.change(content, 1, lambda pixels: np.where(pixels > 0, np.uint8(255), np.uint8(0)))
 
 
 _CLEVR_DISTANCES = (0.0, 8.0, 8.5, 9.0, 9.5, 10.0)

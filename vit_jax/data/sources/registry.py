@@ -10,7 +10,7 @@ from etils import epath
 
 from vit_jax.base import files
 from vit_jax.base.errors import UserError
-from vit_jax.data.sources import arrays, folder, tfds
+from vit_jax.data.sources import arrays, folder, objectnet, tfds
 from vit_jax.data.sources.base import Source
 
 
@@ -31,6 +31,7 @@ class SourceKind:
 KINDS = {
     'folder:': SourceKind(folder.open_folder, folder.split_names, 'folder:/data/flowers'),
     'npz:': SourceKind(arrays.open_npz, arrays.split_names, 'npz:/data/cats.npz'),
+    'objectnet:': SourceKind(objectnet.open_objectnet, objectnet.split_names, 'objectnet:/data/objectnet-1.0'),
 }
 
 
@@ -41,8 +42,9 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
   which needs TensorFlow; reading does not.
 
   Args:
-    name: `digits`, `folder:PATH` (see `folder.open_folder`), `npz:PATH` (see `arrays.open_npz`), or a TFDS name: NAME,
-      NAME/CONFIG or NAME:VERSION; NAME/LABEL for a label that is derived from other features (see `derived.LABELS`).
+    name: `digits`, `folder:PATH` (see `folder.open_folder`), `npz:PATH` (see `arrays.open_npz`), `objectnet:PATH`
+      (see `objectnet.open_objectnet`), or a TFDS name: NAME, NAME/CONFIG or NAME:VERSION; NAME/LABEL for a label that
+      is derived from other features (see `derived.LABELS`).
     split: a split or a part of one: `test`, `train[:90%]`, `train[1000:]`, `train+validation`.
     data_dir: folder of datasets, local or gs://; None is $TFDS_DATA_DIR, or ~/tensorflow_datasets if that is not set.
       If given, a relative PATH starts here.
