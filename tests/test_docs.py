@@ -106,8 +106,8 @@ def test_recipes_that_are_mentioned_load(path):
 def config_keys():
   """{'SECTION.KEY', 'KEY', …} that a recipe may set."""
   hints = typing.get_type_hints(config.RunConfig)
-  sections = {**hints, 'model': ViTConfig, 'objective': OBJECTIVES['classification'].Config}
-  return set(hints) | {f'{name}.{field.name}' for name, section in sections.items()
+  sections = [*hints.items(), ('model', ViTConfig), *(('objective', kind.Config) for kind in OBJECTIVES.values())]
+  return set(hints) | {f'{name}.{field.name}' for name, section in sections
                        if dataclasses.is_dataclass(section) for field in dataclasses.fields(section)}
 
 

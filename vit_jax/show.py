@@ -4,6 +4,9 @@ The sheet has a row per example, spread evenly over the training split: on the l
 training does in consecutive epochs, augmented and mixed as the config says, with the classes and their weights below.
 Nothing is trained.
 
+With --workdir=RUN of a run that predicts hidden patches (masked patch prediction, MAE, SimMIM), it shows images of its
+test split, what of them was hidden, and what the trained model fills in.
+
 With --operations and two photos as arguments, it shows every operation at several strengths instead.
 """
 from absl import app, flags
@@ -14,8 +17,10 @@ from vit_jax.run import cli
 def define_flags() -> None:
   """Define the command's flags."""
   cli.define_config_flag(required=False)
-  flags.DEFINE_integer('count', 8, 'Number of examples, a row each.')
+  flags.DEFINE_integer('count', 8, 'Number of examples.')
   flags.DEFINE_integer('draws', 6, 'How often each example is shown as training sees it.')
+  flags.DEFINE_string('workdir', None, 'Run whose hidden patches are shown instead, as its model fills them in.')
+  flags.DEFINE_integer('step', None, 'With --workdir: which checkpoint; the latest by default.')
   flags.DEFINE_bool('operations', False, 'Show all operations on two photos instead.')
   flags.DEFINE_string('output', 'sheet.png', 'Picture to write; .png or .jpg.')
 
@@ -25,17 +30,19 @@ def main(argv: list[str]) -> None:
   values = flags.FLAGS
   if not values.operations:
     cli.no_arguments(argv, '--count=8')
-    if values.config is None:
-      raise app.UsageError('expected --config=RECIPE, or --operations and two photos')
+    if (values.config is None) == (values.workdir is None):
+      raise app.UsageError('expected one of --config=RECIPE and --workdir=RUN, or --operations and two photos')
   cli.call(_write_sheet, argv[1:])
 
 
 def _write_sheet(paths: list[str]) -> None:
-  from vit_jax.analysis import augmentation_sheet  # after the flags: --help need not wait for jax
+  from vit_jax.analysis import augmentation_sheet, reconstructions  # after the flags: --help need not wait for jax
   from vit_jax.base import pictures
   values = flags.FLAGS
   if values.operations:
     sheet = pictures.draw(augmentation_sheet.operations(augmentation_sheet.read_photos(paths)))
+  elif values.workdir is not None:
+    sheet = pictures.draw(reconstructions.rows(values.workdir, values.count, values.step))
   else:
     sheet = pictures.draw(*augmentation_sheet.examples(values.config, values.count, values.draws))
   pictures.save(sheet, values.output)
