@@ -2,6 +2,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.base.errors import UserError
@@ -46,7 +47,7 @@ def rows(workdir: PathLike, count: int, step: int | None = None) -> list[list[Ce
   finally:
     checkpoints.close()
   params, batch = parts.strategy.fetch(at.state).params, next(iter(data.eval_train_split(count)))
-  normalized = dict(image=parts.config.normalization(batch['image']), id=batch['id'])
+  normalized = dict(image=parts.config.normalization(jnp.asarray(batch['image'])), id=batch['id'])
   found = jax.jit(lambda params, batch: objective.reconstruct(
       parts.merge(model_params(params)), own_params(params), batch))(params, normalized)
   original, filled = (np.rint(255 * np.asarray(x)).astype(np.uint8) for x in (found.original, found.filled))
