@@ -70,6 +70,12 @@ class EncoderBlock(nnx.Module):
     y = self.mlp(layers.layer_norm(self.mlp_norm, x), mlp_rngs)
     return x + layers.drop_path(_scaled(y, self.mlp_scale), drop_rate, path_rngs[1])
 
+  def slopes(self, x: Tokens, **shared: Any) -> list[Float[Array, 'batch tokens mlp_dim']]:
+    """Return `Mlp.slopes` of the block's MLP; arguments as for calls."""
+    x, relative = self._with_positions(x, **shared)
+    y = self.attention(layers.layer_norm(self.attention_norm, x), None, None, relative)
+    return [self.mlp.slopes(layers.layer_norm(self.mlp_norm, x + _scaled(y, self.attention_scale)))]
+
   def attention_weights(self, x: Tokens, **shared: Any) -> Float[Array, 'batch heads tokens tokens']:
     """Return the attention weights of the block, float32; arguments as for calls."""
     x, relative = self._with_positions(x, **shared)
@@ -105,6 +111,10 @@ class AxialBlock(nnx.Module):
     del x, shared
     raise UserError("model.attention_kind: 'axial' has no attention weights from all tokens to all; 'full' and 'local' "
                     'have')
+
+  def slopes(self, x: Tokens, **shared: Any) -> list[Float[Array, 'batch tokens mlp_dim']]:
+    """Return `Mlp.slopes` of both MLPs; arguments as for calls."""
+    return self.rows.slopes(x, **shared) + self.columns.slopes(self.rows(x, **shared), **shared)
 
 
 def make_block(config: ViTConfig, *, rngs: nnx.Rngs) -> EncoderBlock | AxialBlock:
@@ -213,7 +223,8 @@ class Encoder(nnx.Module):
       read: called with each block and the tokens before it, without the positions that the block adds; returns arrays.
     """
     shared = self.shared()
-    return self._scan(lambda x, block, number: (block(x, **shared), read(block, x)), x, None)
+    return self._scan(lambda x, block, number: (constrain_batch_sharding(block(x, **shared)), read(block, x)),
+                      x, None)
 
   def _run(self, body: _Body, x: Array, count: int | None) -> tuple[Array, Any]:
     if not self.unroll:

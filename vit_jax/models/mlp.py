@@ -2,7 +2,11 @@
 from typing import Any
 
 from flax import nnx
+import jax
+from jax import Array
+import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from vit_jax.base.choices import choose
 from vit_jax.models import layers
@@ -59,3 +63,12 @@ class Mlp(nnx.Module):
     if self.norm is not None:
       hidden = layers.layer_norm(self.norm, hidden)
     return layers.dropout(layers.dense(self.down, hidden), self.dropout, output_rngs)
+
+  def slopes(self, x: Tokens) -> Float[Array, 'batch tokens mlp_dim']:
+    """Return the derivative of the activation function (of a gated MLP: that of the gate) at every hidden unit.
+
+    Args:
+      x: tokens.
+    """
+    hidden = layers.dense(self.up if self.gate is None else self.gate, x)
+    return jax.jvp(self.activation, (hidden,), (jnp.ones_like(hidden),))[1]

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError
 from vit_jax.models import attention, attention_kinds, layers
-from vit_jax.models.base import ImageModel, Images, Patches, Reduce, Rngs, Tokens, as_they_are
+from vit_jax.models.base import ImageModel, Images, Patches, Read, Reduce, Rngs, Tokens, as_they_are
 from vit_jax.models.bit.resnet import ResNet
 from vit_jax.models.config import ViTConfig
 from vit_jax.models.encoder import Encoder
@@ -167,6 +167,11 @@ class VisionTransformer(nnx.Module, ImageModel, ViTTree):
       UserError: axial attention, which has no weights from all tokens to all.
     """
     return self.encoder.attention_weights(self.tokens(images), reduce)
+
+  def collect(self, images: Images, read: Read) -> tuple[Tokens, Any]:
+    """Return the tokens after the last block, and what is read at every block; see `base.BlockModel`."""
+    shared = self.encoder.shared()
+    return self.encoder.collect(self.tokens(images), lambda block, x: read(block, x, **shared))
 
   def tokens(self, images: Images) -> Tokens:
     """Return what the encoder takes: class and distillation token, registers and patches, with positions of the stem.

@@ -1,5 +1,5 @@
 """The MLP-Mixer ("MLP-Mixer: An all-MLP Architecture for Vision", arXiv 2105.01601)."""
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from flax import nnx
 from jax import Array
@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from vit_jax.base.errors import UserError
 from vit_jax.models import layers
-from vit_jax.models.base import ImageModel, Images, Reduce, Rngs, Tokens, as_they_are
+from vit_jax.models.base import ImageModel, Images, Read, Reduce, Rngs, Tokens, as_they_are
 from vit_jax.models.encoder import Encoder
 from vit_jax.models.mixer.config import MixerConfig
 from vit_jax.models.mixer.tree import MixerTree
@@ -44,6 +44,16 @@ class MixerBlock(nnx.Module):
     x += layers.drop_path(y, drop_rate, token_rngs, scale=False)
     y = self.channel_mixing(layers.layer_norm(self.channel_norm, x))
     return x + layers.drop_path(y, drop_rate, channel_rngs, scale=False)
+
+  def attention_weights(self, x: Tokens) -> NoReturn:
+    """Raise UserError: there is no attention."""
+    raise UserError("attention_weights: a model of kind 'mixer' has no attention")
+
+  def slopes(self, x: Tokens) -> list[Float[Array, 'batch _ hidden']]:
+    """Return `Mlp.slopes` of both MLPs; the first one's are (batch, width, token_mlp_dim)."""
+    y = layers.layer_norm(self.token_norm, x).swapaxes(1, 2)
+    x += self.token_mixing(y).swapaxes(1, 2)
+    return [self.token_mixing.slopes(y), self.channel_mixing.slopes(layers.layer_norm(self.channel_norm, x))]
 
 
 class Mixer(nnx.Module, ImageModel, MixerTree):
@@ -101,6 +111,10 @@ class Mixer(nnx.Module, ImageModel, MixerTree):
   def attention_weights(self, images: Images, reduce: Reduce = as_they_are) -> NoReturn:
     """Raise UserError: there is no attention."""
     raise UserError("attention_weights: a model of kind 'mixer' has no attention")
+
+  def collect(self, images: Images, read: Read) -> tuple[Tokens, Any]:
+    """Return the tokens after the last block, and what is read at every block; see `base.BlockModel`."""
+    return self.encoder.collect(self.tokens(images), read)
 
   def tokens(self, images: Images) -> Tokens:
     """Return what the blocks take: the embedded patches.
