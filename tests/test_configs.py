@@ -125,8 +125,8 @@ def test_table_4(task, steps, rates, warmup, no_data):
   parts = build(recipe('finetune', f'b16,{task}'))
   config = parts.config
   assert parts.num_steps == steps and config.optim.peak_lr in rates
-  assert float(parts.schedule(warmup)) == pytest.approx(config.optim.peak_lr)
-  assert float(parts.schedule(steps)) == pytest.approx(0.0, abs=1e-9)
+  assert float(parts.optimizer.schedule(warmup)) == pytest.approx(config.optim.peak_lr)
+  assert float(parts.optimizer.schedule(steps)) == pytest.approx(0.0, abs=1e-9)
   assert config.data.batch_size == 512 and parts.data.image_size == (384, 384)
   assert (config.optim.name, config.optim.options['momentum'], config.optim.clip_norm) == ('sgd', 0.9, 1.0)
   assert config.optim.weight_decay == 0.0 and config.objective.loss == 'softmax' and config.transfer.reset_head
@@ -154,9 +154,9 @@ def test_table_3(model, data, epochs, rate, decay, weight_decay, dropout, no_dat
   assert config.data.batch_size == 4096 and parts.data.image_size == (224, 224)
   assert steps == pytest.approx(epochs * len(parts.data.source) / 4096, abs=1)
   assert (config.optim.schedule, config.optim.weight_decay, config.model.dropout) == (decay, weight_decay, dropout)
-  assert float(parts.schedule(10_000)) == pytest.approx(rate)
-  assert float(parts.schedule(5_000)) == pytest.approx(rate / 2)
-  assert float(parts.schedule(steps)) == pytest.approx(1e-5 if decay == 'linear' else 0.0, abs=1e-9)
+  assert float(parts.optimizer.schedule(10_000)) == pytest.approx(rate)
+  assert float(parts.optimizer.schedule(5_000)) == pytest.approx(rate / 2)
+  assert float(parts.optimizer.schedule(steps)) == pytest.approx(1e-5 if decay == 'linear' else 0.0, abs=1e-9)
   assert config.optim.name == 'adamw' and config.optim.options == dict(b1=0.9, b2=0.999, mu_dtype='bfloat16')
   assert config.optim.clip_norm == 1.0 and config.optim.decay_mask == '.*'
 
@@ -184,8 +184,8 @@ def test_augreg(data, classes, bias, hidden, no_data):
   assert (config.objective.loss, config.model.head_bias) == ('sigmoid', bias)
   assert params['head']['bias'].shape == (classes,) and ('pre_logits' in params) == hidden
   assert parts.num_steps == pytest.approx(300 * len(parts.data.source) / 4096, abs=1)
-  assert float(parts.schedule(10_000)) == pytest.approx(1e-3) and float(parts.schedule(5_000)) == pytest.approx(5e-4)
-  assert float(parts.schedule(parts.num_steps)) == pytest.approx(0.0, abs=1e-9)
+  assert float(parts.optimizer.schedule(10_000)) == pytest.approx(1e-3) and float(parts.optimizer.schedule(5_000)) == pytest.approx(5e-4)
+  assert float(parts.optimizer.schedule(parts.num_steps)) == pytest.approx(0.0, abs=1e-9)
   assert config.optim.weight_decay in (0.1, 0.03) and config.optim.clip_norm == 1.0
 
 
@@ -198,8 +198,8 @@ def test_mixer(argument, bias, no_data):
   assert (config.mix.mixup, config.model.head_bias, config.model.stochastic_depth) == (0.5, bias, 0.1)
   assert (config.data.batch_size, config.objective.loss, config.optim.clip_norm) == (4096, 'sigmoid', 1.0)
   assert parts.num_steps == pytest.approx(300 * len(parts.data.source) / 4096, abs=1)
-  assert float(parts.schedule(10_000)) == pytest.approx(1e-3) and float(parts.schedule(5_000)) == pytest.approx(5e-4)
-  assert float(parts.schedule(parts.num_steps)) == pytest.approx(1e-5)
+  assert float(parts.optimizer.schedule(10_000)) == pytest.approx(1e-3) and float(parts.optimizer.schedule(5_000)) == pytest.approx(5e-4)
+  assert float(parts.optimizer.schedule(parts.num_steps)) == pytest.approx(1e-5)
   assert argument != 'b16,imagenet' or parts.num_params == 59_880_472
 
 
@@ -213,10 +213,10 @@ def test_hyperrule(task, steps, drops, mixup, size, no_data):
   assert parts.num_steps == steps and parts.data.image_size == (size, size) and config.mix.mixup == mixup
   assert (config.data.batch_size, config.optim.name, config.optim.clip_norm) == (512, 'sgd', None)
   warmup = 100 if steps == 500 else 500
-  assert float(parts.schedule(warmup // 2)) == pytest.approx(0.0015)
+  assert float(parts.optimizer.schedule(warmup // 2)) == pytest.approx(0.0015)
   for step, before in [(warmup, 0.003), *zip(drops, (0.0003, 0.00003, 0.000003), strict=True)]:
-    assert float(parts.schedule(step)) == pytest.approx(before)
-    assert float(parts.schedule(step - 1)) > before or step == warmup
+    assert float(parts.optimizer.schedule(step)) == pytest.approx(before)
+    assert float(parts.optimizer.schedule(step - 1)) > before or step == warmup
 
 
 @pytest.mark.parametrize('argument, rate, loss, epochs', [
@@ -240,7 +240,7 @@ def test_better_plain_vit(no_data):
   assert config.data.train_transform.replace(' ', '') == 'inception_crop|flip|randaugment(2,10)'
   assert config.data.eval_transform == 'resize_small(256)|central_crop' and config.mix.mixup == 0.2
   assert config.objective.loss == 'softmax' and config.objective.label_smoothing == 0.0
-  assert float(parts.schedule(10_000)) == pytest.approx(1e-3) and float(parts.schedule(2_500)) == pytest.approx(2.5e-4)
+  assert float(parts.optimizer.schedule(10_000)) == pytest.approx(1e-3) and float(parts.optimizer.schedule(2_500)) == pytest.approx(2.5e-4)
   # S/16, mean of the tokens, fixed positions, a hidden tanh layer before the head.
   assert 'position' not in state.params and 'token' not in state.params
   assert state.params['pre_logits']['kernel'].shape == (384, 384)

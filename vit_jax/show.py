@@ -7,6 +7,9 @@ Nothing is trained.
 With --workdir=RUN of a run that predicts hidden patches (masked patch prediction, MAE, SimMIM), it shows images of its
 test split, what of them was hidden, and what the trained model fills in.
 
+With --health=RUN, it shows the health panels of a run that was trained with --config.health.every=1: attention, tokens,
+gradients and updates, layer by layer (docs/evaluating.md).
+
 With --operations and two photos as arguments, it shows every operation at several strengths instead.
 """
 from absl import app, flags
@@ -22,17 +25,19 @@ def define_flags() -> None:
   flags.DEFINE_string('workdir', None, 'Run whose hidden patches are shown instead, as its model fills them in.')
   flags.DEFINE_integer('step', None, 'With --workdir: which checkpoint; the latest by default.')
   flags.DEFINE_bool('operations', False, 'Show all operations on two photos instead.')
+  flags.DEFINE_string('health', None, 'Run whose health panels are shown instead.')
   flags.DEFINE_string('output', 'sheet.png', 'Picture to write; .png or .jpg.')
 
 
 def main(argv: list[str]) -> None:
   """Draw the sheet and print where it is."""
   values = flags.FLAGS
+  given = [values.config, values.workdir, values.health, values.operations or None]
+  if sum(value is not None for value in given) != 1:
+    raise app.UsageError('expected one of --config=RECIPE, --workdir=RUN, --health=RUN, and --operations with two photos')
   if not values.operations:
     cli.no_arguments(argv, '--count=8')
-    if (values.config is None) == (values.workdir is None):
-      raise app.UsageError('expected one of --config=RECIPE and --workdir=RUN, or --operations and two photos')
-  cli.call(_write_sheet, argv[1:])
+  cli.call(_write_sheet if values.health is None else _write_health, argv[1:])
 
 
 def _write_sheet(paths: list[str]) -> None:
@@ -47,6 +52,14 @@ def _write_sheet(paths: list[str]) -> None:
     sheet = pictures.draw(*augmentation_sheet.examples(values.config, values.count, values.draws))
   pictures.save(sheet, values.output)
   print(f'Wrote {values.output}, {sheet.width} × {sheet.height} pixels.')
+
+
+def _write_health(paths: list[str]) -> None:
+  del paths
+  from vit_jax.analysis import health
+  values = flags.FLAGS
+  health.save(health.draw(health.read(values.health)), values.output)
+  print(f'Wrote {values.output}.')
 
 
 if __name__ == '__main__':

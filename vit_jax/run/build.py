@@ -25,8 +25,9 @@ from vit_jax.run import config as config_lib
 from vit_jax.run import teacher as teacher_lib
 from vit_jax.run.config import Recipe, RunConfig
 from vit_jax.training import optim
+from vit_jax.training.optim import Optimizer
 from vit_jax.training.state import TrainState, join_params
-from vit_jax.training.step import BatchSplit, Step, StepModel, make_train_step
+from vit_jax.training.step import BatchSplit, Gradients, Step, StepModel, make_gradients, make_train_step
 
 # Folded into the run's seed for what an objective initializes, so that a model's own numbers do not depend on it.
 _OBJECTIVE_STREAM = 0x6F626A
@@ -48,8 +49,9 @@ class Program:
     create: () → TrainState at step 0, without constants.
     constants: `TrainState.constants`, NumPy arrays; None if the objective reads none.
     step: (state, batch) → (state, metrics).
+    gradients: first half of the step.
+    optimizer: its second half, and its learning rate.
     num_micro_batches: per step and device.
-    schedule: step → learning rate.
     overview: a table of the parameters.
     num_params: how many there are.
   """
@@ -64,8 +66,9 @@ class Program:
   create: Callable[[], TrainState]
   constants: Any
   step: Step
+  gradients: Gradients
+  optimizer: Optimizer
   num_micro_batches: int
-  schedule: Callable[[Any], jax.Array]
   overview: str
   num_params: int
 
@@ -165,9 +168,10 @@ def build_program(config: RunConfig, strategy: Strategy, info: DatasetInfo,
   optimizer = optim.build(config.optim, num_steps, pace, model, abstract_params)
   jax.eval_shape(optimizer.transform.init, abstract_params)  # a bad mask is an error here
   merge = lambda params: nnx.merge(graphdef, params)
-  step = make_train_step(StepModel(merge, model.unstack, model.stack), objective, optimizer,
-                         _preparation(config, info, strategy, split), split, seed=config.seed,
-                         ema_decay=config.train.ema_decay, ema_warmup=config.train.ema_warmup)
+  what = StepModel(merge, model.unstack, model.stack), objective
+  prepare = _preparation(config, info, strategy, split)
+  step = make_train_step(*what, optimizer, prepare, split, seed=config.seed, ema_decay=config.train.ema_decay,
+                         ema_warmup=config.train.ema_warmup)
 
   def create() -> TrainState:
     params, averages = initial()
@@ -177,7 +181,8 @@ def build_program(config: RunConfig, strategy: Strategy, info: DatasetInfo,
   return Program(
       config=config, pace=pace, num_steps=num_steps, strategy=strategy, model=model, merge=merge, objective=objective,
       init_objective=jax.jit(init_objective), create=jax.jit(create), constants=constants, step=step,
-      num_micro_batches=split.num_micro_batches, schedule=optimizer.schedule,
+      gradients=make_gradients(*what, optimizer.frozen, prepare, split, seed=config.seed), optimizer=optimizer,
+      num_micro_batches=split.num_micro_batches,
       overview=parameter_overview.get_parameter_overview(abstract_params, include_stats=False),
       num_params=sum(x.size for x in jax.tree.leaves(abstract_params)))
 

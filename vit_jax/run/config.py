@@ -21,6 +21,7 @@ from vit_jax.objectives import OBJECTIVES
 from vit_jax.objectives.batch_mixing import MixConfig
 from vit_jax.pretrained.transfer import TransferConfig
 from vit_jax.rundir.checkpoint import CheckpointConfig
+from vit_jax.training.health import HealthConfig
 from vit_jax.training.optim import OptimConfig
 
 Recipe = ml_collections.ConfigDict | ml_collections.FrozenConfigDict | Mapping[str, Any]
@@ -71,6 +72,7 @@ class RunConfig:
     normalization: mean and standard deviation of the images.
     transfer: how the weights of `init` are adapted.
     checkpoint: when to save, what to keep.
+    health: the health panel.
     parallel: how a step is spread over devices.
     evaluators: {name: config}, what is measured; its class by `evaluators.NAME.kind`.
     seed: of parameters, order, augmentation and dropout; 0..2**32 - 1.
@@ -86,6 +88,7 @@ class RunConfig:
   normalization: Normalization = section(Normalization)
   transfer: TransferConfig = section(TransferConfig)
   checkpoint: CheckpointConfig = section(CheckpointConfig)
+  health: HealthConfig = section(HealthConfig)
   parallel: ParallelConfig = section(ParallelConfig)
   evaluators: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   seed: int = 0
@@ -107,11 +110,11 @@ class RunConfig:
 _KINDS = {'model': (MODELS, 'vit'), 'objective': (OBJECTIVES, 'classification')}
 
 SECTIONS = ('data', 'train', 'model', 'objective', 'optim', 'mix', 'normalization', 'transfer', 'checkpoint',
-            'parallel')
+            'health', 'parallel')
 
 # These change where a run runs and what it prints, not what it computes: they may differ when it is resumed.
 MAY_CHANGE_ON_RESUME = ('platform', 'data.data_dir', 'data.cache', 'data.threads', 'data.workers', 'train.log_every',
-                        'train.eval_every', 'checkpoint', 'evaluators', 'parallel')
+                        'train.eval_every', 'checkpoint', 'health', 'evaluators', 'parallel')
 
 # These may differ between the processes of one run.
 MAY_DIFFER_BETWEEN_PROCESSES = ('data.data_dir', 'data.cache', 'data.threads', 'data.workers')

@@ -13,6 +13,7 @@ from vit_jax.run.preemption import StopRequest
 from vit_jax.run.writer import Writer
 from vit_jax.rundir.checkpoint import Checkpoints
 from vit_jax.rundir.record import RunRecord
+from vit_jax.training.health import make_panel
 from vit_jax.training.state import TrainState
 from vit_jax.training.step import Metrics
 
@@ -50,6 +51,10 @@ class Loop:
     self._log_every = parts.pace.steps(parts.config.train.log_every)
     self._eval_every = parts.pace.steps(parts.config.train.eval_every)
     self._step_fn = parts.strategy.compile(parts.step, donate=True)
+    self._panel_every = self._eval_every * (parts.config.health.every or 0)
+    self._panel = parts.strategy.compile(make_panel(
+        parts.model, parts.merge, parts.gradients, parts.optimizer.transform, parts.config.normalization,
+        parts.strategy), donate=False)
     self._meters = Meters(parts.pace)
     self._stalls = InputStallMonitor(self._eval_every)
     # On a CPU several programs with collectives in flight can deadlock; elsewhere one ahead hides the dispatch.
@@ -66,6 +71,7 @@ class Loop:
     batch = strategy.put(next(batches))
 
     while at.step < num_steps:
+      health = self._measure_health(at, batch)
       at.state, metrics = self._step_fn(at.state, batch)
       at.step += 1
       at.position = batches.get_state()  # before the next batch is fetched: state and position belong together
@@ -85,6 +91,8 @@ class Loop:
         self._log(at, metrics)
       if evaluated:
         self._evaluate(at)
+      if health:
+        self._writer.write(at.step, health)
       if last or stopping or self._checkpoints.due(at.step, at_log=logged, evaluated=evaluated):
         self._save(at, metrics, evaluated)
       if stopping and not last:
@@ -96,6 +104,15 @@ class Loop:
       self._writer.tick(at.step)
     return at
 
+  def _measure_health(self, at: LoopState, batch: Any) -> dict[str, float]:
+    """Return {'health/STATISTIC/LAYER': number} of the step that comes next, if it has a panel; else nothing."""
+    number = at.step + 1
+    if not self._panel_every or (number % self._panel_every and number != self._parts.num_steps):
+      return {}
+    with self._meters.pause():
+      values = jax.device_get(self._panel(at.state, batch))
+    return {f'health/{name}': float(value) for name, value in values.items()}
+
   def _first_step_done(self, metrics: Metrics) -> None:
     jax.block_until_ready(metrics)
     self._writer.say(f'First step took {self._meters.elapsed():.1f} s, including compilation.')
@@ -104,7 +121,7 @@ class Loop:
 
   def _log(self, at: LoopState, metrics: Metrics) -> None:
     check_finite(metrics, at.step, self._checkpoints.latest())
-    learning_rate = float(self._parts.schedule(at.step - 1))
+    learning_rate = float(self._parts.optimizer.schedule(at.step - 1))
     values = self._meters.take(at.step) | {'train/learning_rate': learning_rate}
     self._writer.write(at.step, values)
     self._writer.progress(at.step, values)

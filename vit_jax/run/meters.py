@@ -1,6 +1,7 @@
 """What the loop measures between two log lines."""
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
+import contextlib
 import time
 from typing import TypeVar
 
@@ -35,6 +36,13 @@ class Meters:
   def restart_clock(self) -> None:
     """Start timing again: what came before (compilation, an evaluation, a save) is not training speed."""
     self._since, self._waited, self._steps = time.monotonic(), 0.0, 0
+
+  @contextlib.contextmanager
+  def pause(self) -> Iterator[None]:
+    """Leave out the time of a `with` block, which does something else than training."""
+    start = time.monotonic()
+    yield
+    self._since += time.monotonic() - start
 
   def elapsed(self) -> float:
     """Return the seconds since the clock was started."""

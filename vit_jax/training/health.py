@@ -14,13 +14,12 @@ from vit_jax.distributed.strategy import Strategy
 from vit_jax.models.base import Block, BlockModel, Model, path_of
 from vit_jax.statistics import attention, tokens, units
 from vit_jax.training.state import OBJECTIVE, TrainState, model_params
-from vit_jax.training.step import BatchSplit, Gradients
+from vit_jax.training.step import Gradients
 
 EXAMPLES = 32  # of the batch, evenly spaced; at least one per shard
 
 Panel = Callable[[TrainState, Mapping[str, Array]], dict[str, Array]]
-# Statistics of examples: arrays (examples, …).
-_OfExamples = dict[str, Array]
+OfExamples = dict[str, Array]  # statistics of images, the first axis is that of the images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +37,7 @@ class HealthConfig:
 
 
 def make_panel(model: Model, merge: Callable[[Any], Any], gradients: Gradients, optimizer: optax.GradientTransformation,
-               normalize: Callable[[Array], Array], strategy: Strategy, split: BatchSplit) -> Panel:
+               normalize: Callable[[Array], Array], strategy: Strategy) -> Panel:
   """Build the panel of a step.
 
   Gradients and updates are those that the step takes, of its whole batch. Attention, tokens, hidden units and logits are
@@ -51,7 +50,6 @@ def make_panel(model: Model, merge: Callable[[Any], Any], gradients: Gradients, 
     optimizer: its second half.
     normalize: uint8 images → float32.
     strategy: how the step is spread over devices.
-    split: how its batch is split.
 
   Returns:
     (state, batch) → {'STATISTIC/LAYER': () float32}, the same on all devices; the state is that before the step.
@@ -60,7 +58,8 @@ def make_panel(model: Model, merge: Callable[[Any], Any], gradients: Gradients, 
   def panel(state: TrainState, batch: Mapping[str, Array]) -> dict[str, Array]:
     grads, *_ = gradients(state, batch)
     updates, _ = optimizer.update(grads, state.opt_state, state.params)
-    images = normalize(_sample(batch['image'], strategy.num_shards, split.num_shards))
+    shards_here = 1 if strategy.axis_name else strategy.num_shards
+    images = normalize(_sample(batch['image'], strategy.num_shards, shards_here))
     found = strategy.gather(of_examples(merge(model_params(state.params)), images))
     return {**summarize(found, model), **of_parameters(state.params, grads, updates, model)}
 
@@ -81,39 +80,63 @@ def _sample(images: Array, num_shards: int, shards_here: int) -> Array:
   return spaced.reshape(-1, *images.shape[1:])
 
 
-def of_examples(model: Model, images: Array) -> _OfExamples:
-  """Return what a model computes for normalized images, in arrays whose first axis is that of the images."""
+def of_examples(model: Model, images: Array) -> OfExamples:
+  """Return what a model computes for normalized images: arrays (images, layers, …), or (images, 1) for the logits.
+
+  Token norms have num_layers + 1 layers: the first are those before the first block.
+  """
   if isinstance(model, BlockModel):
     last, found = model.collect(images, lambda block, x, **shared: _of_block(model, block, x, **shared))
     found = {name: jnp.moveaxis(x, 0, 1) for name, x in found.items()}
-    before, after = found['token_norm'], tokens.norms(last)[:, None]
-    found['token_norm'] = jnp.concatenate([before, after], axis=1)
+    found['token_norms'] = jnp.concatenate([found['token_norms'], tokens.norms(last)[:, None]], axis=1)
+    found.update(_of_norms(found.pop('token_norms')))
   else:
-    by_layer = [tokens.norms(model.features(images, layer)) for layer in range(model.num_layers + 1)]
-    found = {'token_norm': jnp.stack([x.mean(axis=-1) for x in by_layer], axis=1)}
+    layers = [_of_norms(tokens.norms(model.features(images, layer))) for layer in range(model.num_layers + 1)]
+    found = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *layers)
   if model.num_classes is not None:
     logits = model(images)
-    found.update(logit_square=jnp.square(logits).mean(axis=-1), logit_max=jnp.abs(logits).max(axis=-1))
+    found.update(logit_square=jnp.square(logits).mean(axis=-1, keepdims=True),
+                 logit_max=jnp.abs(logits).max(axis=-1, keepdims=True))
   return found
 
 
-def _of_block(model: Model, block: Block, x: Array, **shared: Any) -> _OfExamples:
+def _of_block(model: Model, block: Block, x: Array, **shared: Any) -> OfExamples:
   """Return the statistics of a block and of the tokens before it."""
-  found = {'token_norm': tokens.norms(x), 'slopes': jnp.concatenate(
-      [units.largest_slopes(slopes) for slopes in block.slopes(x, **shared)], axis=-1)}
+  slopes = [units.largest_slopes(slopes) for slopes in block.slopes(x, **shared)]
+  found = dict(token_norms=tokens.norms(x), slopes=jnp.concatenate(slopes, axis=-1))
   try:
     weights = block.attention_weights(x, **shared)
   except UserError:  # it has none
     return found
   grid, patch, prefix = model.config.grid, model.config.patch_pixels, model.config.num_prefix_tokens
-  found['entropy'] = attention.entropy(weights).mean(axis=-1)  # over the heads
-  found['distance'] = attention.mean_distance(weights, grid, patch, prefix).mean(axis=-1)
-  return found
+  return dict(found, entropy=attention.entropy(weights).mean(axis=-1),  # over the heads
+              distance=attention.mean_distance(weights, grid, patch, prefix).mean(axis=-1))
 
 
-def summarize(found: _OfExamples, model: Model) -> dict[str, Array]:
-  """Return {'STATISTIC/LAYER': number} of what `of_examples` returned for all images."""
-  return {}
+def _of_norms(norms: Array) -> OfExamples:
+  return dict(token_norm=norms.mean(axis=-1), token_norm_max=norms.max(axis=-1))
+
+
+def summarize(found: OfExamples, model: Model) -> dict[str, Array]:
+  """Return {'STATISTIC/LAYER': number} of what `of_examples` returned for all images; the mean of all layers is 'all'."""
+  found, values = dict(found), {}
+  if 'logit_max' in found:
+    values.update({'logits/rms': jnp.sqrt(found.pop('logit_square').mean()), 'logits/max': found.pop('logit_max').max()})
+  if 'slopes' in found:
+    dead = units.dead_share(jnp.moveaxis(found.pop('slopes'), 0, -2))  # of tokens of all images
+    values.update(_by_layer('dead_units', dead, model))
+  largest = found.pop('token_norm_max').max(axis=0)
+  values.update(_by_layer('token_norm_max', largest, model), **{'token_norm_max/all': largest.max()})
+  for name, x in found.items():
+    values.update(_by_layer(name, x.mean(axis=0), model))
+  return values
+
+
+def _by_layer(name: str, values: Array, model: Model) -> dict[str, Array]:
+  """Return {'NAME/LAYER': value} of values that end with the last block, and their mean."""
+  first = model.num_layers + 1 - len(values)
+  named = {f'{name}/{layer_name(first + i, model)}': value for i, value in enumerate(values)}
+  return dict(named, **{f'{name}/all': values.mean()})
 
 
 def of_parameters(params: Any, grads: Any, updates: Any, model: Model) -> dict[str, Array]:
