@@ -78,7 +78,8 @@ def draw(panels: Mapping[str, Mapping[str, Mapping[int, float]]]) -> 'Figure':
     if statistic == 'logits':
       _lines(axis, layers)
     else:
-      image = _heat_map(axis, {layer: row for layer, row in layers.items() if layer != 'all'}, logarithmic)
+      image = _heat_map(axis, {layer: row for layer, row in layers.items() if layer != 'all' or len(layers) == 1},
+                        logarithmic)
       figure.colorbar(image, ax=axis)
     axis.set_xlabel('step', fontsize=8)
     axis.tick_params(labelsize=8)

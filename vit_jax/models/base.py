@@ -21,7 +21,7 @@ Patches = Float[Array, 'batch patches width']
 Rngs = Key[Array, ' batch'] | None
 # Attention weights of a block, (batch, heads, queries, keys), to whatever is kept of them: arrays in any tree.
 Reduce = Callable[[Array], Any]
-Read = Callable[..., Any]  # see `BlockModel.collect`
+Read = Callable[..., Any]  # see `encoder.BlockModel.collect`
 # (regular expression of the end of a parameter's path, names of its last axes).
 NamedAxes = tuple[tuple[str, tuple[str | None, ...]], ...]
 
@@ -205,41 +205,6 @@ class PatchModel(Model, Protocol):
 
   def check_keep(self) -> None:
     """Raise UserError if the model can not leave out patches."""
-    ...
-
-
-@runtime_checkable
-class Block(Protocol):
-  """A block of a model, called with tokens and with what all blocks share: block(x, **shared) → tokens."""
-
-  def attention_weights(self, x: Tokens, **shared: Any) -> Float[Array, 'batch heads queries keys']:
-    """Return the attention weights of the block, float32.
-
-    Raises:
-      UserError: it has no attention, or none from all tokens to all.
-    """
-    ...
-
-  def slopes(self, x: Tokens, **shared: Any) -> list[Float[Array, 'batch _ hidden']]:
-    """Return the derivative of the activation function at every hidden unit of each MLP of the block.
-
-    It is the part of a gradient that passes: about 1 for GELU of large inputs, about 0 of very negative ones.
-    """
-    ...
-
-
-@runtime_checkable
-class BlockModel(Model, Protocol):
-  """A model whose tokens pass through equal blocks."""
-
-  def collect(self, images: Images, read: Read) -> tuple[Tokens, Any]:
-    """Return the tokens after the last block, and what is read at every block, stacked along a first axis.
-
-    Args:
-      images: floats, already normalized.
-      read: (block, the tokens before it, **shared) → arrays in any tree. What it does not keep takes memory for one
-        block only.
-    """
     ...
 
 

@@ -2,7 +2,7 @@
 from collections.abc import Callable
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from flax import nnx
 import jax
@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError
 from vit_jax.models import attention, attention_kinds, layers
-from vit_jax.models.base import Reduce, Rngs, Tokens, as_they_are
+from vit_jax.models.base import Images, Model, Read, Reduce, Rngs, Tokens, as_they_are
 from vit_jax.models.config import ViTConfig
 from vit_jax.models.mlp import Mlp
 from vit_jax.models.positions import embeddings, relative
@@ -25,6 +25,32 @@ from vit_jax.models.positions.rotary import Rotary
 
 # Tokens, block (parameters), number of the block → tokens, and whatever else the caller collects from each block.
 _Body = Callable[..., tuple[Array, Any]]
+
+
+class Block(Protocol):
+  """A block of an `Encoder`, called with tokens and what all blocks share: block(x, **shared) → tokens."""
+
+  def attention_weights(self, x: Tokens, **shared: Any) -> Float[Array, 'batch heads tokens tokens']:
+    """Return the attention weights, float32; raise UserError if there are none from all tokens to all."""
+    ...
+
+  def slopes(self, x: Tokens, **shared: Any) -> list[Float[Array, 'batch _ hidden']]:
+    """Return the derivative of the activation function at every hidden unit of each MLP: how much gradient passes."""
+    ...
+
+
+@runtime_checkable
+class BlockModel(Model, Protocol):
+  """A model whose tokens pass through an `Encoder`."""
+
+  def collect(self, images: Images, read: Read) -> tuple[Tokens, Any]:
+    """Return the tokens after the last block, and what is read at every block, stacked along a first axis.
+
+    Args:
+      images: floats, already normalized.
+      read: (`Block`, the tokens before it, **shared) → arrays in any tree.
+    """
+    ...
 
 
 class EncoderBlock(nnx.Module):

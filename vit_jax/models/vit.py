@@ -169,7 +169,7 @@ class VisionTransformer(nnx.Module, ImageModel, ViTTree):
     return self.encoder.attention_weights(self.tokens(images), reduce)
 
   def collect(self, images: Images, read: Read) -> tuple[Tokens, Any]:
-    """Return the tokens after the last block, and what is read at every block; see `base.BlockModel`."""
+    """Return the tokens after the last block, and what is read at every block; see `encoder.BlockModel`."""
     shared = self.encoder.shared()
     return self.encoder.collect(self.tokens(images), lambda block, x: read(block, x, **shared))
 

@@ -20,7 +20,8 @@ def largest_slopes(slopes: Float[ArrayLike, '*batch tokens units']) -> Float[Arr
   return jnp.abs(jnp.asarray(slopes)).max(axis=-2).astype(jnp.float32)
 
 
-def dead_share(slopes: Float[ArrayLike, '*batch tokens units'], threshold: float = DEAD_SLOPE) -> Float[Array, '*batch']:
+def dead_share(slopes: Float[ArrayLike, '*batch tokens units'],
+               threshold: float = DEAD_SLOPE) -> Float[Array, '*batch']:
   """Return the share of units that are dead: less than `threshold` of a gradient passes at any of the tokens, 0..1.
 
   A unit of a ReLU network is dead if it is 0 for all inputs, as its gradient then is 0, too, and it cannot recover. A

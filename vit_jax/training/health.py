@@ -11,7 +11,8 @@ import optax
 from vit_jax.base.errors import UserError
 from vit_jax.base.sections import off
 from vit_jax.distributed.strategy import Strategy
-from vit_jax.models.base import Block, BlockModel, Model, path_of
+from vit_jax.models.base import Model, path_of
+from vit_jax.models.encoder import Block, BlockModel
 from vit_jax.statistics import attention, tokens, units
 from vit_jax.training.state import OBJECTIVE, TrainState, model_params
 from vit_jax.training.step import Gradients
@@ -40,8 +41,8 @@ def make_panel(model: Model, merge: Callable[[Any], Any], gradients: Gradients, 
                normalize: Callable[[Array], Array], strategy: Strategy) -> Panel:
   """Build the panel of a step.
 
-  Gradients and updates are those that the step takes, of its whole batch. Attention, tokens, hidden units and logits are
-  those of `EXAMPLES` of its images, neither mixed nor with dropout, with the parameters before the step.
+  Gradients and updates are those of the step, of its whole batch. Attention, tokens, hidden units and logits are those
+  of `EXAMPLES` of its images, neither mixed nor with dropout, with the parameters before the step.
 
   Args:
     model: what is known of the parameters.
@@ -118,10 +119,11 @@ def _of_norms(norms: Array) -> OfExamples:
 
 
 def summarize(found: OfExamples, model: Model) -> dict[str, Array]:
-  """Return {'STATISTIC/LAYER': number} of what `of_examples` returned for all images; the mean of all layers is 'all'."""
+  """Return {'STATISTIC/LAYER': number} of what `of_examples` returned for all images; 'all' is the mean of layers."""
   found, values = dict(found), {}
   if 'logit_max' in found:
-    values.update({'logits/rms': jnp.sqrt(found.pop('logit_square').mean()), 'logits/max': found.pop('logit_max').max()})
+    values['logits/max'] = found.pop('logit_max').max()
+    values['logits/rms'] = jnp.sqrt(found.pop('logit_square').mean())
   if 'slopes' in found:
     dead = units.dead_share(jnp.moveaxis(found.pop('slopes'), 0, -2))  # of tokens of all images
     values.update(_by_layer('dead_units', dead, model))
@@ -159,18 +161,18 @@ def of_parameters(params: Any, grads: Any, updates: Any, model: Model) -> dict[s
 
 def squares_by_layer(tree: Any, model: Model) -> dict[str, Array]:
   """Return {layer: sum of squares} of a tree of parameters, and that of the whole tree as 'all'."""
-  found: dict[str, Array] = {}
+  found: dict[str, Array] = {'all': jnp.zeros((), jnp.float32)}
   for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     path, squares = path_of(key_path), jnp.square(leaf.astype(jnp.float32))
     if path.startswith(f'{OBJECTIVE}/'):
       parts = {OBJECTIVE: squares.sum()}
     elif (layer := model.layer_of(path)) is not None:
       parts = {layer_name(layer, model): squares.sum()}
-    else:
-      by_block = squares.reshape(model.num_layers, -1).sum(axis=1)
-      parts = {layer_name(number + 1, model): by_block[number] for number in range(model.num_layers)}
-    found.update({name: found.get(name, 0.0) + part for name, part in parts.items()})
-  return dict(found, all=sum(found.values()))
+    else:  # stacked
+      parts = {layer_name(i + 1, model): block.sum() for i, block in enumerate(squares)}
+    for name, part in [*parts.items(), ('all', sum(parts.values(), jnp.zeros(())))]:
+      found[name] = found.get(name, 0.0) + part
+  return found
 
 
 def layer_name(layer: int, model: Model) -> str:

@@ -113,7 +113,7 @@ class Mixer(nnx.Module, ImageModel, MixerTree):
     raise UserError("attention_weights: a model of kind 'mixer' has no attention")
 
   def collect(self, images: Images, read: Read) -> tuple[Tokens, Any]:
-    """Return the tokens after the last block, and what is read at every block; see `base.BlockModel`."""
+    """Return the tokens after the last block, and what is read at every block; see `encoder.BlockModel`."""
     return self.encoder.collect(self.tokens(images), read)
 
   def tokens(self, images: Images) -> Tokens:
