@@ -16,16 +16,16 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-# Statistic: (title, whether the colors are logarithmic).
+# Statistic: (title, scale of its colors); a share begins at 0 and ends at 0.1 at least.
 TITLES = {
-    'entropy': ('attention entropy (nats)', False),
-    'distance': ('mean attention distance (pixels)', False),
-    'dead_units': ('share of dead hidden units', False),
-    'token_norm': ('token norm, mean', False),
-    'token_norm_max': ('token norm, largest', False),
-    'grad_norm': ('gradient norm', True),
-    'update_ratio': ('norm of update / norm of parameters', True),
-    'logits': ('logits', False),
+    'entropy': ('attention entropy (nats)', 'linear'),
+    'distance': ('mean attention distance (pixels)', 'linear'),
+    'dead_units': ('share of dead hidden units', 'share'),
+    'token_norm': ('token norm, mean', 'linear'),
+    'token_norm_max': ('token norm, largest', 'linear'),
+    'grad_norm': ('gradient norm', 'log'),
+    'update_ratio': ('norm of update / norm of parameters', 'log'),
+    'logits': ('logits', 'linear'),
 }
 _COLUMNS = 4
 _PREFIX = 'health/'
@@ -73,13 +73,12 @@ def draw(panels: Mapping[str, Mapping[str, Mapping[int, float]]]) -> 'Figure':
   figure.set_layout_engine('constrained')
   axes = list(figure.subplots(rows, min(_COLUMNS, len(panels)), squeeze=False).flat)
   for axis, (statistic, layers) in zip(axes, panels.items(), strict=False):
-    title, logarithmic = TITLES.get(statistic, (statistic, False))
+    title, scale = TITLES.get(statistic, (statistic, 'linear'))
     axis.set_title(title, fontsize=10)
     if statistic == 'logits':
       _lines(axis, layers)
     else:
-      image = _heat_map(axis, {layer: row for layer, row in layers.items() if layer != 'all' or len(layers) == 1},
-                        logarithmic)
+      image = _heat_map(axis, {layer: row for layer, row in layers.items() if layer != 'all' or len(layers) == 1}, scale)
       figure.colorbar(image, ax=axis)
     axis.set_xlabel('step', fontsize=8)
     axis.tick_params(labelsize=8)
@@ -101,17 +100,19 @@ def _lines(axis: 'Axes', layers: Mapping[str, Mapping[int, float]]) -> None:
   axis.legend(fontsize=8)
 
 
-def _heat_map(axis: 'Axes', layers: Mapping[str, Mapping[int, float]], logarithmic: bool) -> Any:
+def _heat_map(axis: 'Axes', layers: Mapping[str, Mapping[int, float]], scale: str) -> Any:
   """Draw a row per layer, the first at the bottom, and a column per step."""
-  from matplotlib.colors import LogNorm
+  from matplotlib.colors import LogNorm, Normalize
   steps = sorted({step for values in layers.values() for step in values})
   table = np.array([[values.get(step, math.nan) for step in steps] for values in layers.values()], np.float64)
-  positive = table[np.isfinite(table) & (table > 0)]
-  norm = LogNorm(positive.min(), positive.max()) if logarithmic and positive.size else None
-  image = axis.imshow(np.where(table > 0, table, math.nan) if norm else table, aspect='auto', origin='lower',
-                      interpolation='nearest', norm=norm)
-  axis.set_xticks(shown := _some(len(steps), 5), [f'{steps[i]:,}' for i in shown])
-  axis.set_yticks(shown := _some(len(layers), 14), [list(layers)[i].replace('_', ' ') for i in shown])
+  if scale == 'log':
+    table = np.where(table > 0, table, math.nan)
+  shown = table[np.isfinite(table)]
+  low, high = (shown.min(), shown.max()) if shown.size else (1.0, 1.0)
+  norm = {'log': LogNorm, 'linear': Normalize, 'share': lambda _, high: Normalize(0.0, max(0.1, high))}[scale](low, high)
+  image = axis.imshow(table, aspect='auto', origin='lower', interpolation='nearest', norm=norm)
+  axis.set_xticks(places := _some(len(steps), 5), [f'{steps[i]:,}' for i in places])
+  axis.set_yticks(places := _some(len(layers), 14), [list(layers)[i].replace('_', ' ') for i in places])
   return image
 
 
