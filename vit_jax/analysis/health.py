@@ -78,8 +78,8 @@ def draw(panels: Mapping[str, Mapping[str, Mapping[int, float]]]) -> 'Figure':
     if statistic == 'logits':
       _lines(axis, layers)
     else:
-      image = _heat_map(axis, {layer: row for layer, row in layers.items() if layer != 'all' or len(layers) == 1}, scale)
-      figure.colorbar(image, ax=axis)
+      shown = {layer: row for layer, row in layers.items() if layer != 'all' or len(layers) == 1}
+      figure.colorbar(_heat_map(axis, shown, scale), ax=axis)
     axis.set_xlabel('step', fontsize=8)
     axis.tick_params(labelsize=8)
   for axis in axes[len(panels):]:
@@ -109,7 +109,9 @@ def _heat_map(axis: 'Axes', layers: Mapping[str, Mapping[int, float]], scale: st
     table = np.where(table > 0, table, math.nan)
   shown = table[np.isfinite(table)]
   low, high = (shown.min(), shown.max()) if shown.size else (1.0, 1.0)
-  norm = {'log': LogNorm, 'linear': Normalize, 'share': lambda _, high: Normalize(0.0, max(0.1, high))}[scale](low, high)
+  norm = LogNorm(low, high) if scale == 'log' else Normalize(low, high)
+  if scale == 'share':
+    norm = Normalize(0.0, max(0.1, high))
   image = axis.imshow(table, aspect='auto', origin='lower', interpolation='nearest', norm=norm)
   axis.set_xticks(places := _some(len(steps), 5), [f'{steps[i]:,}' for i in places])
   axis.set_yticks(places := _some(len(layers), 14), [list(layers)[i].replace('_', ' ') for i in places])
