@@ -162,9 +162,7 @@ def build_program(config: RunConfig, strategy: Strategy, info: DatasetInfo,
     return join_params(params, own), averages
 
   abstract_params, abstract_averages = jax.eval_shape(initial)
-  if EMA in abstract_averages and config.train.ema_decay is not None:
-    raise UserError(f'train.ema_decay: objective.kind={config.objective.kind!r} keeps an EMA of its own, which is '
-                    f'evaluated and loaded as such; leave train.ema_decay out, got {config.train.ema_decay}')
+  _check_one_ema(config, abstract_averages)
   optimizer = optim.build(config.optim, num_steps, pace, model, abstract_params)
   jax.eval_shape(optimizer.transform.init, abstract_params)  # a bad mask is an error here
   merge = lambda params: nnx.merge(graphdef, params)
@@ -221,6 +219,13 @@ def _preparation(config: RunConfig, info: DatasetInfo, strategy: Strategy, split
     return batch if mixing is None else mixing(batch, keys)
 
   return prepare
+
+
+def _check_one_ema(config: RunConfig, averages: Any) -> None:
+  """Raise UserError if an objective that keeps an EMA of the parameters is asked for another one."""
+  if EMA in averages and config.train.ema_decay is not None:
+    raise UserError(f'train.ema_decay: objective.kind={config.objective.kind!r} keeps an EMA of its own, which is '
+                    f'evaluated and loaded as such; leave train.ema_decay out, got {config.train.ema_decay}')
 
 
 def _check_best(config: RunConfig, metrics: Mapping[str, Direction]) -> None:
