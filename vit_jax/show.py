@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
   values = flags.FLAGS
   given = [values.config, values.workdir, values.health, values.operations or None]
   if sum(value is not None for value in given) != 1:
-    raise app.UsageError('expected one of --config=RECIPE, --workdir=RUN, --health=RUN, and --operations with two photos')
+    raise app.UsageError('expected one of --config=RECIPE, --workdir=RUN, --health=RUN, --operations')
   if not values.operations:
     cli.no_arguments(argv, '--count=8')
   cli.call(_write_sheet if values.health is None else _write_health, argv[1:])

@@ -47,10 +47,10 @@ def test_a_run_without_panels_is_an_error(tmp_path):
 
 
 def test_command(workdir):
-  process = tiny.command('show', f'--workdir={workdir}', f'--output={workdir / "health.png"}')
+  process = tiny.command('show', f'--health={workdir}', f'--output={workdir / "health.png"}')
   output, error = process.communicate()
   assert process.returncode == 0 and f'Wrote {workdir / "health.png"}' in output, error
   with Image.open(workdir / 'health.png') as picture:
     assert picture.width > 1000
-  process = tiny.command('show', f'--workdir={workdir}', '--config=digits')
-  assert 'expected one of --config=RECIPE, --workdir=RUN, and --operations' in process.communicate()[1]
+  process = tiny.command('show', f'--health={workdir}', '--config=digits')
+  assert 'expected one of --config=RECIPE, --workdir=RUN, --health=RUN, --operations' in process.communicate()[1]

@@ -46,7 +46,7 @@ def read(workdir: PathLike) -> dict[str, dict[str, dict[int, float]]]:
         number = math.nan if value is None else value
         found.setdefault(statistic, {}).setdefault(layer, {})[line['step']] = number
   if not found:
-    raise UserError(f'workdir: {run_dir} has no health panel in {run_dir.metrics_path.name}; train with '
+    raise UserError(f'--health: {run_dir} has no health panel in {run_dir.metrics_path.name}; train with '
                     '--config.health.every=1')
   return {statistic: {layer: found[statistic][layer] for layer in sorted(found[statistic], key=_place)}
           for statistic in sorted(found, key=lambda name: [*TITLES, name].index(name))}
