@@ -147,6 +147,12 @@ def test_a_model_without_a_head_is_named(made_run, kind):
     build_evaluator(made_run[0], kind, num_classes=None)
 
 
+def test_an_objective_without_labels_cannot_be_measured_as_a_classifier(data_dir):
+  config = tiny.config(data_dir, **{'objective': {'kind': 'mae'}})
+  with pytest.raises(UserError, match='the model has no head'):
+    build(config)
+
+
 def test_the_best_checkpoint_is_that_of_the_smallest_loss(data_dir, tmp_path):
   config = tiny.config(data_dir, **{
       'optim.peak_lr': 1.0, 'train.duration': '6 steps', 'train.eval_every': '1 steps', 'checkpoint.keep_best': 2,

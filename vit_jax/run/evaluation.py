@@ -138,7 +138,7 @@ def evaluate_weights(source: PathLike, sections: Mapping[str, Mapping[str, Any]]
 def _measure(parts: Parts, output: PathLike | None) -> loop.Measure:
   """Return what measures and, unless `output` is None, writes what classifiers predicted, in the same pass."""
   if output is None:
-    return loop.measure
+    return loop.call_evaluator
   tables.make_directory(output)
 
   def measure(name: str, evaluator: Evaluator, params: Any, averages: Any) -> dict[str, float]:

@@ -141,13 +141,13 @@ class Loop:
                            at.record.metrics if evaluated else None)
 
 
-def measure(name: str, evaluator: Evaluator, params: Any, averages: Any) -> dict[str, float]:
+def call_evaluator(name: str, evaluator: Evaluator, params: Any, averages: Any) -> dict[str, float]:
   """Return what an evaluator measures; see `evaluate`."""
   del name
   return evaluator(params, averages)
 
 
-def evaluate(parts: Parts, state: TrainState, measure: Measure = measure) -> dict[str, float]:
+def evaluate(parts: Parts, state: TrainState, measure: Measure = call_evaluator) -> dict[str, float]:
   """Return {'NAME/METRIC': value} of all evaluators, and 'NAME_ema/METRIC' of the averaged parameters.
 
   Args:
