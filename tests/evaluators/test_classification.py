@@ -1,5 +1,9 @@
 """Metrics of classifiers against plain NumPy and scikit-learn; the objective's own; which values are better."""
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +12,7 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 from tests import tiny
+from tests.evaluators import on_devices
 from vit_jax import train
 from vit_jax.base.errors import UserError
 from vit_jax.evaluators import EVALUATORS, classification
@@ -27,7 +32,12 @@ def evaluated(logits, labels, loss='softmax', batch=7, **options):
   for start in range(0, len(logits), batch):
     part = slice(start, start + batch)
     found = classification.measure(jnp.asarray(logits[part], jnp.float32), jnp.asarray(labels[part]), loss, names)
-    tally.add({name: np.asarray(x) for name, x in found.items()})
+    counts = None
+    if labels.ndim == 2:
+      mask = jnp.arange(len(logits[part]) + 2) < len(logits[part])  # two rows of padding
+      padded = [jnp.pad(jnp.asarray(x[part]), [(0, 2), (0, 0)], constant_values=1) for x in (logits, labels)]
+      counts = np.asarray(classification.count_classes(*padded, mask))
+    tally.add({name: np.asarray(x) for name, x in found.items()}, counts)
   return {name: tally.metrics()[name] for name in names}, tally
 
 
@@ -162,3 +172,15 @@ def test_the_best_checkpoint_is_that_of_the_smallest_loss(data_dir, tmp_path):
   best = sorted(losses, key=lambda step: losses[step])[:2]
   assert len(losses) == 6 and 6 not in best  # a step that is too long lets the loss rise
   assert sorted(int(path.name) for path in RunDir(tmp_path).checkpoints_path.iterdir()) == sorted([*best, 6])
+
+
+@pytest.mark.slow
+def test_devices_change_nothing_for_any_number_of_labels(data_dir):
+  env = dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS='--xla_force_host_platform_device_count=4')
+  run = subprocess.run([sys.executable, '-m', 'tests.evaluators.on_devices', data_dir], cwd=tiny.ROOT, env=env, text=True,
+                       capture_output=True, check=True)
+  expected = on_devices.measured(data_dir, 'pmap')
+  for found in json.loads(run.stdout).values():
+    for name, values in found.items():
+      assert values == pytest.approx(expected[name], abs=1e-6)
+  assert len(expected['classification']) == 5

@@ -46,9 +46,13 @@ class Classification:
     self._multi_label = context.data.source.info.multi_label
     names = _metric_names(self._num_classes, self._multi_label, context.loss)
 
-    def step(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def step(params: Any, batch: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], jax.Array | None]:
       logits = context.logits(model_params(params), batch['image'])
-      return context.strategy.gather(dict(measure(logits, batch['label'], context.loss, names), mask=batch['mask']))
+      examples = dict(measure(logits, batch['label'], context.loss, names), mask=batch['mask'])
+      # Counted on the devices: labels and predictions of thousands of classes would be much to fetch.
+      counts = count_classes(logits, batch['label'], batch['mask']) if self._multi_label else None
+      gather = context.strategy.gather
+      return gather(examples), None if counts is None else gather(counts[None]).sum(axis=0)
 
     self.metrics: Mapping[str, Direction] = {name: _BETTER[name] for name in names}
     self._step = context.strategy.compile(step, donate=False)
@@ -76,13 +80,13 @@ class Classification:
     tally = Tally(self._num_classes, confusion=confusion)
     for batch in self._batches:
       # Fetched at once: one program is in flight.
-      examples = jax.device_get(self._step(params, self._context.put(batch)))
-      tally.add({name: x[examples['mask']] for name, x in examples.items() if name != 'mask'})
+      examples, counts = jax.device_get(self._step(params, self._context.put(batch)))
+      tally.add({name: x[examples['mask']] for name, x in examples.items() if name != 'mask'}, counts)
     return tally
 
 
 def measure(logits: jax.Array, labels: jax.Array, loss: str, names: tuple[str, ...]) -> dict[str, jax.Array]:
-  """Return what `Tally.add` takes of a batch.
+  """Return {name: (B,)}, what `Tally.add` takes of a batch.
 
   Args:
     logits: (B, C) float32.
@@ -92,17 +96,28 @@ def measure(logits: jax.Array, labels: jax.Array, loss: str, names: tuple[str, .
   """
   probabilities = jax.nn.softmax(logits) if loss == 'softmax' else jax.nn.sigmoid(logits)
   best = jnp.argmax(logits, axis=-1)
-  found = dict(label=labels, best=best, confidence=jnp.take_along_axis(probabilities, best[:, None], axis=1)[:, 0])
+  found = dict(best=best, confidence=jnp.take_along_axis(probabilities, best[:, None], axis=1)[:, 0])
   if 'loss' in names:
     found['loss'] = losses.LOSSES[loss](logits, labels, 0.0)
   if labels.ndim == 1:
-    found['accuracy'] = best == labels
+    found |= dict(label=labels, accuracy=best == labels)
     if 'top_5_accuracy' in names:
       found['top_5_accuracy'] = (jax.lax.top_k(logits, 5)[1] == labels[:, None]).any(axis=1)
   else:
     found['accuracy'] = jnp.take_along_axis(labels, best[:, None], axis=1)[:, 0] > 0
-    found['positive'] = probabilities > 0.5
   return found
+
+
+def count_classes(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
+  """Return how many examples have each class as a label, are predicted to have it, and both: (3, C) int32.
+
+  Args:
+    logits: (B, C) float32; above 0 is a probability above 0.5 by the sigmoid.
+    labels: (B, C) of 0 and 1.
+    mask: (B,) bool, False for padding.
+  """
+  label, positive = labels > 0, logits > 0
+  return jnp.stack([(x & mask[:, None]).sum(axis=0, dtype=jnp.int32) for x in (label, positive, label & positive)])
 
 
 def _metric_names(num_classes: int, multi_label: bool, loss: str) -> tuple[str, ...]:

@@ -32,24 +32,22 @@ class Tally:
     self._sums: dict[str, float] = {}
     self._bins = np.zeros((2, CALIBRATION_BINS))
 
-  def add(self, examples: Mapping[str, Any]) -> None:
+  def add(self, examples: Mapping[str, Any], counts: Int[np.ndarray, '3 classes'] | None = None) -> None:
     """Count the examples of a batch.
 
     Args:
-      examples: `label`, (B,) integers or (B, C) of 0 and 1; `best` (B,), the class of the largest logit; `confidence`
-        (B,), its probability; `accuracy` (B,) bool, whether it is a label; for (B, C) labels `positive` (B, C) bool,
-        whether a class's probability is above 0.5. Any other key names a metric, the mean of its (B,) numbers.
+      examples: {name: (B,)}: `best`, the class of the largest logit; `confidence`, its probability; `accuracy`, whether
+        it is a label; `label`, the class, unless an image has any number of classes. Any other name is a metric, the
+        mean of its numbers.
+      counts: support, predicted and hits of the batch, if an image has any number of classes.
     """
-    label, best, correct = examples['label'], examples['best'], examples['accuracy']
+    best, correct = examples['best'], examples['accuracy']
     self.examples += len(best)
-    if label.ndim == 1:
-      count = lambda classes: np.bincount(classes, minlength=len(self.support))
-      counts = count(label), count(best), count(best[correct])
+    if counts is None:
+      label, count = examples['label'], lambda classes: np.bincount(classes, minlength=len(self.support))
+      counts = np.stack([count(label), count(best), count(best[correct])])
       if self.confusion is not None:
         np.add.at(self.confusion, (label, best), 1)
-    else:
-      positive = examples['positive']
-      counts = (x.sum(axis=0, dtype=np.int64) for x in (label, positive, positive & (label > 0)))
     for total, part in zip((self.support, self.predicted, self.hits), counts, strict=True):
       total += part
     confidence = np.asarray(examples['confidence'], np.float64)
@@ -57,7 +55,7 @@ class Tally:
     bins = np.clip(np.ceil(np.nan_to_num(confidence) * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
     for row, values in enumerate((confidence, correct)):
       self._bins[row] += np.bincount(bins, values, minlength=CALIBRATION_BINS)
-    for name in examples.keys() - {'label', 'best', 'confidence', 'positive'}:
+    for name in examples.keys() - {'label', 'best', 'confidence'}:
       self._sums[name] = self._sums.get(name, 0.0) + float(np.sum(examples[name], dtype=np.float64))
 
   def metrics(self) -> dict[str, float]:
