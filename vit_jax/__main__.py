@@ -20,6 +20,7 @@ COMMANDS = {
     'describe': 'describe',
     'plan': 'plan',
     'show': 'show',
+    'analyze': 'analyze',
     'audit': 'audit',
 }
 

@@ -1,5 +1,6 @@
 """Cosine similarity of position embeddings (paper, figure 7, center), before and after a resize."""
 import os
+from typing import Any
 
 from flax import nnx
 from matplotlib.figure import Figure
@@ -25,13 +26,40 @@ def read_grid(source: PathLike | None = None) -> np.ndarray:
   Raises:
     UserError: the model has no such positions.
   """
-  if source is not None:
-    weights = load.read(source)
-    for path, layout in abstract_model(weights.config).positions.items():
-      if layout == 'grid':
-        return flatten(weights.params)[path].reshape(-1, *weights.config.grid, weights.config.width)[0]
+  if source is None:
+    return np.asarray(SinCos2D((14, 14), 64, class_token=False, rngs=nnx.Rngs(0))()[0])
+  weights = load.read(source)
+  grid = _learned_grid(weights.config, weights.params)
+  if grid is None:
     raise UserError(f"{source}: has no learned table of positions (model.position='learned')")
-  return np.asarray(SinCos2D((14, 14), 64, class_token=False, rngs=nnx.Rngs(0))()[0])
+  return grid
+
+
+def grid_of(model: Any) -> np.ndarray | None:
+  """Return the position embeddings of a model's patches (rows, columns, width), learned or not; None without.
+
+  If every layer has its own, they are the first one's.
+  """
+  config = model.config
+  if getattr(config, 'position', None) is None:
+    return None
+  if config.position == 'sincos2d':
+    return np.asarray(SinCos2D(config.grid, config.width, class_token=False, rngs=nnx.Rngs(0))()[0])
+  return _learned_grid(config, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+
+
+def _learned_grid(config: Any, params: Any) -> np.ndarray | None:
+  """Return the learned table of patches; one of rows and one of columns are joined as `Learned2D` does."""
+  tables, leaves = abstract_model(config).positions, flatten(params)
+  found = {layout: np.asarray(leaves[path], np.float32) for path, layout in tables.items()}
+  if 'grid' in found:
+    return found['grid'].reshape(-1, *config.grid, config.width)[0]
+  if 'rows' not in found:
+    return None
+  rows, columns = (found[name].reshape(-1, n, config.width // 2)[0]
+                   for name, n in zip(('rows', 'columns'), config.grid, strict=True))
+  shape = (*config.grid, config.width // 2)
+  return np.concatenate([np.broadcast_to(columns, shape), np.broadcast_to(rows[:, None], shape)], axis=-1)
 
 
 def similarities(grid: np.ndarray, tiles: int = TILES) -> np.ndarray:
@@ -39,21 +67,21 @@ def similarities(grid: np.ndarray, tiles: int = TILES) -> np.ndarray:
 
   Args:
     grid: (rows, columns, width).
-    tiles: number of rows, and of columns, that are compared with all; evenly spaced.
+    tiles: number of rows, and of columns, that are compared with all; evenly spaced; all if there are fewer.
 
   Returns:
     (tiles, tiles, rows, columns), -1..1.
   """
-  unit = grid / np.linalg.norm(grid, axis=-1, keepdims=True)
-  rows, columns = (np.linspace(0, n - 1, tiles).round().astype(int) for n in grid.shape[:2])
+  unit = grid / np.maximum(np.linalg.norm(grid, axis=-1, keepdims=True), 1e-12)
+  rows, columns = (np.linspace(0, n - 1, min(n, tiles)).round().astype(int) for n in grid.shape[:2])
   return np.einsum('abw,rcw->abrc', unit[np.ix_(rows, columns)], unit)
 
 
 def mosaic(tiles: np.ndarray, gap: int = 2) -> np.ndarray:
   """Return (tiles, tiles, rows, columns) as one picture, with `gap` pixels of NaN between tiles."""
   padded = np.pad(tiles, [(0, 0), (0, 0), (0, gap), (0, gap)], constant_values=np.nan)
-  count, _, rows, columns = padded.shape
-  return padded.transpose(0, 2, 1, 3).reshape(count * rows, count * columns)[:-gap, :-gap]
+  down, across, rows, columns = padded.shape
+  return padded.transpose(0, 2, 1, 3).reshape(down * rows, across * columns)[:-gap, :-gap]
 
 
 def draw_resizes(grid: np.ndarray, new: tuple[int, int], path: str | os.PathLike[str]) -> None:

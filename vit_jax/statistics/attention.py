@@ -75,7 +75,7 @@ def rollout(weights: Float[ArrayLike, 'layers *batch heads tokens tokens']) -> F
 
   The weights of each layer are averaged over the heads; the identity is added for the residual connection; rows are
   scaled to sum to 1; the layers are multiplied, the last one on the left. So the paper made figures 6 and 14
-  (appendix D.7, and the authors' answer that the identity is added).
+  (appendix D.8, and the authors' answer that the identity is added).
 
   Args:
     weights: of all layers, the first layer first.

@@ -4,6 +4,8 @@
 """
 import numpy as np
 
+FEWEST = 4  # examples that the unbiased estimator needs
+
 
 def linear(x: np.ndarray, y: np.ndarray, debiased: bool = False) -> float:
   """Return the linear CKA of two representations.
