@@ -86,8 +86,9 @@ def draw_heads(heads: Mapping[str, np.ndarray], uniform: Mapping[str, float], la
     axis.set_xlabel('block')
     _whole_ticks(axis)
     axis.grid(alpha=0.25)
-  axes[0].set(ylabel=label, ylim=(0, None))
-  axes[-1].legend(fontsize=8)
+  highest = max(max(found.max(), uniform[name]) for name, found in heads.items())
+  axes[0].set(ylabel=label, ylim=(0, 1.3 * highest))  # the legend is above the points
+  axes[-1].legend(fontsize=8, loc='upper right', ncols=2)
   return figure
 
 
@@ -114,7 +115,12 @@ def draw_norms(norms: Mapping[str, np.ndarray]) -> Any:
     left.plot(layers, found[:, 1], color=color, label=name if len(norms) > 1 else 'median, and 5 % to 95 %')
     left.plot(layers, found[:, 3], color=color, linestyle=':', label=None if len(norms) > 1 else 'largest of an image')
     right.plot(layers, 100 * found[:, 4], color=color, marker='o', markersize=3, label=name)
-  left.set(xlabel='layer', ylabel='norm of a patch token', yscale='log')
+  low, high = (reduce([reduce(found[:, :4]) for found in norms.values()]) for reduce in (np.min, np.max))
+  left.set(xlabel='layer', ylabel='norm of a patch token')
+  if low > 0 and high > 30 * low:
+    left.set_yscale('log')
+  else:
+    left.set_ylim(0, None)
   right.set(xlabel='layer', ylabel='outliers (% of patches)', ylim=(0, None))
   for axis in (left, right):
     _whole_ticks(axis)
