@@ -157,7 +157,7 @@ def _cka(study: Study) -> Made:
     return Made(None, missing=dict.fromkeys(names, 'needs at least 4 readable images'))
   pairs = [(names[0], names[0]), (names[-1], names[-1]), (names[0], names[-1])]
   found = dict(zip(pairs[:len(study.cka)], study.cka, strict=True)) if len(names) > 1 else {pairs[0]: study.cka[0]}
-  arrays = dict(zip(('cka', 'cka_2', 'cka_between'), study.cka, strict=False))
+  arrays: dict[str, np.ndarray] = dict(zip(('cka', 'cka_2', 'cka_between'), study.cka, strict=False))
   return Made(plots.draw_cka(found), arrays)
 
 
@@ -227,6 +227,7 @@ FIGURES: Mapping[str, Kind] = {
     'probe': Kind(
         'Accuracy of a linear classifier by layer',
         'A logistic regression on the features of each layer, with the names of the folders as classes, measured on '
-        'images that it was not trained on.',
+        'images that it was not trained on. If the model itself was trained on them, the accuracy on new images is '
+        'lower.',
         'Not in the paper; arXiv 1610.01644.', _probe, ('pooled',)),
 }

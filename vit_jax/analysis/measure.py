@@ -81,9 +81,9 @@ class Observer:
     stacked = lambda name: np.stack([layer[name][:count] for layer in layers]) if name in layers[0] else None
     apart = lambda name: [layer[name][:count] for layer in layers] if name in layers[0] else []
     grams = stacked('gram')
-    return Observed(
-        *(None if heads is None else heads[name][:, :count] for name in ('distance', 'entropy')), stacked('norms'),
-        None if grams is None else grams[:, :, :count], apart('pooled'), apart('class_token'))
+    of_heads = lambda name: None if heads is None else heads[name][:, :count]
+    return Observed(of_heads('distance'), of_heads('entropy'), stacked('norms'),
+                    None if grams is None else grams[:, :, :count], apart('pooled'), apart('class_token'))
 
 
 def observe(model: Any, images: Array, wanted: Collection[str]) -> tuple[list[dict[str, Array]], Any]:
@@ -171,15 +171,13 @@ class Collector:
 
   def result(self) -> Measurements:
     """Return the means over all images, and the features of all."""
-    means = {name: self._sums[name] / self._images if name in self._sums else None
-             for name in ('distance', 'entropy', 'norms')}
-    joined = {name: [np.concatenate(layer) for layer in zip(*batches, strict=True)]
-              for name, batches in self._features.items()}
-    return Measurements(**means, **joined)
+    mean = lambda name: self._sums[name] / self._images if name in self._sums else None
+    joined = lambda name: [np.concatenate(layer) for layer in zip(*self._features[name], strict=True)]
+    return Measurements(mean('distance'), mean('entropy'), mean('norms'), joined('pooled'), joined('class_tokens'))
 
 
 def measure(models: list[Any], batches: Any, batch_size: int, quantities: Collection[str],
-            progress: Callable[[int], None] = lambda images: None) -> tuple[
+            progress: Callable[[int], Any] = lambda images: None) -> tuple[
                 list[Measurements], list[np.ndarray], list[str]]:
   """Measure models on the same images.
 
