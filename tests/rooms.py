@@ -31,6 +31,7 @@ ROOMS = (
     Room('', 7, 'commands, one file each, and `train.py`, the public door: `train.run(config, workdir)`'),
     Room('planning', 6, 'what a training step costs on a chip, asked of its compiler'),
     Room('analysis', 6, 'pictures of what a model has learned'),
+    Room('analysis/report', 6, 'the report of an analysis: figures, a page with all of them, numbers'),
     Room('probing', 6, 'what the frozen features of a loaded model are worth, and a classifier on them'),
     Room('run', 5, 'one training run: config, build, loop, writing, stopping'),
     Room('training', 4, 'the step: state, optimizers, schedules'),

@@ -15,7 +15,7 @@ from absl import flags
 
 from vit_jax.run import cli
 
-# As in vit_jax.analysis.figures, which takes seconds to import.
+# As in vit_jax.analysis.report.figures, which takes seconds to import.
 FIGURES = ('filters', 'positions', 'distance', 'entropy', 'rollout', 'norms', 'cka', 'probe')
 
 
@@ -39,8 +39,9 @@ def run(source: str, images: str, output: str, *, source2: str | None = None, fi
   Raises:
     UserError: no images, a bad number, an unknown figure, a folder in the way, or a bad model.
   """
-  from vit_jax.analysis import inputs, report
-  report.check(figures, batch_size, output)
+  from vit_jax.analysis import inputs
+  from vit_jax.analysis.report import folder
+  folder.check(figures, batch_size, output)
   paths = inputs.choose_images(images, count)
   cli.set_up_compiler()
   from vit_jax.pretrained import load
@@ -48,10 +49,10 @@ def run(source: str, images: str, output: str, *, source2: str | None = None, fi
   names = sources if len(set(sources)) == len(sources) else [source, f'{source} (2)']
   models = {name: load.load(given, **options) for name, given in zip(names, sources, strict=True)}
   print(f'{len(paths):,} images of {images}, {batch_size} at a time', flush=True)
-  unreadable = report.analyze(models, paths, figures, output, batch_size)
+  unreadable = folder.analyze(models, paths, figures, output, batch_size)
   for path, reason in unreadable.items():
     print(f'error: {path}: {reason}', file=sys.stderr)
-  print(f'Wrote {output}; open {output}/{report.PAGE} in a browser.')
+  print(f'Wrote {output}; open {output}/{folder.PAGE} in a browser.')
   return len(unreadable)
 
 

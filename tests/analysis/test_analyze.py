@@ -9,7 +9,8 @@ import pytest
 
 from tests import golden_files
 from vit_jax import analyze
-from vit_jax.analysis import filters, inputs, measure, position_similarity, probe, report, rollout
+from vit_jax.analysis import filters, inputs, measure, position_similarity, probe, rollout
+from vit_jax.analysis.report import folder, page
 from vit_jax.base.errors import UserError
 from vit_jax.base.preprocessing import Preprocessing
 from vit_jax.models.config import ViTConfig
@@ -161,10 +162,10 @@ def test_command_on_two_models(photos, tmp_path, capsys):
     with Image.open(output / f'{name}.png') as picture:
       assert np.asarray(picture.convert('L')).std() > 5, name
   text = (output / 'index.html').read_text()
-  page = Page(text)
-  assert page.links == [f'#{name}' for name in analyze.FIGURES] and not page.open and 'http' not in text
-  assert len(page.pictures) == 8 and all(src.startswith('data:image/png;base64,') for src in page.pictures)
-  words = ' '.join(page.words)
+  parsed = Page(text)
+  assert parsed.links == [f'#{name}' for name in analyze.FIGURES] and not parsed.open and 'http' not in text
+  assert len(parsed.pictures) == 8 and all(src.startswith('data:image/png;base64,') for src in parsed.pictures)
+  words = ' '.join(parsed.words)
   assert "a model of kind 'mixer' has no attention" in words and '16 from' in words
   with np.load(output / 'numbers.npz') as numbers:
     assert numbers['distance/distance'].shape == (2, 3) and 'distance/distance_2' not in numbers
@@ -214,9 +215,9 @@ def test_folders_without_readable_images(tmp_path):
 
 def test_names_are_escaped():
   facts = [('model', '<script>alert(1)</script>')]
-  text = report.page.render('a & b', facts, [report.page.Section('x', '<i>', 't', 's', b'png', ['"m": r'])])
+  text = page.render('a & b', facts, [page.Section('x', '<i>', 't', 's', b'png', ['"m": r'])])
   assert '<script>' not in text and '<i>' not in text and 'a &amp; b' in text
 
 
 def test_the_list_of_figures_is_that_of_the_table():
-  assert tuple(report.FIGURES) == analyze.FIGURES
+  assert tuple(folder.FIGURES) == analyze.FIGURES

@@ -13,8 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 import vit_jax
-from vit_jax.analysis import inputs, measure, page, plots
-from vit_jax.analysis.figures import FIGURES, Made, Study, Subject
+from vit_jax.analysis import inputs, measure
+from vit_jax.analysis.report import page, plots
+from vit_jax.analysis.report.figures import FIGURES, Made, Study, Subject
 from vit_jax.base import files
 from vit_jax.base.choices import choose
 from vit_jax.base.errors import ExistingFileError, UserError

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.analysis import filters, plots, position_similarity, probe, rollout
+from vit_jax.analysis import filters, position_similarity, probe, rollout
 from vit_jax.analysis.measure import Measurements
+from vit_jax.analysis.report import plots
 from vit_jax.base.text import count
 from vit_jax.statistics import attention
 from vit_jax.statistics.tokens import OUTLIER_FACTOR
