@@ -287,6 +287,9 @@ def test_a_bad_command_line_prints_one_line_and_fails(data_dir, tmp_path):
   recipe = tiny.write(tiny.config(data_dir), tmp_path)
   for arguments, message in [
       ((f'--config={recipe}', f'--workdir={tmp_path / "run"}', '--config.optim.peek_lr=1'), 'error: optim.peek_lr: unknown config key'),
+      ((f'--config={recipe}', f'--workdir={tmp_path / "run"}', '--config.optimizer.name=sgd'), "error: config: there is no section 'optimizer'"),
+      ((f'--config={recipe}', f'--workdir={tmp_path / "run"}', '--config.evaluators.new.kind=real', '--config.evaluators.new.split=test'),
+       "error: evaluators: kind 'real' needs labels=PATH"),
       ((f'--config={recipe}',), 'error: --workdir: missing'),
       ((f'--config={tmp_path}/none.py', f'--workdir={tmp_path / "run"}'), 'none.py'),
   ]:

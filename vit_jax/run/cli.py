@@ -60,6 +60,12 @@ def start(main: Callable[[list[str]], int | None], argv: list[str] | None = None
 def _parse_flags(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
+  except KeyError as error:  # ml_collections did not find the section of a key
+    sections = [found[1] for argument in argv if (found := re.match(r'--?config\.(\w+)\.', argument))]
+    if not any(f"'{section}'" in str(error) for section in sections):
+      raise
+    print(f'error: config: there is no section {error.args[0]}', file=sys.stderr)
+    sys.exit(EXIT_ERROR)
   except flags.Error as error:
     found = re.fullmatch(r'flag --(?:config\.)?([\w.]+)=.*?: (.*)', str(error), flags=re.DOTALL)
     missing = re.search(r'Flag (--\w+) must have a value', str(error))
@@ -93,6 +99,15 @@ def set_up_compiler() -> None:
   platform.enable_compilation_cache()
 
 
+class _Sections(ml_collections.ConfigDict):
+  """A config whose sections exist as soon as a key in them is set."""
+
+  def __getitem__(self, key: str) -> Any:
+    if isinstance(key, str) and not key.startswith('_') and key not in self:
+      self[key] = _Sections()
+    return super().__getitem__(key)
+
+
 class RecipeParser(config_flags.ConfigFileFlagParser):
   """Loads a recipe, by file or by name, and adds the sections it leaves out, so that any key can be overridden."""
 
@@ -104,7 +119,13 @@ class RecipeParser(config_flags.ConfigFileFlagParser):
     except UserError as error:
       raise flags.IllegalFlagValueError(str(error)) from error
     from vit_jax.run import config as config_lib
-    return config_lib.with_all_sections(config) if hasattr(config, 'to_dict') else config
+    if not isinstance(config, ml_collections.ConfigDict):
+      return config
+    config = config_lib.with_all_sections(config)
+    if isinstance(evaluators := config.get('evaluators', ml_collections.ConfigDict()), ml_collections.ConfigDict):
+      with config.ignore_type():
+        config.evaluators = _Sections(evaluators.to_dict())  # they have names that a recipe need not know
+    return config
 
 
 def define_config_flag(*, required: bool = True) -> None:
@@ -116,15 +137,6 @@ def define_config_flag(*, required: bool = True) -> None:
   flags.FLAGS['config'].parser = RecipeParser('config', lock_config=False)
   if required:
     flags.mark_flag_as_required('config')
-
-
-class _Sections(ml_collections.ConfigDict):
-  """A config whose sections exist as soon as a key in them is set."""
-
-  def __getitem__(self, key: str) -> Any:
-    if isinstance(key, str) and not key.startswith('_') and key not in self:
-      self[key] = _Sections()
-    return super().__getitem__(key)
 
 
 def define_sections_flag(*names: str) -> None:
