@@ -131,6 +131,7 @@ def without_labels(config: ml_collections.ConfigDict, objective: dict, duration:
   config.model.dropout = 0.0
   config.train.duration = duration
   config.evaluators = {name: dict(kind='objective', split=keys.split) for name, keys in config.evaluators.items()}
+  config.evaluators.knn = dict(kind='knn', k=(10, 20))
   return config
 
 

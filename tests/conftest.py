@@ -18,7 +18,7 @@ import jaxtyping
 
 # Tests check shapes and types of these rooms' signatures at every call, except of ViTConfig, which replaces Nones by
 # derived values.
-CHECKED = [f'vit_jax.{room}.{path.stem}' for room in ('models', 'objectives', 'evaluators')
+CHECKED = [f'vit_jax.{room.replace("/", ".")}.{path.stem}' for room in ('models', 'objectives', 'objectives/masked', 'evaluators')
            for path in (pathlib.Path(__file__).parent.parent / 'vit_jax' / room).glob('*.py')]
 jaxtyping.install_import_hook([name for name in CHECKED if name != 'vit_jax.models.config'], 'beartype.beartype')
 

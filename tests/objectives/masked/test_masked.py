@@ -54,7 +54,12 @@ def batch_of(count=BATCH, channels=3, seed=0, size=(16, 24)):
 
 def run(objective, model, own, batch, keys=None):
   """Return the outcome, compiled."""
-  return nnx.jit(lambda model, own, batch, keys: objective(model, own, {}, batch, keys))(model, own, batch, keys)
+  return compiled(objective)(model, own, batch, keys)
+
+
+@functools.cache
+def compiled(objective):
+  return nnx.jit(lambda model, own, batch, keys: objective(model, own, {}, batch, keys))
 
 
 def keys_of(count, seed=3):

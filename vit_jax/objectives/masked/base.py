@@ -13,8 +13,8 @@ from vit_jax.models.base import PatchModel
 from vit_jax.objectives.base import ObjectiveContext, Outcome, mean_metric, random_keys
 from vit_jax.objectives.masked import masks
 from vit_jax.objectives.masked import patches as patches_lib
-from vit_jax.objectives.masked.masks import Indices
-from vit_jax.objectives.masked.targets import Hidden, Place, Target
+from vit_jax.objectives.masked.masks import Hidden, Visible
+from vit_jax.objectives.masked.targets import Place, Predictions, Target
 
 # Not among the small numbers by which layers and batch mixing derive their keys from an example's.
 _STREAM = 0x6D61736B
@@ -69,8 +69,8 @@ class MaskedObjective:
     """Return the module of the objective's own parameters."""
     raise NotImplementedError
 
-  def predict(self, model: PatchModel, own: Any, tokens: jax.Array, hidden: Indices, visible: Indices,
-              corruption: jax.Array, keys: jax.Array | None) -> Hidden:
+  def predict(self, model: PatchModel, own: Any, tokens: jax.Array, hidden: Hidden, visible: Visible,
+              corruption: jax.Array, keys: jax.Array | None) -> Predictions:
     """Return predictions of the hidden patches.
 
     Args:
@@ -118,8 +118,8 @@ class MaskedObjective:
     images = [patches_lib.unpatchify(x, self.place.size, self._grid) for x in (pixels, covered, filled)]
     return Reconstruction(images[0], images[1][..., 0], images[2])
 
-  def _predict(self, model: PatchModel, own: Any, batch: Mapping[str, Any],
-               keys: jax.Array | None) -> tuple[Hidden, Indices]:
+  def _predict(self, model: Any, own: Any, batch: Mapping[str, Any],
+               keys: jax.Array | None) -> tuple[Predictions, Hidden]:
     """Return predictions of the hidden patches of a batch, and the indices of these."""
     places, corruption = layers.split(random_keys(batch, keys, _STREAM), 2)
     assert places is not None and corruption is not None
@@ -151,6 +151,6 @@ class MaskHead(nnx.Module):
     token = model.mask_token if self.mask_token is None else self.mask_token
     return jnp.where(where[..., None], token[...].astype(tokens.dtype), tokens)
 
-  def __call__(self, tokens: Float[jax.Array, 'batch hidden width']) -> Hidden:
+  def __call__(self, tokens: Float[jax.Array, 'batch hidden width']) -> Predictions:
     """Return the predictions of tokens, float32."""
     return layers.dense(self.head, tokens)

@@ -15,8 +15,8 @@ from vit_jax.models.positions import embeddings
 from vit_jax.objectives.base import ObjectiveContext
 from vit_jax.objectives.masked import masks
 from vit_jax.objectives.masked.base import MaskedObjective
-from vit_jax.objectives.masked.masks import Indices
-from vit_jax.objectives.masked.targets import Hidden, Pixels, Target
+from vit_jax.objectives.masked.masks import Hidden, Visible
+from vit_jax.objectives.masked.targets import Pixels, Predictions, Target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +75,8 @@ class Mae(MaskedObjective):
     """Return the decoder."""
     return Decoder(self._config, self._context.model.config, self.target.num_outputs, rngs=rngs)
 
-  def predict(self, model: PatchModel, own: Any, tokens: jax.Array, hidden: Indices, visible: Indices,
-              corruption: jax.Array, keys: jax.Array | None) -> Hidden:
+  def predict(self, model: PatchModel, own: Any, tokens: jax.Array, hidden: Hidden, visible: Visible,
+              corruption: jax.Array, keys: jax.Array | None) -> Predictions:
     """Return predictions of the hidden patches; see `MaskedObjective.predict`."""
     del corruption
     return own(model.encode(tokens, visible, keys), hidden, visible)
@@ -108,7 +108,7 @@ class Decoder(nnx.Module):
     self.norm = nnx.LayerNorm(width, epsilon=model.norm_epsilon, dtype=jnp.dtype(model.dtype), rngs=rngs)
     self.head = linear(width, num_outputs, jnp.float32)
 
-  def __call__(self, tokens: Tokens, hidden: Indices, visible: Indices) -> Hidden:
+  def __call__(self, tokens: Tokens, hidden: Hidden, visible: Visible) -> Predictions:
     """Return predictions of the hidden patches.
 
     Attention does not mind the order of tokens, so the hidden ones come right after those before the patches.

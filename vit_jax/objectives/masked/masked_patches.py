@@ -12,8 +12,8 @@ from vit_jax.models.base import PatchModel
 from vit_jax.objectives.base import ObjectiveContext
 from vit_jax.objectives.masked import masks
 from vit_jax.objectives.masked.base import MaskedObjective, MaskHead
-from vit_jax.objectives.masked.masks import Indices
-from vit_jax.objectives.masked.targets import Colors, Hidden, Pixels, Place, Target
+from vit_jax.objectives.masked.masks import Hidden, Visible
+from vit_jax.objectives.masked.targets import Colors, Pixels, Place, Predictions, Target
 
 # Of the corrupted patches (appendix B.1.2): the learned token, the embedding of another patch; the rest is kept.
 _SHARE_TOKEN, _SHARE_OTHER = 0.8, 0.1
@@ -72,8 +72,8 @@ class MaskedPatches(MaskedObjective):
     """Return the mask token and the linear layer."""
     return MaskHead(self._context, self.target.num_outputs, rngs)
 
-  def predict(self, model: PatchModel, own: Any, tokens: jax.Array, hidden: Indices, visible: Indices,
-              corruption: jax.Array, keys: jax.Array | None) -> Hidden:
+  def predict(self, model: PatchModel, own: Any, tokens: jax.Array, hidden: Hidden, visible: Visible,
+              corruption: jax.Array, keys: jax.Array | None) -> Predictions:
     """Return predictions of the corrupted patches; see `MaskedObjective.predict`."""
     del visible
     count = tokens.shape[1]

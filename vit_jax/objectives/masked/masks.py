@@ -4,15 +4,16 @@ import math
 import jax
 from jax import Array
 import jax.numpy as jnp
-from jaxtyping import Int, Key
+from jaxtyping import Bool, Float, Int, Key
 import numpy as np
 
 from vit_jax.base.errors import UserError
 
-Indices = Int[Array, 'batch patches']
+Hidden = Int[Array, 'batch hidden']  # indices of patches
+Visible = Int[Array, 'batch visible']
 
 
-def draw(keys: Key[Array, ' batch'], grid: tuple[int, int], ratio: float, unit: int = 1) -> tuple[Indices, Indices]:
+def draw(keys: Key[Array, ' batch'], grid: tuple[int, int], ratio: float, unit: int = 1) -> tuple[Hidden, Visible]:
   """Return the indices of the patches that are hidden and of those that are visible, each in random order.
 
   Args:
@@ -55,12 +56,13 @@ def check_ratio(ratio: float) -> None:
     raise UserError(f'objective.ratio: must be between 0 and 1, got {ratio}')
 
 
-def are_among(indices: Indices, count: int) -> Array:
+def are_among(indices: Hidden, count: int) -> Bool[Array, 'batch patches']:
   """Return whether each of 0..count - 1 is among an example's indices, (B, count) bool."""
   return (indices[:, :, None] == jnp.arange(count)).any(axis=1)
 
 
-def take(x: Array, indices: Indices) -> Array:
+def take(x: Float[Array, 'batch patches features'], indices: Int[Array, 'batch taken']) -> Float[
+    Array, 'batch taken features']:
   """Return x[b, indices[b, i]] of (B, patches, features), (B, indices, features)."""
   return jnp.take_along_axis(x, indices[..., None], axis=1)
 

@@ -1,7 +1,7 @@
 """Images as patches, row by row, and back; and patches as a few means."""
 from jax import Array
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 import numpy as np
 
 
@@ -19,8 +19,8 @@ def patchify(images: Float[Array, 'batch rows columns channels'],
   return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, height * width * channels)
 
 
-def unpatchify(patches: Float[Array, 'batch patches pixels'], size: tuple[int, int],
-               grid: tuple[int, int]) -> Float[Array, 'batch rows columns channels']:
+def unpatchify(patches: Shaped[Array, 'batch patches pixels'], size: tuple[int, int],
+               grid: tuple[int, int]) -> Shaped[Array, 'batch rows columns channels']:
   """Return images from all their patches; the inverse of `patchify` for images of whole patches.
 
   Args:

@@ -10,8 +10,8 @@ from vit_jax.models.base import PatchModel
 from vit_jax.objectives.base import ObjectiveContext
 from vit_jax.objectives.masked import masks
 from vit_jax.objectives.masked.base import MaskedObjective, MaskHead
-from vit_jax.objectives.masked.masks import Indices
-from vit_jax.objectives.masked.targets import Hidden, Pixels, Target
+from vit_jax.objectives.masked.masks import Hidden, Visible
+from vit_jax.objectives.masked.targets import Pixels, Predictions, Target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +58,8 @@ class SimMim(MaskedObjective):
     """Return the mask token and the linear layer."""
     return MaskHead(self._context, self.target.num_outputs, rngs)
 
-  def predict(self, model: PatchModel, own: Any, tokens: jax.Array, hidden: Indices, visible: Indices,
-              corruption: jax.Array, keys: jax.Array | None) -> Hidden:
+  def predict(self, model: PatchModel, own: Any, tokens: jax.Array, hidden: Hidden, visible: Visible,
+              corruption: jax.Array, keys: jax.Array | None) -> Predictions:
     """Return predictions of the hidden patches; see `MaskedObjective.predict`."""
     del visible, corruption
     tokens = own.hide(model, tokens, masks.are_among(hidden, tokens.shape[1]))

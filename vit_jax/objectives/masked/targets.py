@@ -5,18 +5,19 @@ Predictions are (B, hidden, `num_outputs`) float32.
 """
 from collections.abc import Mapping
 import dataclasses
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from jax import Array
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Int
 import optax
 
 from vit_jax.base.errors import UserError
 from vit_jax.base.preprocessing import Normalization
 from vit_jax.objectives.masked import patches as patches_lib
 
-Hidden = Float[Array, 'batch hidden features']
+Predictions = Float[Array, 'batch hidden outputs']
+Patches = Float[Array, 'batch hidden pixels']
 PerPatch = Float[Array, 'batch hidden']
 
 _BITS = 3  # per channel (paper, appendix B.1.2)
@@ -41,12 +42,13 @@ class Place:
     """Numbers in a patch."""
     return self.size[0] * self.size[1] * self.channels
 
-  def to_pixels(self, patches: Hidden) -> Hidden:
+  def to_pixels(self, patches: Patches) -> Patches:
     """Return normalized patches as pixels 0..1."""
     split = patches.reshape(*patches.shape[:-1], -1, self.channels)
     return self.normalization.pixels(split).reshape(patches.shape)
 
 
+@runtime_checkable
 class Target(Protocol):
   """What is predicted of hidden patches.
 
@@ -57,15 +59,15 @@ class Target(Protocol):
   num_outputs: int
   metrics: Mapping[str, Literal['max', 'min']]
 
-  def losses(self, predictions: Hidden, patches: Hidden) -> PerPatch:
+  def losses(self, predictions: Predictions, patches: Patches) -> PerPatch:
     """Return the loss of each prediction."""
     ...
 
-  def measure(self, predictions: Hidden, patches: Hidden) -> dict[str, PerPatch]:
+  def measure(self, predictions: Predictions, patches: Patches) -> dict[str, PerPatch]:
     """Return {name: value of each prediction}."""
     ...
 
-  def to_pixels(self, predictions: Hidden, patches: Hidden) -> Hidden:
+  def to_pixels(self, predictions: Predictions, patches: Patches) -> Patches:
     """Return the predicted patches as pixels 0..1, (B, hidden, rows · columns · channels)."""
     ...
 
@@ -93,30 +95,30 @@ class Colors:
     self._num_colors = 2 ** (_BITS * place.channels)
     self.num_outputs = cells**2 * self._num_colors
 
-  def classes(self, patches: Hidden) -> Array:
+  def classes(self, patches: Patches) -> Int[Array, 'batch hidden cells']:
     """Return the color of each cell, (B, hidden, cells²) int32; the first channel has the highest bits."""
     means = patches_lib.cell_means(self._place.to_pixels(patches), self._place.size, self._cells)
     # A mean between two bins belongs to the upper one, however it was rounded.
     bins = jnp.clip(jnp.floor(means * 2**_BITS + 1e-5), 0, 2**_BITS - 1).astype(jnp.int32)
     return (bins << _BITS * jnp.arange(self._place.channels - 1, -1, -1)).sum(axis=-1)
 
-  def losses(self, predictions: Hidden, patches: Hidden) -> PerPatch:
+  def losses(self, predictions: Predictions, patches: Patches) -> PerPatch:
     """Return the mean cross-entropy over the cells, in nats."""
     return optax.softmax_cross_entropy_with_integer_labels(self._logits(predictions), self.classes(patches)).mean(-1)
 
-  def measure(self, predictions: Hidden, patches: Hidden) -> dict[str, PerPatch]:
+  def measure(self, predictions: Predictions, patches: Patches) -> dict[str, PerPatch]:
     """Return the share of cells whose best color is right, and the error of `pixel_error`."""
     correct = jnp.argmax(self._logits(predictions), axis=-1) == self.classes(patches)
     return dict(color_accuracy=correct.mean(axis=-1, dtype=jnp.float32),
                 pixel_error=pixel_error(self._place, self.to_pixels(predictions, patches), patches))
 
-  def to_pixels(self, predictions: Hidden, patches: Hidden) -> Hidden:
+  def to_pixels(self, predictions: Predictions, patches: Patches) -> Patches:
     """Return cells filled with the middle of their most probable bins."""
     best = jnp.argmax(self._logits(predictions), axis=-1)
     bins = best[..., None] >> _BITS * jnp.arange(self._place.channels - 1, -1, -1) & 2**_BITS - 1
     return patches_lib.fill_cells((bins + 0.5) / 2**_BITS, self._place.size)
 
-  def _logits(self, predictions: Hidden) -> Float[Array, 'batch hidden cells colors']:
+  def _logits(self, predictions: Predictions) -> Float[Array, 'batch hidden cells colors']:
     return predictions.reshape(*predictions.shape[:-1], self._cells**2, self._num_colors)
 
 
@@ -141,27 +143,27 @@ class Pixels:
     self._place, self._power, self._standardize = place, power, standardize
     self.num_outputs = place.num_values
 
-  def losses(self, predictions: Hidden, patches: Hidden) -> PerPatch:
+  def losses(self, predictions: Predictions, patches: Patches) -> PerPatch:
     """Return the mean over a patch's pixels of the difference to its power."""
     mean, spread = self._statistics(patches)
     return (jnp.abs(predictions - (patches - mean) / spread) ** self._power).mean(axis=-1)
 
-  def measure(self, predictions: Hidden, patches: Hidden) -> dict[str, PerPatch]:
+  def measure(self, predictions: Predictions, patches: Patches) -> dict[str, PerPatch]:
     """Return the error of `pixel_error`; of standardized patches given their own mean and variance."""
     return dict(pixel_error=pixel_error(self._place, self.to_pixels(predictions, patches), patches))
 
-  def to_pixels(self, predictions: Hidden, patches: Hidden) -> Hidden:
+  def to_pixels(self, predictions: Predictions, patches: Patches) -> Patches:
     """Return the predictions, if standardized with the true mean and variance of each patch."""
     mean, spread = self._statistics(patches)
     return jnp.clip(self._place.to_pixels(predictions * spread + mean), 0.0, 1.0)
 
-  def _statistics(self, patches: Hidden) -> tuple[Array | float, Array | float]:
+  def _statistics(self, patches: Patches) -> tuple[Array | float, Array | float]:
     """Return what a patch is shifted and scaled by."""
     if not self._standardize:
       return 0.0, 1.0
     return patches.mean(axis=-1, keepdims=True), jnp.sqrt(patches.var(axis=-1, keepdims=True, ddof=1) + 1e-6)
 
 
-def pixel_error(place: Place, pixels: Hidden, patches: Hidden) -> PerPatch:
+def pixel_error(place: Place, pixels: Patches, patches: Patches) -> PerPatch:
   """Return the mean absolute difference between predicted pixels 0..1 and the true ones, on a scale of 0..255."""
   return 255.0 * jnp.abs(pixels - place.to_pixels(patches)).mean(axis=-1)
