@@ -7,16 +7,20 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from vit_jax.configs import common
 from vit_jax.data.sources import registry as sources
 from vit_jax.distributed import batch_split
 from vit_jax.evaluators import EVALUATORS
+from vit_jax.models.config import ViTConfig
 from vit_jax.models.registry import MODELS
 from vit_jax.objectives import OBJECTIVES
 from vit_jax.objectives import batch_mixing as mix
+from vit_jax.pretrained.formats.weights import Weights, shapes, unflatten
 from vit_jax.run import config as config_lib
+from vit_jax.run import teacher as teacher_lib
 from vit_jax.run.build import build
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
@@ -31,6 +35,8 @@ ARGUMENTS = {
     'simmim': ['small,digits', 'small,fashion_mnist'],
     'vit_b16': ['imagenet', 'imagenet21k', 'jft'],
     'vit_h14': ['imagenet', 'imagenet21k', 'jft'],
+    'dino': ['b16,imagenet21k', 'small,digits', 'small,fashion_mnist'],
+    'distill': ['ti16,imagenet', 'small,digits'],
     'finetune': ['ti16,folder', 'h14,imagenet', 'r50_b32,pets', *(f'b16,{task}' for task in common.TASKS)],
 }
 CASES = [(recipe, argument) for recipe in RECIPES for argument in [None, *ARGUMENTS.get(recipe, [])]]
@@ -72,14 +78,25 @@ def no_data(monkeypatch):
   monkeypatch.setattr(sources, 'open_source', open_source)
 
 
+def a_teacher(data):
+  """Return zeros for a tiny classifier of a dataset."""
+  config = ViTConfig(width=8, depth=1, heads=1, mlp_dim=8, patch_size=4, image_size=(8, 8),
+                     channels=3 if data in CLASSES else 1, num_classes=CLASSES.get(data, 10))
+  return Weights(config, unflatten({path: np.zeros(shape, np.float32) for path, shape in shapes(config).items()}),
+                 class_names=tuple(map(str, range(CLASSES.get(data, 10)))))
+
+
 @pytest.mark.parametrize('name, argument', CASES)
-def test_builds_abstractly(name, argument, no_data):
+def test_builds_abstractly(name, argument, no_data, monkeypatch):
   config = recipe(name, argument)
   config.data.cache = False
+  if 'objective' in config and 'teacher' in config.objective:
+    config.objective.teacher = 'somewhere'
+    monkeypatch.setattr(teacher_lib, 'read', lambda source: a_teacher(config.data.name))
   if 'unroll' in config.model:
     config.model.unroll = False  # tracing forty blocks one by one takes long, and test_remat has unrolled ones
   parts = build(config)
-  state = jax.eval_shape(parts.create)
+  state = parts.abstract_state()
   size, channels = parts.data.image_size, parts.data.source.channels
   n = config.data.batch_size
   batch = dict(image=jax.ShapeDtypeStruct((n, *size, channels), jnp.uint8), label=jax.ShapeDtypeStruct((n,), jnp.int32),

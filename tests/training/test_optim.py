@@ -1,4 +1,5 @@
 """Optimizers: all converge, and equal NumPy or unstacked optax; frozen parameters have no state."""
+import math
 import re
 
 from flax import nnx
@@ -424,3 +425,18 @@ def test_bad_arguments_are_named(fields, message):
 def test_a_mask_without_a_match_lists_the_paths(mask):
   with pytest.raises(UserError, match=f"optim.decay_mask: '{mask}' matches no parameter; .*'head/kernel'"):
     build(weight_decay=0.1, decay_mask=mask)
+
+
+def test_the_weight_decay_changes_by_a_cosine():
+  """Without gradients a step moves a parameter by -lr · w(step) · p."""
+  config = OptimConfig(name='sgd', peak_lr=0.5, schedule='constant', weight_decay=0.04, end_weight_decay=0.4,
+                       clip_norm=None)
+  params = dict(head=dict(kernel=jnp.ones(())))
+  transform = optim.build(config, 10, Pace(1, 10), MODEL, params).transform
+  state = transform.init(params)
+  for step in range(4):
+    updates, state = transform.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    expected = 0.4 - 0.36 * (1 + math.cos(math.pi * step / 10)) / 2
+    assert float(updates['head']['kernel']) == pytest.approx(-0.5 * expected, rel=1e-5)
+  with pytest.raises(UserError, match='optim.end_weight_decay: must be at least 0'):
+    OptimConfig(end_weight_decay=-1.0)

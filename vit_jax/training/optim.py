@@ -37,6 +37,8 @@ class OptimConfig:
     weight_decay: w; each step moves a parameter p by -lr·w·p in addition to its own update (the form of the paper and
       of flax.optim), except in 'adam', where the decay is part of the gradient, and in 'lamb', where it is part of what
       is scaled to the parameter's norm.
+    end_weight_decay: w at the end of the run, reached by a cosine from `weight_decay` (DINO, arXiv 2104.14294); None: w
+      stays the same.
     decay_mask: regular expression; a parameter decays if its whole path, such as 'encoder/blocks/mlp/up/kernel',
       matches. The paper's code decays all; '.*/kernel' exempts biases, LayerNorms, tokens and positions.
     clip_norm: largest global norm of the gradient of the trained parameters; None: no clipping.
@@ -56,6 +58,7 @@ class OptimConfig:
   drops: tuple[float, ...] = ()
   timescale: float = 10_000.0
   weight_decay: float = 0.0
+  end_weight_decay: float | None = None
   decay_mask: str = '.*'
   clip_norm: float | None = 1.0
   layer_decay: float | None = None
@@ -67,7 +70,7 @@ class OptimConfig:
     choose(SHAPES, self.schedule, 'optim.schedule')
     if not all(isinstance(drop, float) and 0.0 < drop < 1.0 for drop in self.drops):
       raise UserError(f'optim.drops: expected fractions of the run between 0 and 1, got {self.drops}')
-    for name in ('peak_lr', 'end_lr', 'weight_decay', *_POSITIVE):
+    for name in ('peak_lr', 'end_lr', 'weight_decay', 'end_weight_decay', *_POSITIVE):
       number = getattr(self, name)
       if number is not None and (not math.isfinite(number) or number < 0 or (name in _POSITIVE and number == 0)):
         raise UserError(f'optim.{name}: must be {"positive" if name in _POSITIVE else "at least 0"}, got {number}')
@@ -125,11 +128,20 @@ def build(config: OptimConfig, num_steps: int, pace: Pace, model: ParamTree, par
   frozen = _frozen(params, config.freeze) if config.freeze else None
   decays = _matching(params, config.decay_mask, 'optim.decay_mask')
   clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
-  decay = optax.add_decayed_weights(config.weight_decay, decays if frozen is None else _without_frozen(decays, frozen))
+  decays = decays if frozen is None else _without_frozen(decays, frozen)
+  decay = optax.add_decayed_weights(_weight_decay(config, num_steps), decays)
   direction = OPTIMIZERS[config.name](decay, model, **config.options)
   scale = optax.stateless(lambda updates, _: scale_layers(updates, layer_decay, model))
   transform = optax.chain(clip, direction, optax.scale_by_learning_rate(schedule), scale)
   return Optimizer(transform if frozen is None else skip_frozen(transform, frozen), schedule, frozen)
+
+
+def _weight_decay(config: OptimConfig, num_steps: int) -> float | Callable[[Any], jax.Array]:
+  """Return the weight decay, or a function of the step if it changes."""
+  first, last = config.weight_decay, config.end_weight_decay
+  if last is None or last == first:
+    return first
+  return lambda step: last + (first - last) * (1 + jnp.cos(math.pi * step / num_steps)) / 2
 
 
 def scale_layers(updates: Any, factor: float | None, model: ParamTree) -> Any:
