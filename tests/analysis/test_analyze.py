@@ -3,6 +3,7 @@ import csv
 from html.parser import HTMLParser
 
 from flax import nnx
+import jax
 import numpy as np
 from PIL import Image
 import pytest
@@ -73,11 +74,12 @@ def test_batches_give_the_statistics_of_all_images(fields):
   (found,), (similar,), paths = measure.measure([model], batches, 4, measure.QUANTITIES)
   assert len(paths) == 7
   images, config = pixels / np.float32(255) * 2 - 1, model.config
-  prefix, weights = config.num_prefix_tokens, model.attention_weights(images)
+  prefix = config.num_prefix_tokens
+  direct = nnx.jit(lambda model: (model.attention_weights(images), [model.features(images, layer) for layer in range(3)]))
+  weights, features = jax.device_get(direct(model))
   distance = attention.mean_distance(weights, (2, 3), (4, 4), prefix)
   np.testing.assert_allclose(found.distance, np.mean(distance, axis=1), rtol=1e-4)
   np.testing.assert_allclose(found.entropy, np.mean(attention.entropy(weights), axis=1), rtol=1e-4)
-  features = [np.asarray(model.features(images, layer)) for layer in range(3)]
   for layer, x in enumerate(features):
     norms = np.asarray(tokens.norms(x[:, prefix:]))
     expected = [*(np.quantile(norms, q, axis=1).mean() for q in (0.05, 0.5, 0.95)), norms.max(axis=1).mean()]

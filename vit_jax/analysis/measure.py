@@ -51,7 +51,7 @@ def why_no_attention(model: Any) -> str | None:
   try:
     jax.eval_shape(lambda images: model.attention_weights(images, jnp.mean), images)
   except UserError as error:
-    return str(error)
+    return str(error).removeprefix('attention_weights: ')
   return None
 
 
