@@ -1,8 +1,8 @@
 """What training changes in a model: `python -m experiments.trained_beside_untrained --output=runs/comparison`.
 
 Trains a small Vision Transformer of 4×4 patches on the digits for 20 epochs, and beside it the same model for one step
-at a learning rate of almost zero. Then draws the attention distance, entropy and rollout of both, with the other figures
-of `vit_jax.analyze`, on images of the test split.
+at a learning rate of almost zero. Then draws the attention distance, entropy and rollout of both, with the other
+figures of `vit_jax.analyze`, on images of the test split.
 """
 from collections.abc import Sequence
 import pathlib
