@@ -22,7 +22,7 @@ batch: --config.data.repeats=3 with a batch size that 3 divides and --config.tra
 counts the repeats.
 
 Hardware: 8 GPUs or a TPU v3-8; for fewer, set --config.train.micro_batch. Digits: 2 cores of a CPU.
-Time: 53 hours of B/16 on 8 V100 GPUs without a teacher (the paper, section 5). Digits: under a minute.
+Time: 53 hours of B/16 on 8 V100 GPUs without a teacher (the paper, section 5). Digits: not measured.
 Accuracy: the paper's (table 5), ImageNet top-1: Ti/16 74.5 %, S/16 81.2 %, B/16 83.4 %; not measured by us.
 """
 import ml_collections
