@@ -58,6 +58,6 @@ def get_config(arg: str = 'b16,imagenet') -> ml_collections.ConfigDict:
                       decay_mask='.*/kernel', clip_norm=1.0, options=dict(b1=0.9, b2=0.999, mu_dtype='bfloat16'))
   config.train = dict(duration='300 epochs', log_every='50 steps', eval_every='5_000 steps',
                       micro_batch=common.MICRO_BATCH[variant])
-  config.checkpoint = dict(every='10 minutes', keep=1)
+  config.checkpoint = dict(every='10 minutes')
   config.evaluators = {name: dict(kind='classification', split=split) for name, split in data['evaluate'].items()}
   return config

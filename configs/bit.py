@@ -80,7 +80,7 @@ def _pretrain(model: str, variant: str, dataset: str) -> ml_collections.ConfigDi
   config.model = dict(kind='bit', variant=variant, head_bias=-10.0 if loss == 'sigmoid' else 0.0, dtype='bfloat16')
   config.objective = dict(loss=loss)
   config.train = dict(duration=f'{epochs} epochs', log_every='50 steps', eval_every='1_000 steps')
-  config.checkpoint = dict(every='10 minutes', keep=1)
+  config.checkpoint = dict(every='10 minutes')
   config.evaluators = {name: dict(kind='classification', split=split) for name, split in data['evaluate'].items()}
   return config
 

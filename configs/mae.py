@@ -57,7 +57,7 @@ def get_config(arg: str = 'b16,imagenet') -> ml_collections.ConfigDict:
   config.optim = dict(name='adamw', peak_lr=1.5e-4 * 4096 / 256, schedule='cosine', warmup='40 epochs',
                       weight_decay=0.05, decay_mask='.*/kernel', clip_norm=None, options=dict(b1=0.9, b2=0.95))
   config.train = dict(duration='800 epochs', log_every='50 steps', eval_every='20 epochs')
-  config.checkpoint = dict(every='10 minutes', keep=1)
+  config.checkpoint = dict(every='10 minutes')
   config.evaluators = {name: dict(kind='objective', split=split) for name, split in data['evaluate'].items()}
   return config
 

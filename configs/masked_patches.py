@@ -55,6 +55,6 @@ def get_config(arg: str = 'mean_color,imagenet') -> ml_collections.ConfigDict:
                       clip_norm=1.0, options=dict(b1=0.9, b2=0.999, mu_dtype='bfloat16'))
   config.train = dict(duration='1_000_000 steps', log_every='50 steps', eval_every='10_000 steps',
                       micro_batch=common.MICRO_BATCH['B/16'])
-  config.checkpoint = dict(every='10 minutes', keep=1)
+  config.checkpoint = dict(every='10 minutes')
   config.evaluators = {name: dict(kind='objective', split=split) for name, split in data['evaluate'].items()}
   return config

@@ -48,6 +48,6 @@ def get_config(arg: str = 'b16,imagenet') -> ml_collections.ConfigDict:
   config.optim = dict(name='adamw', peak_lr=1e-3, schedule='linear', warmup='10_000 steps', end_lr=1e-5,
                       weight_decay=0.1, decay_mask='.*/kernel', clip_norm=1.0, options=dict(b1=0.9, b2=0.999))
   config.train = dict(duration='300 epochs', log_every='50 steps', eval_every='2_500 steps')
-  config.checkpoint = dict(every='10 minutes', keep=1)
+  config.checkpoint = dict(every='10 minutes')
   config.evaluators = {name: dict(kind='classification', split=split) for name, split in data['evaluate'].items()}
   return config

@@ -43,7 +43,9 @@ def replacing(path: PathLike, what: str = 'the file') -> Iterator[epath.Path]:
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
     yield aside
+    sync(aside)
     aside.replace(target)
+    sync(target.parent)
   except OSError as error:
     with contextlib.suppress(OSError):
       aside.unlink(missing_ok=True)
@@ -80,6 +82,17 @@ def new_folder(path: PathLike, what: str = 'the folder') -> Iterator[pathlib.Pat
     raise FileError(f'{path}: cannot write {what}: {error}; choose another place or make room') from error
   finally:
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def sync(path: PathLike) -> None:
+  """Write a local file or folder to the disk, so that it survives a power loss; does nothing for a remote one."""
+  if is_remote(path):
+    return
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
 
 
 def write(path: PathLike, content: str | bytes, what: str = 'the file') -> None:

@@ -1,6 +1,7 @@
 """Reads the model of a training run: the parameters of a checkpoint and what its run record says."""
 import dataclasses
 import functools
+import functools
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from vit_jax.models.registry import MODELS
 from vit_jax.objectives.base import EMA
 from vit_jax.pretrained.formats.weights import Params, Weights, read_config
 from vit_jax.rundir import migration
-from vit_jax.rundir.checkpoint import open_to_read, pick_step
+from vit_jax.rundir.checkpoint import check_digests, open_to_read, pick_step
 from vit_jax.rundir.layout import RunDir
 from vit_jax.rundir.record import RunRecord
 from vit_jax.training.state import model_params
@@ -36,7 +37,9 @@ def read(path: PathLike, *, step: int | None = None, ema: bool = False) -> Weigh
   with open_to_read(run_dir.checkpoints_path) as manager:
     step = pick_step(sorted(manager.all_steps()), step, run_dir)
     record = RunRecord.from_json(manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))['run'])
-    params = _restore_tree(manager, step, _ema_names(manager, step, run_dir) if ema else ('params',))
+    names = _ema_names(manager, step, run_dir) if ema else ('params',)
+    params = _restore_tree(manager, step, names)
+  check_digests(record, functools.reduce(lambda tree, name: {name: tree}, reversed(names), params), f'{run_dir}, step {step}')
   return _to_weights(record, params, f'{run_dir}, step {step}' + (', EMA of the parameters' if ema else ''))
 
 

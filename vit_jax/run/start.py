@@ -28,20 +28,21 @@ def restore(parts: Parts, checkpoints: Checkpoints, step: int | None = None, *,
   Args:
     parts: of the run.
     checkpoints: of the run.
-    step: which checkpoint; None is the latest, or a new state if there is none.
+    step: which checkpoint; None is the latest that is whole, or a new state if there is none.
     any_class_order: whether the data may have the same classes in another order, so that the head's rows are moved; for
       an evaluation, as the optimizer's state stays as it is.
 
   Raises:
     UserError: the checkpoint cannot be read, or is of other classes than the data has.
   """
-  step = checkpoints.latest() if step is None else step
-  if step is None:
+  abstract = parts.strategy.abstract(jax.eval_shape(parts.create))
+  found = checkpoints.restore_latest(abstract) if step is None else (step, *checkpoints.restore(step, abstract))
+  if found is None:
     state = parts.strategy.create(parts.create)
     # Not made by the program that makes the rest, which would hold the teacher's parameters as its own constants.
     state = state if parts.constants is None else _place(parts, state)
     return LoopState(0, state, None, make_record(parts))
-  state, record = checkpoints.restore(step, parts.strategy.abstract(jax.eval_shape(parts.create)))
+  step, state, record = found
   names = parts.data.source.class_names
   if record.class_names != names:
     order = find_order(record.class_names, names) if any_class_order else None

@@ -12,11 +12,20 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from vit_jax.base import files
 from vit_jax.base.durations import Interval, Pace
 from vit_jax.base.errors import UserError
 from vit_jax.base.text import listing
-from vit_jax.rundir import migration
+from vit_jax.rundir import digests, manifest, migration
 from vit_jax.rundir.record import RunRecord
+
+
+# In the name of a step while it is written, by Orbax; of one that was found to be damaged, by us.
+_UNFINISHED, _DAMAGED = '.orbax-checkpoint-tmp', 'damaged-'
+
+
+class DamagedCheckpointError(UserError):
+  """A checkpoint that was changed after it was saved, or is not whole."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +34,12 @@ class CheckpointConfig:
 
   Attributes:
     every: steps or minutes between two checkpoints.
-    keep: how many of the latest to keep.
+    keep: how many of the latest to keep; of two, one is left if the disk damages the other.
     keep_best: how many of the best to keep as well; if any, every evaluated step is saved.
     best: the metric that ranks them; the evaluator knows whether larger or smaller is better.
   """
   every: Interval = Interval(10, 'minute')
-  keep: int = 1
+  keep: int = 2
   keep_best: int = 0
   best: str = 'test/accuracy'
 
@@ -64,6 +73,8 @@ class Checkpoints:
         directory, item_handlers=_handlers(), options=ocp.CheckpointManagerOptions(
             # Without `best_fn` Orbax does not write the metrics, and a resumed run would not know which was the best.
             best_fn=rank if config.keep_best else None,
+            # Called before a step gets its name, so before older ones are deleted.
+            async_options=ocp.AsyncOptions(post_finalization_callback=lambda: _finish(directory)),
             cleanup_tmp_directories=True,  # those of a run that was killed; a reader leaves them, the run may be alive
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies)))
     self._config = config
@@ -94,9 +105,18 @@ class Checkpoints:
       state: as `Strategy.fetch` returns it.
       record: what to store beside it.
       metrics: of the step if it was evaluated.
+
+    Raises:
+      UserError: numbers that are not finite, which would replace a good checkpoint.
     """
     if self._config.keep_best and metrics is not None and self._config.best not in metrics:
       raise UserError(f'checkpoint.best: unknown {self._config.best!r}; choose from {sorted(metrics)}')
+    found, not_finite = digests.compute(state)
+    if not_finite:
+      saved = self.latest()
+      raise UserError(f'step {step}: not saved, as numbers of the state are not finite: {listing(not_finite, 5)}; '
+                      + ('nothing was saved before' if saved is None else f'step {saved} is saved'))
+    record = dataclasses.replace(record, digests=found)
     self._manager.save(step, metrics=metrics if self._config.keep_best else None, args=ocp.args.Composite(
         state=ocp.args.PyTreeSave(state), run=ocp.args.JsonSave(record.to_json())))
     self._last_time = time.monotonic()
@@ -118,21 +138,56 @@ class Checkpoints:
         they were sharded when they were saved, leaves without one NumPy arrays.
 
     Raises:
-      UserError: the checkpoint cannot be read.
+      DamagedCheckpointError: files are missing or were changed.
+      UserError: the checkpoint cannot be read for another reason, which may pass.
     """
+    where = self._manager.directory / str(step)
     try:
+      _check_files(where)
       names = migration.old_names(self._manager.item_metadata(step)['state'].tree['params'])
       stored = migration.rename(abstract_state, names)
       restored = self._manager.restore(step, args=ocp.args.Composite(
           state=ocp.args.PyTreeRestore(stored, restore_args=jax.tree.map(_restore_args, stored), partial_restore=True),
           run=ocp.args.JsonRestore()))
+    except DamagedCheckpointError:
+      raise
     except Exception as error:  # Orbax and TensorStore raise many kinds
-      others = [other for other in self.steps() if other != step]
-      raise UserError(f'{self._manager.directory / str(step)}: cannot read this checkpoint: {str(error)[:300]}\n'
-                      f'Remove the directory {step} to resume from '
-                      + (f'step {others[-1]}' if others else 'the beginning')) from error
+      text = str(error).strip('"')[:300]
+      raise UserError(f'{where}: cannot read this checkpoint: {type(error).__name__}: {text}\n'
+                      'It stays as it is. Run the same command again when the reason has passed') from error
     state = migration.rename(restored['state'], migration.new_names(names))
-    return state, RunRecord.from_json(restored['run'])
+    record = _read_record(restored['run'], where)
+    check_digests(record, state, where)
+    return state, record
+
+  def restore_latest(self, abstract_state: Any) -> tuple[int, Any, RunRecord] | None:
+    """Read the latest checkpoint that is whole; None if there is none.
+
+    A damaged one is renamed to 'damaged-STEP', which a warning says, and the one before it is read.
+
+    Args:
+      abstract_state: as for `restore`.
+
+    Raises:
+      DamagedCheckpointError: all are damaged; or the latest, of a run with several processes, which might not agree.
+      UserError: the latest cannot be read for another reason.
+    """
+    steps = self.steps()
+    for step in reversed(steps):
+      try:
+        return step, *self.restore(step, abstract_state)
+      except DamagedCheckpointError as error:
+        if jax.process_count() > 1:
+          raise
+        moved = self._manager.directory / f'{_DAMAGED}{step}'
+        (self._manager.directory / str(step)).rename(moved)
+        self._manager.reload()
+        logging.warning('%s. It is now named %s', error, moved.name)
+    if steps:
+      raise DamagedCheckpointError(
+          f'{self._manager.directory}: all checkpoints were damaged ({listing(steps)}) and have been renamed to '
+          f'{_DAMAGED}STEP. Bring back a copy, or run the same command again to start from the beginning')
+    return None
 
   def wait(self) -> None:
     """Wait for the save in progress and raise its error."""
@@ -142,6 +197,43 @@ class Checkpoints:
     """Wait for the save in progress, raise its error, and end."""
     self._manager.wait_until_finished()
     self._manager.close()
+
+
+def check_digests(record: RunRecord, state: Any, where: object) -> None:
+  """Check that arrays are those that were saved.
+
+  Args:
+    record: of the checkpoint.
+    state: arrays of it, all or some.
+    where: for the message.
+
+  Raises:
+    DamagedCheckpointError: some were changed.
+  """
+  found, _ = digests.compute(state) if record.digests else ({}, [])
+  if changed := digests.changed(record.digests, found):
+    raise DamagedCheckpointError(f'{where}: this checkpoint is damaged: arrays were changed after they were saved: '
+                                 f'{changed}')
+
+
+def _read_record(values: dict[str, Any], where: object) -> RunRecord:
+  try:
+    return RunRecord.from_json(values)
+  except UserError as error:
+    raise DamagedCheckpointError(f'{where}: this checkpoint is damaged: {error}') from error
+
+
+def _check_files(where: epath.Path) -> None:
+  """Raise DamagedCheckpointError if files of a step are missing or were changed."""
+  if problems := manifest.problems(where):
+    raise DamagedCheckpointError(f'{where}: this checkpoint is damaged: {listing(problems, 3)}')
+
+
+def _finish(directory: epath.Path) -> None:
+  """Complete a step that has all its files, but not yet its name."""
+  if jax.process_index() == 0 and not files.is_remote(directory):
+    for step in directory.glob(f'*{_UNFINISHED}*'):
+      manifest.write(step)
 
 
 def _rank(metrics: Mapping[str, float], best: str, better: Literal['max', 'min']) -> float:
