@@ -1,7 +1,6 @@
 """Reads the model of a training run: the parameters of a checkpoint and what its run record says."""
 import dataclasses
 import functools
-import functools
 from typing import Any
 
 import jax
@@ -39,7 +38,7 @@ def read(path: PathLike, *, step: int | None = None, ema: bool = False) -> Weigh
     record = RunRecord.from_json(manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))['run'])
     names = _ema_names(manager, step, run_dir) if ema else ('params',)
     params = _restore_tree(manager, step, names)
-  check_digests(record, functools.reduce(lambda tree, name: {name: tree}, reversed(names), params), f'{run_dir}, step {step}')
+  check_digests(record, _nest(params, names), f'{run_dir}, step {step}')
   return _to_weights(record, params, f'{run_dir}, step {step}' + (', EMA of the parameters' if ema else ''))
 
 
@@ -58,13 +57,18 @@ def _restore_tree(manager: ocp.CheckpointManager, step: int, names: tuple[str, .
   """Return the model's part of one tree of the state as NumPy arrays; the rest of the state is not read."""
   pick = lambda tree: functools.reduce(lambda tree, name: tree[name], names, tree)
   metadata = pick(manager.item_metadata(step)['state'].tree)
-  item = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata)
-  for name in reversed(names):
-    item = {name: item}
+  item = _nest(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata), names)
   arguments = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), item)
   state = ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
   restored = pick(manager.restore(step, args=ocp.args.Composite(state=state))['state'])
   return model_params(migration.rename(restored, migration.new_names(migration.old_names(metadata))))
+
+
+def _nest(tree: Any, names: tuple[str, ...]) -> Any:
+  """Return a tree that has `tree` at names[0]/names[1]/…."""
+  for name in reversed(names):
+    tree = {name: tree}
+  return tree
 
 
 def _to_weights(record: RunRecord, params: Params, note: str) -> Weights:
