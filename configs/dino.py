@@ -57,7 +57,7 @@ def get_config(arg: str = 's16,imagenet') -> ml_collections.ConfigDict:
   config.optim = dict(name='adamw', peak_lr=5e-4 * 1024 / 256, schedule='cosine', warmup='10 epochs',
                       weight_decay=0.04, end_weight_decay=0.4, decay_mask='(?!.*(bias|scale)$).*', clip_norm=3.0)
   config.train = dict(duration='100 epochs', log_every='50 steps', eval_every='5 epochs')
-  config.checkpoint = dict(every='10 minutes', keep=1)
+  config.checkpoint = dict(every='10 minutes')
   config.evaluators = dict(knn=dict(kind='knn', data=dict(train_split='train[:5%]', test_split='validation')))
   return config
 

@@ -58,7 +58,7 @@ def get_config(arg: str = 'b16,imagenet') -> ml_collections.ConfigDict:
                       decay_mask='.*/kernel', clip_norm=None)
   config.train = dict(duration='300 epochs', log_every='50 steps', eval_every='2_500 steps',
                       micro_batch=common.MICRO_BATCH[variant])
-  config.checkpoint = dict(every='10 minutes', keep=1)
+  config.checkpoint = dict(every='10 minutes')
   config.evaluators = {name: dict(kind='classification', split=split) for name, split in data['evaluate'].items()}
   return config
 

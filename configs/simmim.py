@@ -54,7 +54,7 @@ def get_config(arg: str = 'b16,imagenet') -> ml_collections.ConfigDict:
                       warmup='10 epochs', weight_decay=0.05, decay_mask='.*/kernel', clip_norm=5.0,
                       options=dict(b1=0.9, b2=0.999))
   config.train = dict(duration='800 epochs', log_every='50 steps', eval_every='20 epochs')
-  config.checkpoint = dict(every='10 minutes', keep=1)
+  config.checkpoint = dict(every='10 minutes')
   config.evaluators = {name: dict(kind='objective', split=split) for name, split in data['evaluate'].items()}
   return config
 

@@ -19,7 +19,6 @@ from vit_jax.base.text import listing
 from vit_jax.rundir import digests, manifest, migration
 from vit_jax.rundir.record import RunRecord
 
-
 # In the name of a step while it is written, by Orbax; of one that was found to be damaged, by us.
 _UNFINISHED, _DAMAGED = '.orbax-checkpoint-tmp', 'damaged-'
 

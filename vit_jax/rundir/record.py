@@ -39,7 +39,8 @@ class RunRecord:
   def to_json(self) -> dict[str, Any]:
     """Return the record as plain values with a checksum; `from_json` gives it back."""
     fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-    values = {_KEYS.get(name, name): list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+    values = {_KEYS.get(name, name): list(value) if isinstance(value, tuple) else value
+              for name, value in fields.items()}
     return dict(values, **{_CHECKSUM: _checksum(values)})
 
   @classmethod
