@@ -61,7 +61,8 @@ def assert_same_training(config, workdir, other, rtol=2e-5):
   assert state.seen == other_state.seen and step == other_step and record.position == other_record.position
 
 
-@pytest.mark.parametrize('strategy', STRATEGIES)
+@pytest.mark.parametrize('strategy', [
+    pytest.param(name, marks=pytest.mark.slow if name == 'mesh' else ()) for name in STRATEGIES])
 def test_two_processes_resume_like_an_uninterrupted_run(strategy, data_dir, tmp_path, monkeypatch):
   """Same examples in the same order, same losses, one checkpoint; evaluation by two processes gives the same numbers."""
   config = tiny.config(data_dir)

@@ -263,6 +263,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 def test_memory_and_time_stay_small(tmp_path):
   huge, shared = '(1000000, 1000000)', np.zeros(1 << 20, np.float32)
