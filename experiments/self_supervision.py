@@ -69,7 +69,7 @@ def pretraining(method: str, shared: dict[str, Any], data_dir: str | None, seed:
   name, changes = METHODS[method]
   data = dict(train_split=shared['frozen'], test_split=shared['test'])
   evaluators = dict(knn=dict(kind='knn', data=data, k=(20,)), few_shot=dict(kind='few_shot', data=data, shots=(10,)),
-                    probe=dict(kind='linear_probe', data=data))
+                    probe=dict(kind='linear_probe', data=data, l2=(0.1, 0.01, 1e-3, 1e-4)))
   return recipe(name, **{**common(shared, data_dir, seed), 'train.duration': f'{shared["epochs"]} epochs',
                          'train.eval_every': f'{shared["epochs"]} epochs', 'evaluators': evaluators, **changes})
 
