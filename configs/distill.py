@@ -19,8 +19,8 @@ rate 5e-4 per 512 images, cosine decay (theirs ends at 1e-5, ours at 0), 5 epoch
 smoothing 0.1, stochastic depth 0.1, no dropout and no clipping, RandAugment of magnitude 9, mixup 0.8 and CutMix 1.0,
 random erasing with probability 0.25; a token for the teacher, and half of the loss by its best class. Their teacher is
 a RegNetY-16GF. They also jitter colors, evaluate an EMA (decay 0.99996: --config.train.ema_decay=0.99996
---config.train.ema_warmup=True), and repeat each image three times in a batch: --config.data.repeats=3 with a batch size that 3 divides and --config.train.duration='100 epochs', as an epoch
-counts the repeats.
+--config.train.ema_warmup=True), and repeat each image three times in a batch: --config.data.repeats=3 with a batch size
+that 3 divides and --config.train.duration='100 epochs', as an epoch counts the repeats.
 
 Hardware: 8 GPUs or a TPU v3-8; for fewer, set --config.train.micro_batch. Digits: 2 cores of a CPU.
 Time: not measured.
