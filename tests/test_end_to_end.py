@@ -1,5 +1,6 @@
 """The true loop on real digits: trains, saves, resumes exactly, refuses, evaluates; on one device and on many."""
 import csv
+import dataclasses
 import json
 import os
 import random
@@ -422,7 +423,7 @@ def test_a_checkpoint_that_does_not_say_its_records_goes_on(finished):
   """As version 0.1.0 saved them."""
   config, workdir, _ = finished
   step, state, record = final_state(config, workdir)
-  values = {key: value for key, value in record.to_json().items() if key not in ('examples', 'numbering')}
+  values = {key: value for key, value in record.to_json().items() if key not in ('examples', 'numbering', 'checksum')}
   old = RunRecord.from_json(values)
   assert (old.examples, old.fingerprint) == (None, None)
   checkpoints = types.SimpleNamespace(restore=lambda step, abstract: (state, old))
@@ -499,6 +500,7 @@ def test_the_loop_can_be_entered_at_any_checkpoint(data_dir, tmp_path):
       end = loop_lib.Loop(parts, checkpoints, writer, stop).run(at)
     writer.close()
     checkpoints.close()
-    assert end.step == expected[0] and end.record == expected[2]
+    assert end.step == expected[0]
+    assert dataclasses.replace(end.record, digests={}) == dataclasses.replace(expected[2], digests={})
     for ours, theirs in zip(*map(jax.tree.leaves, (parts.strategy.fetch(end.state), expected[1])), strict=True):
       np.testing.assert_array_equal(ours, theirs)
