@@ -165,7 +165,8 @@ def test_an_objective_without_labels_cannot_be_measured_as_a_classifier(data_dir
 
 def test_the_best_checkpoint_is_that_of_the_smallest_loss(data_dir, tmp_path):
   config = tiny.config(data_dir, **{
-      'optim.peak_lr': 1.0, 'train.duration': '6 steps', 'train.eval_every': '1 steps', 'checkpoint.keep_best': 2,
+      'optim.peak_lr': 1.0, 'train.duration': '6 steps', 'train.eval_every': '1 steps', 'checkpoint.keep': 1,
+      'checkpoint.keep_best': 2,
       'checkpoint.best': 'test_ema/loss', 'train.ema_decay': 0.5})
   train.run(config, tmp_path)
   losses = dict(tiny.metrics(tmp_path, ('test_ema/loss',)))
