@@ -254,6 +254,16 @@ def test_predictions_of_a_run_of_version_0_1_give_the_metrics_it_recorded(name, 
   assert (probabilities.argmax(axis=1) == labels).mean() == pytest.approx(recorded[f'{prefix}/accuracy'])
 
 
+@pytest.mark.parametrize('ema', [False, True])
+def test_a_damaged_checkpoint_is_refused_before_it_is_read(run, tmp_path, ema):
+  shutil.copytree(run[1], tmp_path / 'run')
+  files = [path for path in (tmp_path / 'run' / 'checkpoints' / '0' / 'state').rglob('*') if path.is_file()]
+  largest = max(files, key=lambda path: path.stat().st_size)
+  largest.write_bytes(largest.read_bytes()[:1000])
+  with pytest.raises(UserError, match=f'0: this checkpoint is damaged: .*{largest.name} has 1,000 bytes'):
+    load.read(tmp_path / 'run', ema=ema)
+
+
 def test_a_run_without_ema_says_so(data_dir, tmp_path):
   save_untrained(tiny.config(data_dir, **{'train.ema_decay': None}), tmp_path / 'run', lambda state: state)
   with pytest.raises(UserError, match='run: trained without train.ema_decay, so it has no EMA'):

@@ -14,7 +14,7 @@ from vit_jax.models.registry import MODELS
 from vit_jax.objectives.base import EMA
 from vit_jax.pretrained.formats.weights import Params, Weights, read_config
 from vit_jax.rundir import migration
-from vit_jax.rundir.checkpoint import check_digests, open_to_read, pick_step
+from vit_jax.rundir.checkpoint import check_digests, open_to_read, pick_step, reading
 from vit_jax.rundir.layout import RunDir
 from vit_jax.rundir.record import RunRecord
 from vit_jax.training.state import model_params
@@ -30,14 +30,16 @@ def read(path: PathLike, *, step: int | None = None, ema: bool = False) -> Weigh
       objective's teacher.
 
   Raises:
-    UserError: there is no such checkpoint, or no EMA in it.
+    UserError: there is no such checkpoint, it is damaged, or there is no EMA in it.
   """
   run_dir = RunDir(path)
   with open_to_read(run_dir.checkpoints_path) as manager:
-    step = pick_step(sorted(manager.all_steps()), step, run_dir)
-    record = RunRecord.from_json(manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))['run'])
-    names = _ema_names(manager, step, run_dir) if ema else ('params',)
-    params = _restore_tree(manager, step, names)
+    steps = sorted(manager.all_steps())
+    step = pick_step(steps, step, run_dir)
+    with reading(run_dir.checkpoints_path / str(step), steps):
+      record = RunRecord.from_json(manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))['run'])
+      names = _ema_names(manager, step, run_dir) if ema else ('params',)
+      params = _restore_tree(manager, step, names)
   check_digests(record, _nest(params, names), f'{run_dir}, step {step}')
   return _to_weights(record, params, f'{run_dir}, step {step}' + (', EMA of the parameters' if ema else ''))
 

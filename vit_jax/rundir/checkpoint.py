@@ -1,5 +1,6 @@
 """Checkpoints: everything a run needs to resume, saved by Orbax in the background, whole or not at all."""
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import math
 import time
@@ -141,19 +142,12 @@ class Checkpoints:
       UserError: the checkpoint cannot be read for another reason, which may pass.
     """
     where = self._manager.directory / str(step)
-    try:
-      _check_files(where)
+    with reading(where, self.steps()):
       names = migration.old_names(self._manager.item_metadata(step)['state'].tree['params'])
       stored = migration.rename(abstract_state, names)
       restored = self._manager.restore(step, args=ocp.args.Composite(
           state=ocp.args.PyTreeRestore(stored, restore_args=jax.tree.map(_restore_args, stored), partial_restore=True),
           run=ocp.args.JsonRestore()))
-    except DamagedCheckpointError:
-      raise
-    except Exception as error:  # Orbax and TensorStore raise many kinds
-      text = str(error).strip('"')[:300]
-      raise UserError(f'{where}: cannot read this checkpoint: {type(error).__name__}: {text}\n'
-                      'It stays as it is. Run the same command again when the reason has passed') from error
     state = migration.rename(restored['state'], migration.new_names(names))
     record = _read_record(restored['run'], where)
     check_digests(record, state, where)
@@ -222,10 +216,30 @@ def _read_record(values: dict[str, Any], where: object) -> RunRecord:
     raise DamagedCheckpointError(f'{where}: this checkpoint is damaged: {error}') from error
 
 
-def _check_files(where: epath.Path) -> None:
-  """Raise DamagedCheckpointError if files of a step are missing or were changed."""
+@contextlib.contextmanager
+def reading(where: epath.Path, steps: Sequence[int]) -> Iterator[None]:
+  """Check the files of a step before the block, which reads it by Orbax, and name the step in errors of the block.
+
+  Args:
+    where: directory of the step.
+    steps: all there are.
+
+  Raises:
+    DamagedCheckpointError: files are missing or were changed.
+    UserError: the block failed for another reason, which may pass; errors of this kind are left as they are.
+  """
+  others = [str(step) for step in steps if str(step) != where.name]
+  there = f'. There is also step {listing(reversed(others), 3)}' if others else ''
   if problems := manifest.problems(where):
-    raise DamagedCheckpointError(f'{where}: this checkpoint is damaged: {listing(problems, 3)}')
+    raise DamagedCheckpointError(f'{where}: this checkpoint is damaged: {listing(problems, 3)}{there}')
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:  # Orbax and TensorStore raise many kinds
+    text = str(error).strip('"')[:300]
+    raise UserError(f'{where}: cannot read this checkpoint: {type(error).__name__}: {text}\nIt stays as it is. Run the '
+                    f'same command again when the reason has passed{there}') from error
 
 
 def _finish(directory: epath.Path) -> None:
@@ -262,7 +276,7 @@ def pick_step(steps: list[int], step: int | None, where: object) -> int:
     UserError: there is no such checkpoint.
   """
   if not steps:
-    raise UserError(f'{where}: has no checkpoint yet')
+    raise UserError(f'{where}: has no checkpoint yet, or only damaged ones')
   if step is not None and step not in steps:
     raise UserError(f'{where}: has no checkpoint of step {step}; there are {listing(steps)}')
   return steps[-1] if step is None else step
