@@ -74,6 +74,7 @@ def trained(tmp_path_factory):
   return folder / 'run', metrics
 
 
+@pytest.mark.slow
 def test_fine_tuning_on_the_same_classes_in_another_order(trained, tmp_path, capsys):
   """The same metrics, from a run and from a file; the parameters of the head are those of the same names."""
   run, metrics = trained

@@ -34,6 +34,7 @@ def run(kind, data_dir, tmp_path_factory):
   return workdir
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_a_resumed_run_ends_the_same(run, kind, data_dir, tmp_path):
   losses = [loss for _, loss in tiny.metrics(run, ['train/loss'])]
   assert len(losses) == 12 and np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.02

@@ -86,6 +86,7 @@ def test_a_fine_tune_starts_from_it(finished, data_dir, tmp_path, capsys):
     np.testing.assert_array_equal(after[path], leaf, err_msg=path)
 
 
+@pytest.mark.slow
 def test_it_starts_from_a_classifier(finished, data_dir, tmp_path, capsys):
   """The head of the weights is left out, and that their classes are those of the data is no reason to warn."""
   given, workdir, _ = finished

@@ -36,6 +36,7 @@ def test_a_split_without_classes_warns_once_and_does_not_end_a_run(data_dir, tmp
   assert step == 2 and np.isnan(values['none/mAP']) and recorded['none/mAP'] is None
 
 
+@pytest.mark.slow
 def test_many_labels_per_image_are_learned(data_dir, tmp_path):
   config = tiny.config(data_dir, **{
       'data.name': 'tiny_scenes', 'data.train_split': 'train', 'data.train_transform': 'resize', 'data.batch_size': 32,

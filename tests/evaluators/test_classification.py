@@ -163,6 +163,7 @@ def test_an_objective_without_labels_cannot_be_measured_as_a_classifier(data_dir
     build(config)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_that_of_the_smallest_loss(data_dir, tmp_path):
   config = tiny.config(data_dir, **{
       'optim.peak_lr': 1.0, 'train.duration': '6 steps', 'train.eval_every': '1 steps', 'checkpoint.keep': 1,

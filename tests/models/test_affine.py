@@ -85,6 +85,7 @@ def test_the_gradients_equal_those_of_einsum(product, shapes, bias):
     np.testing.assert_allclose(a, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('pool, unroll', [('token', True), ('gap', False), ('map', True)])
 @pytest.mark.parametrize('width, heads', [(64, 1), (48, 2), (160, 2), (128, 2)])
 def test_a_bfloat16_model_compiles_for_this_backend(width, heads, pool, unroll):

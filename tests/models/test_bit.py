@@ -142,6 +142,7 @@ def test_outputs_and_features():
     model(images[..., :2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('remat', ['dots', 'full'])
 def test_remat_keeps_gradients(remat):
   images = jax.random.normal(jax.random.key(0), (2, 24, 40, 3))

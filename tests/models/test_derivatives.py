@@ -25,6 +25,7 @@ def loaded(name, dtype='float32'):
   return model, lambda t: model(jnp.asarray(one) * t[0] + jnp.asarray(other) * t[1])[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name, dtype', [*((name, 'float32') for name in NAMES), ('bv_map', 'bfloat16')])
 def test_forward_mode_equals_reverse_mode(name, dtype):
   _, function = loaded(name, dtype)

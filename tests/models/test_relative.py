@@ -152,6 +152,7 @@ def test_every_way_through_attention_adds_the_bias(name):
   np.testing.assert_allclose(layer(x, None, keys, module()), expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name, fields', [
     ('keys1d', dict()), ('table', dict(unroll=True, remat='full')), ('mlp', dict(relative_position_shared=True)),
     ('table', dict(relative_position_shared=True, pool='gap', registers=1, qk_norm=True))], ids=str)

@@ -52,6 +52,7 @@ def stepped(num_micro_batches=1, freeze=None, **fields):
   return state, {name: mean_of(metric) for name, metric in metrics.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('how', [
     dict(unroll=True), dict(unroll=True, num_micro_batches=4), dict(num_micro_batches=4), dict(remat='dots'),
     dict(remat='full', unroll=True), dict(remat='offload', num_micro_batches=2), dict(remat='offload', unroll=True)],

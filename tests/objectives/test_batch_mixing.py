@@ -177,6 +177,7 @@ def test_micro_batches_and_devices_change_nothing():
     assert metrics[-1] == pytest.approx(plain_metrics[-1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_eight_devices_train_like_one(data_dir, tmp_path):
   config = tiny.config(data_dir, **{'mix.mixup': 0.2, 'mix.cutmix': 1.0, 'train.duration': '3 steps',
                                     'train.eval_every': '3 steps', 'optim.warmup': '1 steps'})

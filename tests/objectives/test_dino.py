@@ -88,6 +88,7 @@ def test_teacher_center_and_temperature_equal_their_formulas():
   assert int(averages['step']) == 3
 
 
+@pytest.mark.slow
 def test_a_step_moves_the_center_to_the_teachers_mean_output_and_reports_finite_metrics():
   state, metrics = trained()
   assert set(metrics) == {'loss', 'grad_norm', 'kl', 'teacher_entropy', 'teacher_std'}

@@ -124,6 +124,7 @@ def one_device(source, data_dir, tmp_path_factory):
   return folder, [json.loads(line) for line in output.splitlines()]
 
 
+@pytest.mark.slow
 def test_eight_devices_and_another_batch_give_the_same(one_device, source, data_dir):
   folder, expected = one_device
   flags = arguments(source, data_dir, folder / 'many' / 'cache', '--batch_size=2')

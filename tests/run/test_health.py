@@ -61,6 +61,7 @@ def test_the_training_program_is_the_same_with_a_panel(watched, data_dir):
   assert program(watched[0]) == program(config(data_dir))
 
 
+@pytest.mark.slow
 def test_a_run_that_resumes_logs_the_same_panels(watched, tmp_path, monkeypatch):
   recipe, workdir = watched
 

@@ -292,6 +292,7 @@ def test_cell_means_of_sizes_that_do_not_divide():
   np.testing.assert_allclose(means, fine.reshape(4, 3, 4, 2).mean(axis=1), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind, fields', [
     ('masked_patches', dict(target='mean_color')), ('masked_patches', dict(target='small_patch')),
     ('masked_patches', dict(target='pixels')), ('simmim', {}),
