@@ -4,10 +4,10 @@ The paper's section 4.6 asks how masked patch prediction compares with supervise
 small ViT is pre-trained on Fashion-MNIST, or on classes of Tiny-ImageNet, by each method for the same number of images,
 with the settings of its recipe. Then, on frozen features: k-NN, ridge regression on ten images per class, a linear
 probe; and fine-tuning on a few labels. Supervised pre-training sees all labels, also those of the images that
-fine-tuning uses: it is an upper bound.
+fine-tuning uses, which the other methods do not.
 
-Needs the dataset: `tfds build fashion_mnist --file_format=array_record`, or --data=folder:PATH. A study that was
-interrupted goes on with the same command; more --seeds may be added later.
+Needs the dataset: `tfds build fashion_mnist --file_format=array_record`, or --data=folder:PATH. An
+interrupted study resumes with the same command; more --seeds may be added later.
 """
 from collections.abc import Sequence
 import functools

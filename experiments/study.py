@@ -1,7 +1,7 @@
 """Run a study: trials in a fixed order, each kept once it is done, and a table of means with their spread.
 
 A study is a list of `Trial`s. `run` carries out those that `runs.json` does not hold yet, and writes `runs.json` and
-`table.md` after each, so that a study that was killed goes on where it stopped. A trial that trains does so in its own
+`table.md` after each, so that a killed study resumes where it stopped. A trial that trains does so in its own
 directory, where `vit_jax.train.run` resumes from its checkpoints.
 """
 from collections.abc import Callable, Sequence

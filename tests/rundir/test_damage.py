@@ -80,6 +80,32 @@ def test_a_damaged_step_is_set_aside_and_the_one_before_is_used(saved, tmp_path,
   again.close()
 
 
+def test_a_step_that_is_damaged_twice_is_set_aside_twice(saved, tmp_path):
+  directory = tmp_path / 'checkpoints'
+  shutil.copytree(saved, directory)
+  for name in ('damaged-2', 'damaged-2-2'):
+    shutil.rmtree(directory / '2', ignore_errors=True)
+    shutil.copytree(saved / '2', directory / '2')
+    cut(directory / '2' / 'run' / 'metadata')
+    checkpoints = open_checkpoints(directory, keep=2)
+    assert checkpoints.restore_latest(abstract(make_state()))[0] == 1
+    checkpoints.close()
+    assert (directory / name / 'state').is_dir()
+
+
+def test_files_that_cannot_be_read_now_set_nothing_aside(saved, tmp_path, monkeypatch):
+  directory = tmp_path / 'checkpoints'
+  shutil.copytree(saved, directory)
+
+  def fail(where):
+    raise PermissionError(f'{where}: Permission denied')
+
+  monkeypatch.setattr(checkpoint.manifest, 'problems', fail)
+  with pytest.raises(UserError, match='PermissionError.*Permission denied\nIt stays as it is') as caught:
+    restore(directory, 2)
+  assert not isinstance(caught.value, DamagedCheckpointError) and (directory / '2').is_dir()
+
+
 def test_if_all_are_damaged_nothing_starts_anew_by_itself(saved, tmp_path):
   directory = tmp_path / 'checkpoints'
   shutil.copytree(saved, directory)

@@ -39,6 +39,6 @@ def run_on_failure(error: BaseException) -> None:
 
 
 def close_output() -> NoReturn:
-  """Exit after nobody reads the output any more, without the error that Python would print when it flushes it."""
+  """Exit after a broken pipe, without the error that Python prints when it flushes the output."""
   os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   sys.exit(EXIT_PIPE)

@@ -172,7 +172,7 @@ class Checkpoints:
       except DamagedCheckpointError as error:
         if jax.process_count() > 1:
           raise
-        moved = self._manager.directory / f'{_DAMAGED}{step}'
+        moved = _free_name(self._manager.directory / f'{_DAMAGED}{step}')
         (self._manager.directory / str(step)).rename(moved)
         self._manager.reload()
         logging.warning('%s. It is now named %s', error, moved.name)
@@ -230,9 +230,9 @@ def reading(where: epath.Path, steps: Sequence[int]) -> Iterator[None]:
   """
   others = [str(step) for step in steps if str(step) != where.name]
   there = f'. There is also step {listing(reversed(others), 3)}' if others else ''
-  if problems := manifest.problems(where):
-    raise DamagedCheckpointError(f'{where}: this checkpoint is damaged: {listing(problems, 3)}{there}')
   try:
+    if problems := manifest.problems(where):
+      raise DamagedCheckpointError(f'{where}: this checkpoint is damaged: {listing(problems, 3)}{there}')
     yield
   except UserError:
     raise
@@ -240,6 +240,15 @@ def reading(where: epath.Path, steps: Sequence[int]) -> Iterator[None]:
     text = str(error).strip('"')[:300]
     raise UserError(f'{where}: cannot read this checkpoint: {type(error).__name__}: {text}\nIt stays as it is. Run the '
                     f'same command again when the reason has passed{there}') from error
+
+
+def _free_name(path: epath.Path) -> epath.Path:
+  """Return a path where nothing is: `path`, or else with -2, -3, … at its end."""
+  number, free = 1, path
+  while free.exists():
+    number += 1
+    free = path.with_name(f'{path.name}-{number}')
+  return free
 
 
 def _finish(directory: epath.Path) -> None:
