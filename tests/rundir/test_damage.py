@@ -8,8 +8,8 @@ import pytest
 from tests.rundir.test_checkpoint import abstract, assert_bit_equal, make_state, open_checkpoints, record, save_all
 from vit_jax.base import files as files_lib
 from vit_jax.base.errors import UserError
-from vit_jax.rundir import checkpoint
-from vit_jax.rundir.checkpoint import DamagedCheckpointError
+from vit_jax.rundir import integrity
+from vit_jax.rundir.integrity import DamagedCheckpointError
 from vit_jax.rundir.record import RunRecord
 
 
@@ -100,7 +100,7 @@ def test_files_that_cannot_be_read_now_set_nothing_aside(saved, tmp_path, monkey
   def fail(where):
     raise PermissionError(f'{where}: Permission denied')
 
-  monkeypatch.setattr(checkpoint.manifest, 'problems', fail)
+  monkeypatch.setattr(integrity.manifest, 'problems', fail)
   with pytest.raises(UserError, match='PermissionError.*Permission denied\nIt stays as it is') as caught:
     restore(directory, 2)
   assert not isinstance(caught.value, DamagedCheckpointError) and (directory / '2').is_dir()
@@ -122,8 +122,8 @@ def test_arrays_that_changed_without_a_trace_are_named(saved, tmp_path):
   state, run = restore(saved, 2)
   state.params['kernel'][1, 2] += 1.0
   with pytest.raises(DamagedCheckpointError, match='where: .* changed after they were saved: params/kernel$'):
-    checkpoint.check_digests(run, state, 'where')
-  checkpoint.check_digests(dataclasses.replace(run, digests={}), state, 'where')  # of version 0.1
+    integrity.check_digests(run, state, 'where')
+  integrity.check_digests(dataclasses.replace(run, digests={}), state, 'where')  # of version 0.1
 
 
 def test_a_changed_record_is_found():

@@ -14,7 +14,8 @@ from vit_jax.models.registry import MODELS
 from vit_jax.objectives.base import EMA
 from vit_jax.pretrained.formats.weights import Params, Weights, read_config
 from vit_jax.rundir import migration
-from vit_jax.rundir.checkpoint import check_digests, open_to_read, pick_step, reading
+from vit_jax.rundir.checkpoint import open_to_read, pick_step
+from vit_jax.rundir.integrity import check_digests, reading
 from vit_jax.rundir.layout import RunDir
 from vit_jax.rundir.record import RunRecord
 from vit_jax.training.state import model_params

@@ -1,6 +1,5 @@
 """Checkpoints: everything a run needs to resume, saved by Orbax in the background, whole or not at all."""
-from collections.abc import Iterator, Mapping, Sequence
-import contextlib
+from collections.abc import Mapping
 import dataclasses
 import math
 import time
@@ -17,15 +16,12 @@ from vit_jax.base import files
 from vit_jax.base.durations import Interval, Pace
 from vit_jax.base.errors import UserError
 from vit_jax.base.text import listing
-from vit_jax.rundir import digests, manifest, migration
+from vit_jax.rundir import digests, integrity, manifest, migration
+from vit_jax.rundir.integrity import DamagedCheckpointError
 from vit_jax.rundir.record import RunRecord
 
 # In the name of a step while it is written, by Orbax; of one that was found to be damaged, by us.
 _UNFINISHED, _DAMAGED = '.orbax-checkpoint-tmp', 'damaged-'
-
-
-class DamagedCheckpointError(UserError):
-  """A checkpoint that was changed after it was saved, or is not whole."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,15 +138,15 @@ class Checkpoints:
       UserError: the checkpoint cannot be read for another reason, which may pass.
     """
     where = self._manager.directory / str(step)
-    with reading(where, self.steps()):
+    with integrity.reading(where, self.steps()):
       names = migration.old_names(self._manager.item_metadata(step)['state'].tree['params'])
       stored = migration.rename(abstract_state, names)
       restored = self._manager.restore(step, args=ocp.args.Composite(
           state=ocp.args.PyTreeRestore(stored, restore_args=jax.tree.map(_restore_args, stored), partial_restore=True),
           run=ocp.args.JsonRestore()))
     state = migration.rename(restored['state'], migration.new_names(names))
-    record = _read_record(restored['run'], where)
-    check_digests(record, state, where)
+    record = integrity.read_record(restored['run'], where)
+    integrity.check_digests(record, state, where)
     return state, record
 
   def restore_latest(self, abstract_state: Any) -> tuple[int, Any, RunRecord] | None:
@@ -172,7 +168,7 @@ class Checkpoints:
       except DamagedCheckpointError as error:
         if jax.process_count() > 1:
           raise
-        moved = _free_name(self._manager.directory / f'{_DAMAGED}{step}')
+        moved = integrity.free_name(self._manager.directory / f'{_DAMAGED}{step}')
         (self._manager.directory / str(step)).rename(moved)
         self._manager.reload()
         logging.warning('%s. It is now named %s', error, moved.name)
@@ -190,65 +186,6 @@ class Checkpoints:
     """Wait for the save in progress, raise its error, and end."""
     self._manager.wait_until_finished()
     self._manager.close()
-
-
-def check_digests(record: RunRecord, state: Any, where: object) -> None:
-  """Check that arrays are those that were saved.
-
-  Args:
-    record: of the checkpoint.
-    state: arrays of it, all or some.
-    where: for the message.
-
-  Raises:
-    DamagedCheckpointError: some were changed.
-  """
-  found, _ = digests.compute(state) if record.digests else ({}, [])
-  if changed := digests.changed(record.digests, found):
-    raise DamagedCheckpointError(f'{where}: this checkpoint is damaged: arrays were changed after they were saved: '
-                                 f'{changed}')
-
-
-def _read_record(values: dict[str, Any], where: object) -> RunRecord:
-  try:
-    return RunRecord.from_json(values)
-  except UserError as error:
-    raise DamagedCheckpointError(f'{where}: this checkpoint is damaged: {error}') from error
-
-
-@contextlib.contextmanager
-def reading(where: epath.Path, steps: Sequence[int]) -> Iterator[None]:
-  """Check the files of a step before the block, which reads it by Orbax, and name the step in errors of the block.
-
-  Args:
-    where: directory of the step.
-    steps: all there are.
-
-  Raises:
-    DamagedCheckpointError: files are missing or were changed.
-    UserError: the block failed for another reason, which may pass; errors of this kind are left as they are.
-  """
-  others = [str(step) for step in steps if str(step) != where.name]
-  there = f'. There is also step {listing(reversed(others), 3)}' if others else ''
-  try:
-    if problems := manifest.problems(where):
-      raise DamagedCheckpointError(f'{where}: this checkpoint is damaged: {listing(problems, 3)}{there}')
-    yield
-  except UserError:
-    raise
-  except Exception as error:  # Orbax and TensorStore raise many kinds
-    text = str(error).strip('"')[:300]
-    raise UserError(f'{where}: cannot read this checkpoint: {type(error).__name__}: {text}\nIt stays as it is. Run the '
-                    f'same command again when the reason has passed{there}') from error
-
-
-def _free_name(path: epath.Path) -> epath.Path:
-  """Return a path where nothing is: `path`, or else with -2, -3, … at its end."""
-  number, free = 1, path
-  while free.exists():
-    number += 1
-    free = path.with_name(f'{path.name}-{number}')
-  return free
 
 
 def _finish(directory: epath.Path) -> None:

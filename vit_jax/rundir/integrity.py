@@ -1,0 +1,75 @@
+"""Whether a checkpoint is what was saved: files, arrays and record are checked before they are used."""
+from collections.abc import Iterator, Sequence
+import contextlib
+from typing import Any
+
+from etils import epath
+
+from vit_jax.base.errors import UserError
+from vit_jax.base.text import listing
+from vit_jax.rundir import digests, manifest
+from vit_jax.rundir.record import RunRecord
+
+
+class DamagedCheckpointError(UserError):
+  """A checkpoint that was changed after it was saved, or is not whole."""
+
+
+def check_digests(record: RunRecord, state: Any, where: object) -> None:
+  """Check that arrays are those that were saved.
+
+  Args:
+    record: of the checkpoint.
+    state: arrays of it, all or some.
+    where: for the message.
+
+  Raises:
+    DamagedCheckpointError: some were changed.
+  """
+  found, _ = digests.compute(state) if record.digests else ({}, [])
+  if changed := digests.changed(record.digests, found):
+    raise DamagedCheckpointError(f'{where}: this checkpoint is damaged: arrays were changed after they were saved: '
+                                 f'{changed}')
+
+
+def read_record(values: dict[str, Any], where: object) -> RunRecord:
+  """Return the run record of a checkpoint; raise DamagedCheckpointError if it was changed."""
+  try:
+    return RunRecord.from_json(values)
+  except UserError as error:
+    raise DamagedCheckpointError(f'{where}: this checkpoint is damaged: {error}') from error
+
+
+@contextlib.contextmanager
+def reading(where: epath.Path, steps: Sequence[int]) -> Iterator[None]:
+  """Check the files of a step before the block, which reads it by Orbax, and name the step in errors of the block.
+
+  Args:
+    where: directory of the step.
+    steps: all there are.
+
+  Raises:
+    DamagedCheckpointError: files are missing or were changed.
+    UserError: the block failed for another reason, which may pass; errors of this kind are left as they are.
+  """
+  others = [str(step) for step in steps if str(step) != where.name]
+  there = f'. There is also step {listing(reversed(others), 3)}' if others else ''
+  try:
+    if problems := manifest.problems(where):
+      raise DamagedCheckpointError(f'{where}: this checkpoint is damaged: {listing(problems, 3)}{there}')
+    yield
+  except UserError:
+    raise
+  except Exception as error:  # Orbax and TensorStore raise many kinds
+    text = str(error).strip('"')[:300]
+    raise UserError(f'{where}: cannot read this checkpoint: {type(error).__name__}: {text}\nIt stays as it is. Run the '
+                    f'same command again when the reason has passed{there}') from error
+
+
+def free_name(path: epath.Path) -> epath.Path:
+  """Return a path where nothing is: `path`, or else with -2, -3, … at its end."""
+  number, free = 1, path
+  while free.exists():
+    number += 1
+    free = path.with_name(f'{path.name}-{number}')
+  return free
