@@ -20,11 +20,11 @@ from vit_jax import train
 from vit_jax.base.errors import FileError, UserError
 from vit_jax.data.sources import exclude
 from vit_jax.data.sources import registry as sources
+from vit_jax.guards.signals import StopRequest
 from vit_jax.run import build as build_lib
 from vit_jax.run import evaluation, start
 from vit_jax.run import loop as loop_lib
 from vit_jax.run.build import build
-from vit_jax.run.preemption import StopRequest
 from vit_jax.run.writer import Writer
 from vit_jax.rundir.checkpoint import Checkpoints
 from vit_jax.rundir.layout import RunDir

@@ -7,13 +7,13 @@ import jax
 from vit_jax.base import memory
 from vit_jax.base.files import PathLike
 from vit_jax.distributed import hosts
+from vit_jax.guards.signals import StopRequest
 from vit_jax.pretrained import transfer
 from vit_jax.run import claim, start
 from vit_jax.run import config as config_lib
 from vit_jax.run.build import build
 from vit_jax.run.config import Recipe
 from vit_jax.run.loop import Loop, describe
-from vit_jax.run.preemption import StopRequest
 from vit_jax.run.writer import Writer
 from vit_jax.rundir.checkpoint import Checkpoints
 from vit_jax.rundir.layout import RunDir

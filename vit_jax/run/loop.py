@@ -7,9 +7,9 @@ from typing import Any
 import jax
 
 from vit_jax.evaluators.base import Evaluator
+from vit_jax.guards.signals import StopRequest
 from vit_jax.run.build import Parts
 from vit_jax.run.meters import InputStallMonitor, Meters, check_finite
-from vit_jax.run.preemption import StopRequest
 from vit_jax.run.writer import Writer
 from vit_jax.rundir.checkpoint import Checkpoints
 from vit_jax.rundir.record import RunRecord

@@ -1,0 +1,1 @@
+"""What protects a run from its surroundings: signals, hangs, lost terminals."""
