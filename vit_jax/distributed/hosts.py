@@ -81,7 +81,7 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
   port = exchange(_free_port() if index == 0 else None)[0]
   if _channel.hosts.count(_channel.hosts[index]) == 1:
     local_devices = None  # alone on its host: all of its devices, also under SLURM, where jax would take only the first
-  jax.config.update('jax_enable_preemption_service', False)  # not before there is a step to save, see `run.preemption`
+  jax.config.update('jax_enable_preemption_service', False)  # not before there is a step to save, see `guards.signals`
   jax.distributed.initialize(
       f'{address.rpartition(":")[0]}:{port}', count, index, local_devices,
       cluster_detection_method='deactivate', coordinator_bind_address=f'[::]:{port}',
