@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from tests import tiny
-from vit_jax.distributed import hosts
+from vit_jax.base import exits
 
 LAUNCH = tiny.ROOT / 'experiments' / 'launch'
 SCRIPTS = sorted(LAUNCH.glob('*.sh'))
@@ -127,7 +127,7 @@ def test_a_dry_run_changes_nothing(fake, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('ended, restarts, requeued', [
     (0, 0, False), (1, 0, False), (2, 0, False),
-    (hosts.EXIT_PEER_LOST, 0, True), (143, 0, True), (137, 49, True), (143, 50, False)])
+    (exits.EXIT_RETRY, 0, True), (143, 0, True), (137, 49, True), (143, 50, False)])
 def test_slurm_requeues_interrupted_jobs(ended, restarts, requeued, fake, tmp_path, monkeypatch):
   fake('srun', f'exit {ended}')
   fake('scontrol')
@@ -170,7 +170,7 @@ def test_the_jobset_manifest_is_valid():
   job = job_template['template']['spec']
   assert job['parallelism'] == job['completions'] and job['backoffLimit'] == 0 and job['completionMode'] == 'Indexed'
   codes, = [rule['onExitCodes']['values'] for rule in job['podFailurePolicy']['rules'] if 'onExitCodes' in rule]
-  assert hosts.EXIT_PEER_LOST in codes and 143 in codes and 1 not in codes and codes == sorted(codes)
+  assert exits.EXIT_RETRY in codes and 143 in codes and 1 not in codes and codes == sorted(codes)
   pod_spec = job['template']['spec']
   assert pod_spec['restartPolicy'] == 'Never'  # required by podFailurePolicy
   container, = pod_spec['containers']

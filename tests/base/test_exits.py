@@ -1,4 +1,4 @@
-"""Callbacks of commands that fail."""
+"""Exit statuses and callbacks of commands that fail."""
 import os
 import subprocess
 import sys
@@ -7,6 +7,7 @@ import pytest
 
 from tests import golden_files, tiny
 from vit_jax.base import exits
+from vit_jax.base.errors import RetryError, UserError
 from vit_jax.run import cli
 
 
@@ -30,7 +31,8 @@ def test_callbacks_run_once_in_order(calls):
   assert calls[1:] == ["then 'x'", 'before traceback'] and isinstance(calls[0], KeyError)
 
 
-@pytest.mark.parametrize('error, status', [(None, None), (KeyboardInterrupt(), 130)])
+@pytest.mark.parametrize('error, status', [
+    (None, None), (KeyboardInterrupt(), 130), (UserError('data.name: missing'), 1), (RetryError('the disk is full'), 75)])
 def test_commands_run_them(error, status, calls, monkeypatch):
   monkeypatch.setattr(cli, 'flags', type('Flags', (), {'FLAGS': {'verbosity': type('Flag', (), {'present': True})}}))
 

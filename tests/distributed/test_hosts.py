@@ -11,6 +11,7 @@ from tests import tiny
 from tests.distributed.test_control_channel import free_address
 from tests.test_end_to_end import DEEP, final_state, saved, wait_for_compilation
 from vit_jax import train
+from vit_jax.base import exits
 from vit_jax.distributed import hosts
 from vit_jax.run import loop
 
@@ -111,7 +112,7 @@ def test_a_killed_process_ends_the_other_and_the_restarted_job_resumes(data_dir,
   workdir = tmp_path / 'run'
   arguments = f'--config={tiny.write(config, tmp_path)}', f'--workdir={workdir}'
   status, error = kill(1, arguments, workdir, after=30)
-  assert status == hosts.EXIT_PEER_LOST and 'Traceback' not in error
+  assert status == exits.EXIT_RETRY and 'Traceback' not in error
   assert f'process 1 on {socket.gethostname()} is gone' in error and 'resume from the last checkpoint' in error
   step = tiny.metrics(workdir)[-1][0]
   _, error = kill(0, arguments, workdir, after=step + 20)
@@ -145,7 +146,7 @@ def test_sigterm_to_a_compiling_process_ends_all_at_once(data_dir, tmp_path):
   processes[1].send_signal(signal.SIGTERM)
   begin = time.monotonic()
   (status, output, error), (stopped, other_output, _) = end(processes)
-  assert time.monotonic() - begin < 10 and (status, stopped) == (hosts.EXIT_PEER_LOST, 128 + signal.SIGTERM)
+  assert time.monotonic() - begin < 10 and (status, stopped) == (exits.EXIT_RETRY, 128 + signal.SIGTERM)
   assert f'process 1 on {socket.gethostname()} is gone' in error
   assert 'resume from the last checkpoint, if there is' in error
   assert 'Stopped before the first step was done' in other_output and 'First step took' not in output

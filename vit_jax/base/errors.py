@@ -9,6 +9,13 @@ class UserError(ValueError):
   """
 
 
+class RetryError(UserError):
+  """A fault of the machine that may pass: a full disk, a hang, a lost process. Commands exit with status 75.
+
+  Messages say what failed and why, what is kept, and end with what to do, such as 'start the same command again'.
+  """
+
+
 class UnstatedSizeError(UserError):
   """A weight file that does not say its image size, and whose number of positions allows several."""
 

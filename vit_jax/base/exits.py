@@ -1,13 +1,19 @@
-"""What commands run before they exit with a failure, registered by modules that a command may not have imported.
+"""Exit statuses, and what commands run before they exit with a failure.
 
-`run.cli.call` runs the callbacks; `distributed.hosts.start` registers its own, so that the other processes of the run
-learn of the failure.
+Modules that a command may not have imported register what to run: `distributed.hosts.start` does, so that the other
+processes of the run learn of the failure. `run.cli.call` runs it.
 """
 from collections.abc import Callable
 import os
 import sys
 from typing import NoReturn
 
+from vit_jax.base.errors import RetryError
+
+# Exit statuses. 0: finished; 128 + N: ended by signal N, after saving what there is to save.
+EXIT_ERROR = 1  # something that a person must fix
+EXIT_RETRY = 75  # a fault of the machine that may pass, EX_TEMPFAIL of sysexits.h: start the same command again
+EXIT_INTERRUPTED = 130  # what a shell reports for Ctrl-C
 EXIT_PIPE = 141  # what a shell reports for a process that SIGPIPE ended
 
 _before_traceback: list[Callable[[], None]] = []
@@ -24,6 +30,13 @@ def on_failure(callback: Callable[[BaseException], None]) -> None:
   """Register `callback(error)` to run after a user's mistake was printed, or after Ctrl-C, before the process exits."""
   if callback not in _on_failure:
     _on_failure.append(callback)
+
+
+def status_of(error: BaseException) -> int:
+  """Return the exit status of a command that ends with an error."""
+  if isinstance(error, RetryError):
+    return EXIT_RETRY
+  return EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else EXIT_ERROR
 
 
 def run_before_traceback() -> None:

@@ -17,7 +17,7 @@ from vit_jax.base.errors import UserError
 
 _PROGRESS_EVERY = 15.0  # seconds between two lines that list the processes still awaited
 
-OnPeerExit = Callable[[str, bool], None]  # (text, lost)
+OnPeerExit = Callable[[str, bool], None]  # (text, retry): whether starting again may help
 
 
 class ConnectError(UserError, OSError):
@@ -62,7 +62,7 @@ class ControlChannel:
     return f'process {index} on {self.hosts[index]}'
 
   def watch(self, on_exit: OnPeerExit) -> None:
-    """Start threads that call `on_exit(text, lost)` once a peer is gone (`lost`) or leaves with a reason."""
+    """Start threads that call `on_exit(text, retry)` once a peer is gone or leaves with a reason."""
     for index, connection in self._connections.items():
       threading.Thread(target=self._listen, args=(index, connection, on_exit), daemon=True).start()
 
@@ -75,9 +75,14 @@ class ControlChannel:
     self._send_all(value=value)
     return self._inboxes[0].get()
 
-  def leave(self, reason: str | None = None) -> None:
-    """Announce that this process ends. Given a reason, a sentence, the peers end as well and print it."""
-    self._send_all(left=reason, lost=False)
+  def leave(self, reason: str | None = None, *, retry: bool = False) -> None:
+    """Announce that this process ends. Given a reason, a sentence, the peers end as well and print it.
+
+    Args:
+      reason: why, or None.
+      retry: whether starting all processes again may help.
+    """
+    self._send_all(left=reason, retry=retry)
 
   def _send_all(self, **message: Any) -> None:
     for connection in self._connections.values():
@@ -93,13 +98,13 @@ class ControlChannel:
       elif message['left'] is None:
         return
       else:
-        return self._report_exit(message['left'], message['lost'], on_exit)
+        return self._report_exit(message['left'], message['retry'], on_exit)
     self._report_exit(f'{self.name(index)} is gone: killed, out of memory, or its host is lost', True, on_exit)
 
-  def _report_exit(self, text: str, lost: bool, on_exit: OnPeerExit) -> None:
+  def _report_exit(self, text: str, retry: bool, on_exit: OnPeerExit) -> None:
     if self.index == 0:
-      self._send_all(left=text, lost=lost)  # the others are connected to process 0 only
-    on_exit(text, lost)
+      self._send_all(left=text, retry=retry)  # the others are connected to process 0 only
+    on_exit(text, retry)
 
   def _accept_all(self, host: str, port: int, timeout: float) -> list[str]:
     """Wait, as process 0, until all have connected; return the host names."""

@@ -13,12 +13,9 @@ import warnings
 import jax
 
 from vit_jax.base import exits
-from vit_jax.base.errors import UserError
+from vit_jax.base.errors import RetryError, UserError
 from vit_jax.distributed import jax_internals
 from vit_jax.distributed.control_channel import ControlChannel
-
-# Exit status if another process was lost: "try again" in sysexits.h, and to the scripts in experiments/launch.
-EXIT_PEER_LOST = 75
 
 # Seconds. If a peer dies, a collective fails at once; so does the control channel, which knows which peer it was.
 _CAUSE_DELAY = 1.0
@@ -117,10 +114,10 @@ def leave(error: BaseException | None = None) -> None:
     return channel.leave()
   time.sleep(_CAUSE_DELAY)
   text = f'{channel.name(channel.index)} ended: {type(error).__name__}: {error}'
-  channel.leave(text[:2000])
+  channel.leave(text[:2000], retry=isinstance(error, RetryError))
   sys.stderr.flush()
   sys.stdout.flush()
-  os._exit(1)  # jax would wait for the others, which wait for this one
+  os._exit(exits.status_of(error))  # jax would wait for the others, which wait for this one
 
 
 def check_processes_match(properties: Mapping[str, Any],
@@ -166,10 +163,11 @@ def _name(index: int) -> str:
   return _channel.name(index) if _channel else f'process {index} on {socket.gethostname()}'
 
 
-def _exit_with_peer(text: str, lost: bool) -> None:
+def _exit_with_peer(text: str, retry: bool) -> None:
   print(f'error: {text}.\n{_RESTART_HINT}', file=sys.stderr, flush=True)
   sys.stdout.flush()
-  os._exit(EXIT_PEER_LOST if lost else 1)  # the main thread may be inside a collective that never ends
+  # The main thread may be inside a collective that never ends.
+  os._exit(exits.EXIT_RETRY if retry else exits.EXIT_ERROR)
 
 
 def _find_placement(coordinator: str | None, processes: int | None, process: int | None, timeout: float

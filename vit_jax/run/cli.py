@@ -1,6 +1,7 @@
 """What the commands share: flags, start-up, and errors.
 
-A user's mistake is a message and exit status 1; a defect is a traceback. Importing this module is quick: jax is
+A user's mistake is a message and exit status 1, a fault of the machine that may pass a message and exit status 75; a
+defect is a traceback. Importing this module is quick: jax is
 imported only after the flags are parsed, so that --help does not wait for it.
 """
 from collections.abc import Callable
@@ -17,12 +18,9 @@ from vit_jax.base.errors import UserError
 
 T = TypeVar('T')
 
-EXIT_ERROR = 1
-EXIT_INTERRUPTED = 130  # what a shell reports for Ctrl-C
-
 
 def call(function: Callable[..., T], *args: Any) -> T:
-  """Return function(*args), or print a user's mistake without a traceback and exit with status 1.
+  """Return function(*args), or print a user's mistake without a traceback and exit with status 1; 75 for RetryError.
 
   --verbosity=1 shows the traceback too. Errors of the system, such as a full disk, are treated like the user's; all
   others keep their traceback.
@@ -40,10 +38,10 @@ def call(function: Callable[..., T], *args: Any) -> T:
       raise
     print(f'error: {error}', file=sys.stderr)
     exits.run_on_failure(error)
-    sys.exit(EXIT_ERROR)
+    sys.exit(exits.status_of(error))
   except KeyboardInterrupt as error:
     exits.run_on_failure(error)
-    sys.exit(EXIT_INTERRUPTED)
+    sys.exit(exits.status_of(error))
   except Exception:
     exits.run_before_traceback()
     raise
@@ -65,7 +63,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if not any(f"'{section}'" in str(error) for section in sections):
       raise
     print(f'error: config: there is no section {error.args[0]}', file=sys.stderr)
-    sys.exit(EXIT_ERROR)
+    sys.exit(exits.EXIT_ERROR)
   except flags.Error as error:
     found = re.fullmatch(r'flag --(?:config\.)?([\w.]+)=.*?: (.*)', str(error), flags=re.DOTALL)
     missing = re.search(r'Flag (--\w+) must have a value', str(error))
@@ -74,7 +72,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     else:
       message = f'{found[1]}: {_in_plain_words(found[2])}' if found else error
     print(f'error: {message}', file=sys.stderr)
-    sys.exit(EXIT_ERROR)
+    sys.exit(exits.EXIT_ERROR)
 
 
 def _in_plain_words(reason: str) -> str:
