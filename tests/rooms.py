@@ -64,6 +64,7 @@ ROOMS = (
     Room('statistics', 1, 'statistics of what a model computes, during training and after: pure functions on arrays'),
     Room('data', 1, 'datasets, from disk to batches; imports no jax'),
     Room('configs', 0, 'the recipes: in a clone a link to configs/, in an installed package the files themselves'),
+    Room('base/machine', 0, 'the machine that a process runs on: its memory, and faults of it that may pass'),
     Room('base', 0, 'errors, files, text, durations, platform, pictures, preprocessing'),
 )
 BY_NAME = {room.name: room for room in ROOMS}

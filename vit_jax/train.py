@@ -4,8 +4,8 @@ from typing import Any
 
 import jax
 
-from vit_jax.base import memory
 from vit_jax.base.files import PathLike
+from vit_jax.base.machine import memory
 from vit_jax.distributed import hosts
 from vit_jax.guards.signals import StopRequest
 from vit_jax.pretrained import transfer

@@ -3,8 +3,8 @@ import jax
 import pytest
 
 from tests import tiny
-from vit_jax.base import memory
 from vit_jax.base.errors import UserError
+from vit_jax.base.machine import memory
 from vit_jax.run import config as config_lib
 
 RESOURCE_EXHAUSTED = ('RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries '

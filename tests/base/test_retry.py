@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from vit_jax.base import exits, retry
+from vit_jax.base import exits
 from vit_jax.base.errors import FileError, MissingFileError, RetryError
+from vit_jax.base.machine import retry
 
 
 class HttpError(Exception):
@@ -82,7 +83,7 @@ def test_other_errors_are_raised_at_once():
 
 READ = '''
 import pathlib, sys
-from vit_jax.base import retry
+from vit_jax.base.machine import retry
 print(retry.call(lambda: pathlib.Path(sys.argv[1]).read_text(), 'reading it', delays=(0.01, 0.01, 0.01)))
 '''
 

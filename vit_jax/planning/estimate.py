@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 
-from vit_jax.base import memory as memory_lib
 from vit_jax.base import platform
+from vit_jax.base.machine import memory as memory_lib
 from vit_jax.data.loading.batch import batch_shapes
 from vit_jax.data.sources.info import DatasetInfo
 from vit_jax.planning import cost as cost_lib

@@ -1,0 +1,1 @@
+"""The machine that a process runs on: its memory, and faults of it that may pass."""
