@@ -2,7 +2,6 @@
 import itertools
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ import pytest
 
 from tests.conftest import encode, fake_source
 from tests.data.batches import assert_same, evaluate, take, train
-from vit_jax.base.errors import MissingFileError, UserError
+from vit_jax.base.errors import MissingFileError
 from vit_jax.data.loading.examples import ExampleMaker
 from vit_jax.data.loading.loader import Loader
 from vit_jax.data.loading.order import EvalOrder
@@ -82,23 +81,6 @@ def test_workers_hold_no_jax(data_dir):
     assert 'numpy' in maps and 'jaxlib' not in maps and 'libtpu' not in maps and 'cuda' not in maps
 
 
-@LINUX
-def test_a_worker_that_was_killed_is_an_error():
-  before, pool = set(workers_of(os.getpid())), Pool(0, 1)
-  make_in_worker(fake_source(4), pool=pool)
-  worker, = set(workers_of(os.getpid())) - before
-  os.kill(worker, signal.SIGKILL)
-  with pytest.raises(UserError, match='data.workers: a worker process ended with exit code -9: it was killed.*fewer'):
-    make_in_worker(fake_source(4), pool=pool)
-
-
-class EndsItsProcess(list):
-  """Records that end the process that reads them."""
-
-  def __getitem__(self, index):
-    os._exit(3)
-
-
 class OutOfMemory(list):
   def __getitem__(self, index):
     raise MemoryError('no room for record 7')
@@ -110,7 +92,6 @@ class Missing(list):
 
 
 @pytest.mark.parametrize('records, error, message', [
-    (EndsItsProcess, UserError, 'a worker process ended with exit code 3: see its messages on standard error$'),
     (OutOfMemory, RuntimeError, '^MemoryError in a data worker: no room for record 7$'),
     (Missing, MissingFileError, '^7.png: not found$')])
 def test_errors_in_a_worker_are_reported(records, error, message):
@@ -137,7 +118,7 @@ def test_workers_end_with_a_parent_that_is_killed():
 
 def test_a_chunk_larger_than_the_shared_memory_is_split(monkeypatch):
   records = [{'image': encode(np.full((8, 8), value, np.uint8)), 'label': 0} for value in range(20)]
-  monkeypatch.setattr('vit_jax.data.loading.worker._SHARED_BYTES', 4 * 64 * 3)  # four images
+  monkeypatch.setattr('vit_jax.data.loading.worker_process._SHARED_BYTES', 4 * 64 * 3)  # four images
   batch = make_in_worker(fake_source(records=records), (8, 8))
   np.testing.assert_array_equal(batch['image'][:, 0, 0, 0], np.arange(20))
 

@@ -1,5 +1,5 @@
 """From indices of records to finished examples: read, decode, transform, check the label."""
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import itertools
 import operator
 from typing import Any
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.base.errors import UserError
+from vit_jax.base.text import listing
 from vit_jax.data.images import decode
 from vit_jax.data.sources.base import Record, Source
 from vit_jax.data.transforms import spec
@@ -50,7 +51,7 @@ class ExampleMaker:
     self._transform = spec.parse(self._spec, self.image_shape[:2])
 
   def __call__(self, ids: Sequence[int], keys: Sequence[int], rows: Sequence[int], images: np.ndarray,
-               labels: np.ndarray) -> None:
+               labels: np.ndarray, at: Callable[[int], None] | None = None) -> None:
     """Write examples into rows of a batch; consecutive copies of an example are decoded once.
 
     Args:
@@ -59,6 +60,7 @@ class ExampleMaker:
       rows: n rows of the batch.
       images: (batch, *image_shape) uint8 to write to.
       labels: (batch, *label_shape) int32 to write to.
+      at: if given, called with the row of each record before it is decoded.
 
     Raises:
       UserError: a record, named in the message, cannot be decoded or transformed, or its label is no class.
@@ -67,6 +69,8 @@ class ExampleMaker:
               itertools.groupby(zip(ids, keys, rows, strict=True), key=operator.itemgetter(0))]
     records = [] if self._cache else self._source.read([index for index, _ in groups])
     for place, (index, group) in enumerate(groups):
+      if at is not None:
+        at(group[0][2])
       try:
         image, label = self._cache[index] if self._cache else self._open(records[place])
         labels[[row for _, _, row in group]] = label
@@ -75,6 +79,10 @@ class ExampleMaker:
           images[row] = self._transform(image, np.random.Generator(np.random.Philox(key=int(key))))
       except ValueError as error:
         raise self._name_record(index, error) from error
+
+  def describe(self, ids: Sequence[int]) -> str:
+    """Return a description of records by which a person can find them, of three at most."""
+    return listing([self._source.describe(index) for index in dict.fromkeys(ids)], 3, separator='; ')
 
   def _decode_all(self) -> list[tuple[np.ndarray, int | np.ndarray]]:
     """Return the pixels and label of every record."""

@@ -3,15 +3,19 @@
 Threads decode and resize without Python's lock, so a few of them keep a few cores busy; the work that needs the lock
 limits what one process can do. With workers, each thread passes its examples to its own process, which imports no jax,
 and copies the pixels from memory that both share.
+
+The threads are daemons: a read that never returns does not keep the interpreter from ending.
 """
 from collections.abc import Callable
 from concurrent import futures
 import functools
+import queue
 import threading
 from typing import Any
+import weakref
 
 from vit_jax.data.loading.examples import ExampleMaker
-from vit_jax.data.loading.worker import Worker
+from vit_jax.data.loading.worker_process import Worker
 
 
 class Pool:
@@ -28,7 +32,7 @@ class Pool:
 
   def __init__(self, threads: int, workers: int):
     self.size = workers or threads
-    self.executor = futures.ThreadPoolExecutor(self.size, 'vit_jax-data') if self.size else _CallingThread()
+    self.executor = _DaemonThreads(self.size) if self.size else _CallingThread()
     self._uses_workers = workers > 0
     self._of_thread = threading.local()
 
@@ -41,6 +45,41 @@ class Pool:
     if not hasattr(self._of_thread, 'worker'):
       self._of_thread.worker = Worker()
     self._of_thread.worker(make, *arguments)
+
+
+class _DaemonThreads(futures.Executor):
+  """Executor with threads that end with it, or with the interpreter, whatever they are at."""
+
+  def __init__(self, number: int):
+    self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+    for i in range(number):
+      threading.Thread(target=_work, args=(self._tasks,), name=f'vit_jax-data_{i}', daemon=True).start()
+    weakref.finalize(self, _stop, self._tasks, number).atexit = False
+
+  def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future:
+    future = futures.Future()
+    self._tasks.put(functools.partial(_run, future, function, args, kwargs))
+    return future
+
+
+def _work(tasks: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+  """Run tasks until there is None."""
+  while task := tasks.get():
+    task()
+    del task  # with all that it refers to, while the thread waits
+
+
+def _stop(tasks: queue.SimpleQueue[Callable[[], None] | None], number: int) -> None:
+  for _ in range(number):
+    tasks.put(None)
+
+
+def _run(future: futures.Future, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+  """Put the result of a call, or its error, into a future."""
+  try:
+    future.set_result(function(*args, **kwargs))
+  except BaseException as error:
+    future.set_exception(error)
 
 
 class _CallingThread(futures.Executor):
