@@ -1,5 +1,5 @@
 """Train a model from Python: `train.run(config, workdir)`."""
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,9 +9,10 @@ from vit_jax.base.machine import memory
 from vit_jax.distributed import hosts
 from vit_jax.guards.signals import StopRequest
 from vit_jax.pretrained import transfer
+from vit_jax.pretrained.formats.weights import Weights
 from vit_jax.run import claim, start
 from vit_jax.run import config as config_lib
-from vit_jax.run.build import build
+from vit_jax.run.build import Parts, build
 from vit_jax.run.config import Recipe
 from vit_jax.run.loop import Loop, describe
 from vit_jax.run.writer import Writer
@@ -30,16 +31,21 @@ def run(config: Recipe, workdir: PathLike) -> dict[str, float]:
     {metric: value} of the last evaluation, such as {'test/accuracy': 0.98}.
 
   Raises:
-    UserError: a bad config, or a workdir that holds another config's run.
+    UserError: a bad config, or a workdir that another run is using or that holds another config's run.
     FileError: a workdir that cannot be made or written.
   """
   run_dir = RunDir(workdir)
   recipe, weights = transfer.fill_model(config_lib.as_dict(config), run_dir)
   parts = build(recipe)
   hosts.check_processes_match(start.shared_properties(parts), _differences)
-  claim.claim(run_dir, parts.config)
+  with claim.claim(run_dir, parts.config) as check_lock:
+    return _train(parts, run_dir, weights, check_lock)
+
+
+def _train(parts: Parts, run_dir: RunDir, weights: Weights | None, check_lock: Callable[[], None]) -> dict[str, float]:
+  """Train in a run directory that is ours, see `run`; before a save `check_lock()` says whether it still is."""
   checkpoints = Checkpoints(run_dir.checkpoints_path, parts.config.checkpoint, parts.pace,
-                            better=parts.metrics.get(parts.config.checkpoint.best, 'max'))
+                            better=parts.metrics.get(parts.config.checkpoint.best, 'max'), check_lock=check_lock)
   at = start.restore(parts, checkpoints)
   hosts.check_equal(at.step, 'latest checkpoints (step)')  # a network file system may be behind on one of them
   writer = Writer(run_dir, parts.num_steps, at.step, active=jax.process_index() == 0)

@@ -209,12 +209,12 @@ def run(data_dir, tmp_path_factory):
 def save_untrained(config, workdir, change):
   """Save a run before its first step; return its state, changed by `change` first."""
   parts = build(config)
-  claim.claim(RunDir(workdir), parts.config)
-  checkpoints = Checkpoints(RunDir(workdir).checkpoints_path, parts.config.checkpoint, parts.pace)
-  at = start.restore(parts, checkpoints)
-  state = change(parts.strategy.fetch(at.state))
-  checkpoints.save(0, state, at.record)
-  checkpoints.close()
+  with claim.claim(RunDir(workdir), parts.config):
+    checkpoints = Checkpoints(RunDir(workdir).checkpoints_path, parts.config.checkpoint, parts.pace)
+    at = start.restore(parts, checkpoints)
+    state = change(parts.strategy.fetch(at.state))
+    checkpoints.save(0, state, at.record)
+    checkpoints.close()
   return state
 
 

@@ -71,3 +71,31 @@ def test_a_record_survives_json_and_keeps_the_names_of_version_0_1():
   values = json.loads(json.dumps(record.to_json()))
   assert RunRecord.from_json(values) == record
   assert values['numbering'] == '0f' and values['image_size'] == [8, 4] and values['position'] == {'next_index': 3}
+
+
+@pytest.mark.parametrize('name', ['config.json', 'metrics.jsonl', 'tensorboard', 'checkpoints', 'run.lock',
+                                  'checkpoints/5'])
+def test_a_link_that_leads_elsewhere_is_refused(tmp_path, name):
+  run_dir, link = RunDir(tmp_path / 'run'), tmp_path / 'run' / name
+  run_dir.check_writable()
+  run_dir.check_no_links()
+  if name == 'checkpoints':
+    link.rmdir()
+  os.symlink(tmp_path / 'elsewhere', link)
+  with pytest.raises(UserError, match=f'{name} is a symbolic link to .*elsewhere'):
+    run_dir.check_no_links()
+
+
+def test_a_run_directory_that_is_a_link_is_fine(tmp_path):
+  (tmp_path / 'big disk').mkdir()
+  os.symlink(tmp_path / 'big disk', tmp_path / 'run')
+  run_dir = RunDir(tmp_path / 'run')
+  run_dir.check_writable()
+  run_dir.check_no_links()
+  assert list(run_dir.checkpoints_path.iterdir()) == []
+
+
+def test_where_nothing_can_be_written(tmp_path):
+  (tmp_path / 'checkpoints').write_text('a file')
+  with pytest.raises(FileError, match='workdir: cannot write to .*checkpoints: File exists. Choose another --workdir'):
+    RunDir(tmp_path).check_writable()

@@ -1,4 +1,6 @@
 """Claim a run directory: check that it belongs to this config, and that all processes see the same one."""
+from collections.abc import Callable, Iterator
+import contextlib
 import time
 import uuid
 
@@ -10,21 +12,32 @@ from vit_jax.distributed import hosts
 from vit_jax.run import config as config_lib
 from vit_jax.run.config import RunConfig
 from vit_jax.rundir.layout import RunDir
+from vit_jax.rundir.lock import RunLock
 
 
-def claim(run_dir: RunDir, config: RunConfig) -> None:
-  """Make the run directory and write the config there, as process 0, for all.
+@contextlib.contextmanager
+def claim(run_dir: RunDir, config: RunConfig) -> Iterator[Callable[[], None]]:
+  """Lock the run directory and write the config there, as process 0, for all; the block then owns it.
+
+  Yields:
+    A function that raises RetryError if another run has taken the directory over.
 
   Raises:
-    UserError: it belongs to another config, or another process sees another directory.
+    UserError: another run is using it, it belongs to another config, or another process sees another directory.
     FileError: it cannot be written.
   """
-  if jax.process_index() == 0:
-    _claim(run_dir, config)
-  _check_shared(run_dir)
+  with contextlib.ExitStack() as stack:
+    check: Callable[[], None] = lambda: None
+    if jax.process_index() == 0:
+      check = stack.enter_context(RunLock(run_dir.lock_path)).check
+      _claim(run_dir, config)
+    _check_shared(run_dir)
+    yield check
 
 
 def _claim(run_dir: RunDir, config: RunConfig) -> None:
+  run_dir.check_no_links()
+  run_dir.check_writable()
   # Without a checkpoint nothing can be lost: a run that failed at its start does not hold the directory.
   if run_dir.has_config() and run_dir.has_checkpoint():
     theirs = config_lib.read(run_dir.read_config()).to_dict()  # with defaults for keys newer than that run

@@ -1,5 +1,5 @@
 """Checkpoints: everything a run needs to resume, saved by Orbax in the background, whole or not at all."""
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import math
 import time
@@ -56,10 +56,12 @@ class Checkpoints:
     pace: to count epochs in steps; needed for saving.
     better: which values of `config.best` are better.
     read_only: do not modify the directory; the run may still be going.
+    check_lock: called before each save, raises if another run has taken the directory over.
   """
 
   def __init__(self, directory: epath.Path, config: CheckpointConfig, pace: Pace | None = None, *,
-               better: Literal['max', 'min'] = 'max', read_only: bool = False):
+               better: Literal['max', 'min'] = 'max', read_only: bool = False,
+               check_lock: Callable[[], None] = lambda: None):
     rank = lambda metrics: _rank(metrics, config.best, better)
     policies: list[Any] = [checkpoint_managers.LatestN(config.keep)]
     if config.keep_best:
@@ -73,7 +75,7 @@ class Checkpoints:
             async_options=ocp.AsyncOptions(post_finalization_callback=lambda: _finish(directory)),
             cleanup_tmp_directories=True,  # those of a run that was killed; a reader leaves them, the run may be alive
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies)))
-    self._config = config
+    self._config, self._check_lock = config, check_lock
     self._every = None if config.every.minutes or pace is None else pace.steps(config.every)
     self._last_time = time.monotonic()
 
@@ -107,6 +109,7 @@ class Checkpoints:
     """
     if self._config.keep_best and metrics is not None and self._config.best not in metrics:
       raise UserError(f'checkpoint.best: unknown {self._config.best!r}; choose from {sorted(metrics)}')
+    self._check_lock()
     found, not_finite = digests.compute(state)
     if not_finite:
       saved = self.latest()

@@ -1,5 +1,6 @@
 """Run directories: which files are where, and reading the small ones."""
 from collections.abc import Iterator
+import contextlib
 import json
 import os
 from typing import Any
@@ -44,6 +45,40 @@ class RunDir:
   def checkpoints_path(self) -> epath.Path:
     """Checkpoints, one directory per step."""
     return self.path / 'checkpoints'
+
+  @property
+  def lock_path(self) -> epath.Path:
+    """Names the process that writes here now."""
+    return self.path / 'run.lock'
+
+  def check_no_links(self) -> None:
+    """Raise UserError if what a run would write or delete here is a symbolic link, which may lead anywhere."""
+    if files.is_remote(self.path):
+      return
+    written = (self.config_path, self.metrics_path, self.tensorboard_path, self.checkpoints_path, self.lock_path)
+    steps = os.scandir(self.checkpoints_path) if self.checkpoints_path.is_dir() else ()
+    links = [path for path in (*written, *(entry.path for entry in steps)) if os.path.islink(path)]
+    if links:
+      raise UserError(f'workdir: {os.fspath(links[0])} is a symbolic link to {os.readlink(links[0])!r}, and a run '
+                      'would write or delete there. Remove the link; to use another disk, link the whole directory')
+
+  def check_writable(self) -> None:
+    """Write and remove a small file where checkpoints go.
+
+    Raises:
+      FileError: that failed.
+    """
+    probe = self.checkpoints_path / f'probe-{os.getpid()}'
+    try:
+      self.checkpoints_path.mkdir(parents=True, exist_ok=True)
+      probe.write_bytes(b'-' * 4096)
+      files.sync(probe)
+      probe.unlink()
+    except OSError as error:
+      with contextlib.suppress(OSError):
+        probe.unlink(missing_ok=True)
+      raise FileError(f'workdir: cannot write to {self.checkpoints_path}: {error.strerror or error}. Choose another '
+                      '--workdir, or make room') from error
 
   def has_config(self) -> bool:
     """Return whether a run wrote its config here."""
