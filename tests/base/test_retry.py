@@ -26,7 +26,7 @@ def caused(error, cause):
 
 @pytest.mark.parametrize('error', [
     OSError(errno.EIO, 'Input/output error'), OSError(errno.ESTALE, 'x'), OSError(errno.ETIMEDOUT, 'x'),
-    ConnectionResetError(), TimeoutError(), MemoryError(), HttpError(503), HttpError(429), RetryError('x'),
+    ConnectionResetError(), TimeoutError(), MemoryError(), HttpError(503), HttpError(429),
     caused(FileError('1.jpg: cannot read'), OSError(errno.EIO, 'x')),
     RuntimeError(f'pread() failed: {os.strerror(errno.EIO)}; reading x'), ValueError('UNAVAILABLE: try again')])
 def test_errors_that_may_pass(error):
@@ -36,7 +36,7 @@ def test_errors_that_may_pass(error):
 @pytest.mark.parametrize('error', [
     FileNotFoundError(errno.ENOENT, 'x'), PermissionError(errno.EACCES, 'x'), OSError(errno.ENOSPC, 'x'),
     MissingFileError('x'), HttpError(404), ValueError('damaged'), RuntimeError('Corrupted Riegeli/records file'),
-    OSError('Input/output error of unknown kind'), KeyError('code')])
+    OSError('Input/output error of unknown kind'), KeyError('code'), caused(RetryError('x'), TimeoutError())])
 def test_errors_that_do_not_pass(error):
   assert not retry.may_pass(error)
 
@@ -53,6 +53,13 @@ def test_a_passing_error_is_tried_again_with_a_warning_each(failures, caplog):
   assert retry.call(read, 'reading 1.jpg', delays=(0.01, 0.01, 0.01)) == 'bytes'
   assert [record.getMessage().partition(' in ')[0] for record in caplog.records] == [
       'reading 1.jpg: [Errno 5] Input/output error; trying again'] * failures
+
+
+def test_a_try_before_the_call_counts(caplog):
+  assert retry.call(lambda: 'bytes', 'reading', delays=(0.01,), failed=TimeoutError('slow')) == 'bytes'
+  assert len(caplog.records) == 1
+  with pytest.raises(RetryError, match='reading: slow; tried 1 time in'):
+    retry.call(lambda: 'bytes', 'reading', delays=(), failed=TimeoutError('slow'))
 
 
 def test_the_last_failure_says_what_was_tried_and_is_worth_a_restart():

@@ -25,9 +25,12 @@ def may_pass(error: BaseException) -> bool:
   True for connection errors and time-outs; for an OSError with one of `_PASSING`; for one of those inside another
   error (its `__cause__`); for an answer of a server with an HTTP status of `_PASSING_HTTP`; for an error of a C++
   library, such as ArrayRecord's or TensorStore's, whose text holds the system's words for one of these; and for a lack
-  of memory. False for everything else: a missing file, a denied permission, a full disk, damaged bytes.
+  of memory. False for everything else: a missing file, a denied permission, a full disk, damaged bytes; and a
+  RetryError, as that was tried again already.
   """
-  if isinstance(error, RetryError | ConnectionError | TimeoutError | MemoryError):
+  if isinstance(error, RetryError):
+    return False
+  if isinstance(error, ConnectionError | TimeoutError | MemoryError):
     return True
   if error.__cause__ is not None and may_pass(error.__cause__):
     return True
@@ -42,27 +45,31 @@ def may_pass(error: BaseException) -> bool:
       reason in words for reason in (*map(os.strerror, _PASSING), *_PASSING_STATUS))
 
 
-def call(function: Callable[[], T], what: str, *, delays: Sequence[float] = DELAYS,
-         passing: Callable[[BaseException], bool] = may_pass) -> T:
+def call(function: Callable[[], T], what: str, *, delays: Sequence[float] | None = None,
+         passing: Callable[[BaseException], bool] = may_pass, failed: Exception | None = None) -> T:
   """Return `function()`; after an error that may pass, wait and try again, with a warning each time.
 
   Args:
     function: does the work; it must be harmless to call it again.
     what: what it does, for messages, such as 'reading /data/1.jpg'.
-    delays: seconds before each further try, each changed at random by up to a fifth; () tries once.
+    delays: seconds before each further try, each changed at random by up to a fifth; () tries once, None is `DELAYS`.
     passing: which errors may pass; all others are raised at once, as they are.
+    failed: the error of a try that was made before the call, which counts as the first.
 
   Raises:
     RetryError: the last try failed, too; its `__cause__` is the last error.
   """
+  delays = DELAYS if delays is None else delays
   start, tries = time.monotonic(), len(delays) + 1
   for number in range(tries):
     try:
+      if failed is not None and number == 0:
+        raise failed
       return function()
     except Exception as error:
       if not passing(error):
         raise
-      reason = explain(error)
+      reason = explain(_cause(error))
       if number == tries - 1:
         seconds = time.monotonic() - start
         raise RetryError(f'{what}: {reason}; tried {text.count(tries, "time")} in {seconds:,.0f} s. Start the same '
@@ -71,6 +78,13 @@ def call(function: Callable[[], T], what: str, *, delays: Sequence[float] = DELA
     logging.warning('%s: %s; trying again in %.1f s (try %d of %d)', what, reason, delay, number + 2, tries)
     time.sleep(delay)
   raise AssertionError('the last try returns or raises')
+
+
+def _cause(error: BaseException) -> BaseException:
+  """Return the error that may pass inside another, whose own advice is for one that does not."""
+  while error.__cause__ is not None and may_pass(error.__cause__):
+    error = error.__cause__
+  return error
 
 
 def explain(error: BaseException) -> str:

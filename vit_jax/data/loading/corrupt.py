@@ -5,7 +5,7 @@ from concurrent import futures
 from absl import logging
 from tqdm import tqdm
 
-from vit_jax.base.errors import UserError
+from vit_jax.base.errors import RetryError, UserError
 from vit_jax.base.text import listing
 from vit_jax.data.images.decode import decode
 from vit_jax.data.sources.base import Source
@@ -28,6 +28,7 @@ def without_corrupt(source: Source, threads: int) -> Source:
 
   Raises:
     UserError: no image is good.
+    RetryError: an image could not be read for a reason that may pass.
   """
   chunks = [range(len(source))[start:start + _CHUNK] for start in range(0, len(source), _CHUNK)]
   errors = {}
@@ -54,6 +55,8 @@ def _errors(source: Source, indices: Sequence[int]) -> dict[int, Exception]:
   for index in indices:
     try:
       decode(source[index]['image'], source.channels, source.upright)
+    except RetryError:  # not corrupt, but out of reach
+      raise
     except (OSError, ValueError) as error:
       errors[index] = error
   return errors

@@ -115,5 +115,6 @@ class ExampleMaker:
     """Return the error with the record's name."""
     hint = ''
     if isinstance(error, decode.DecodeError):
-      hint = '. To leave out images that cannot be decoded: --config.data.corrupt=skip'
+      hint = ('. Bring back the image, then start the same command again; a new run leaves out images that cannot be '
+              'decoded with --config.data.corrupt=skip, and others with --config.data.exclude')
     return UserError(f'{self._source.describe(index)}: {error}{hint}')

@@ -8,9 +8,11 @@ import hashlib
 import os
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
+from absl import logging
 import numpy as np
 
 from vit_jax.base.errors import UserError
+from vit_jax.base.machine import retry
 from vit_jax.base.text import listing
 from vit_jax.data.sources.info import DatasetInfo
 
@@ -30,6 +32,8 @@ class Record(TypedDict):
 @runtime_checkable
 class Records(Protocol):
   """The stored records of a split. Threads may read them at the same time; a list of dicts will do.
+
+  A record that cannot be read is a FileError that names its file; its cause says whether that may pass.
 
   `records[i]`, 0 <= i < len(records), is a mapping with `image`, the content of an image file, and `label`, a class, or
   `labels`, any number of them; other keys are ignored. If reading many records in one call is faster than one by one,
@@ -109,13 +113,32 @@ class Source:
     return make_fingerprint([self.split, sorted(self.split_fingerprints.items()), kept])
 
   def __getitem__(self, index: int) -> Record:
-    return self._to_record(self._records[self._indices[index]])
+    """Return a record; one that cannot be read is tried again if the reason may pass, see `retry`.
+
+    Raises:
+      RetryError: it could not be read for about a minute.
+      FileError: it cannot be read for another reason.
+    """
+    stored = self._indices[index]
+    try:
+      record = self._records[stored]
+    except Exception as error:
+      record = retry.call(lambda: self._records[stored], f'reading {self.describe(index)}', failed=error)
+    return self._to_record(record)
 
   def read(self, indices: Iterable[int]) -> list[Record]:
-    """Return the records at `indices` in one call, which is much faster than one by one from disk."""
-    stored = [self._indices[index] for index in indices]
+    """Return the records at `indices` in one call, which is much faster than one by one from disk; errors as above."""
+    indices = list(indices)
     read_many = getattr(self._records, '__getitems__', None)
-    records = read_many(stored) if read_many else [self._records[index] for index in stored]
+    if read_many is None:
+      return [self[index] for index in indices]
+    try:
+      records = read_many([self._indices[index] for index in indices])
+    except Exception as error:  # of which record it does not say
+      if retry.may_pass(error):
+        logging.warning('%s %s: reading %d records: %s; reading them one by one', self.name, self.split, len(indices),
+                        retry.explain(error))
+      return [self[index] for index in indices]
     return [self._to_record(record) for record in records]
 
   def _to_record(self, record: Mapping[str, Any]) -> Record:

@@ -103,8 +103,9 @@ class _Files:
     try:
       return {'image': epath.Path(self._paths[index]).read_bytes(), 'label': self._labels[index]}
     except OSError as error:
-      raise FileError(f'{self._paths[index]}: cannot read the image: {error.strerror or error}. {_hint(error)}, or '
-                      'leave out unreadable images with --config.data.corrupt=skip') from error
+      raise FileError(f'{self._paths[index]}: cannot read the image: {error.strerror or error}. {_hint(error)}, '
+                      'then start the same command again; a new run leaves out unreadable images with '
+                      '--config.data.corrupt=skip') from error
 
 
 def _class_folders(root: epath.Path, split: str, asked: set[str]) -> tuple[dict[str, Folders], bool]:

@@ -1,6 +1,7 @@
 """The ArrayRecord files of a TFDS dataset: checks that they are complete, and names for their records."""
 import bisect
 from collections.abc import Sequence, Set
+import copy
 import itertools
 import os
 from typing import Any
@@ -10,7 +11,8 @@ from etils import epath
 import tensorflow_datasets as tfds
 
 from vit_jax.base import files, text
-from vit_jax.base.errors import UserError
+from vit_jax.base.errors import FileError, UserError
+from vit_jax.base.machine import retry
 from vit_jax.data.sources.base import make_fingerprint
 
 
@@ -68,6 +70,48 @@ class Names:
   def splits(self) -> list[str]:
     """Return the stored splits that records come from."""
     return sorted({split for split, _ in self._firsts})
+
+
+class ArrayRecords:
+  """The records of a split, with errors that name the file. It can be pickled.
+
+  Args:
+    records: as TFDS reads them.
+    builder: of the dataset.
+    split: the split, or parts of several.
+  """
+
+  def __init__(self, records: Any, builder: tfds.core.DatasetBuilder, split: str):
+    self._records = records
+    parts = builder.info.splits[split].file_instructions
+    self._files = [(os.fspath(part.filename), part.skip) for part in parts]
+    self._starts = list(itertools.accumulate((part.take for part in parts), initial=0))
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> Any:
+    try:
+      return self._records[index]
+    except MemoryError:
+      raise
+    except Exception as error:  # the C++ reader and the parsers above it raise many kinds
+      self._reopen()
+      number = bisect.bisect_right(self._starts, index) - 1
+      file, skipped = self._files[number]
+      raise FileError(f'{file}: cannot read record {skipped + index - self._starts[number]} of this file: '
+                      f'{retry.explain(error)}. Copy the file again from where the dataset was prepared, then start '
+                      'the same command again') from error
+
+  def __getitems__(self, indices: Sequence[int]) -> Any:
+    """Return many records in one read."""
+    return self._records.__getitems__(indices)
+
+  def _reopen(self) -> None:
+    """Forget the open files: the handle of a file that was replaced on a server stays stale."""
+    fresh = copy.copy(self._records)
+    fresh.data_source = copy.copy(fresh.data_source)  # its copy has no open files
+    self._records = fresh
 
 
 def split_fingerprints(builder: tfds.core.DatasetBuilder, splits: Sequence[str]) -> dict[str, str]:

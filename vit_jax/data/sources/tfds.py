@@ -36,7 +36,8 @@ def open_dataset(name: str, split: str, data_dir: str | None = None) -> Source:
   # TFDS decorates as_data_source with a wrapper that hides its parameters from type checkers.
   decoders = {image: tfds.decode.SkipDecoding() for image, feature in features.items()
               if isinstance(feature, tfds.features.Image)}
-  records = builder.as_data_source(split=split, decoders=decoders)  # type: ignore
+  stored_records = builder.as_data_source(split=split, decoders=decoders)  # type: ignore
+  records = shards.ArrayRecords(stored_records, builder, split)
   return Source(derived.DerivedRecords(records, key) if key else records, name=name, split=split,
                 class_names=class_names, multi_label=multi_label,
                 channels=1 if features['image'].shape[-1] == 1 else 3, names=names,
