@@ -40,6 +40,7 @@ def _summary(module: str) -> str:
 
 def main() -> None:
   """Run the command that the command line names."""
+  exits.exit_on_interrupt()
   name, rest = (sys.argv[1] if len(sys.argv) > 1 else '--help'), sys.argv[2:]
   if name in ('--help', '-h', 'help'):
     try:

@@ -20,8 +20,8 @@ def main(argv: list[str]) -> None:
   cli.no_arguments(argv)
   from vit_jax import train  # after the flags: --help need not wait for jax
   cli.set_up_compiler()
-  cli.call(cli.start_hosts)
-  cli.call(train.run, flags.FLAGS.config, flags.FLAGS.workdir)
+  cli.call(cli.start_hosts, interruptible=False)
+  cli.call(train.run, flags.FLAGS.config, flags.FLAGS.workdir, interruptible=False)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """Train a model from Python: `train.run(config, workdir)`."""
 from collections.abc import Callable, Mapping
+import contextlib
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ from vit_jax.base.files import PathLike
 from vit_jax.base.machine import memory
 from vit_jax.distributed import hosts
 from vit_jax.guards.signals import StopRequest
+from vit_jax.guards.watchdog import Watchdog
 from vit_jax.pretrained import transfer
 from vit_jax.pretrained.formats.weights import Weights
 from vit_jax.run import claim, start
@@ -49,8 +51,10 @@ def _train(parts: Parts, run_dir: RunDir, weights: Weights | None, check_lock: C
   at = start.restore(parts, checkpoints)
   hosts.check_equal(at.step, 'latest checkpoints (step)')  # a network file system may be behind on one of them
   writer = Writer(run_dir, parts.num_steps, at.step, active=jax.process_index() == 0)
-  try:
-    if at.step == parts.num_steps:
+  minutes = parts.config.train.hang_timeout.minutes or 0.0
+  with (StopRequest() as stop, Watchdog(60 * minutes, stop) as watchdog, contextlib.closing(checkpoints),
+        contextlib.closing(writer)):
+    if at.step == parts.num_steps and not at.record.evaluation_due:
       writer.say(f'The run in {run_dir} is finished: step {at.step}, {describe(at.record.metrics)}. Nothing to do.')
       return at.record.metrics
     start.check_same_records(parts, at)
@@ -60,11 +64,8 @@ def _train(parts: Parts, run_dir: RunDir, weights: Weights | None, check_lock: C
     if at.step == 0 and parts.config.init:
       start.from_weights(parts, at, weights, writer)
     writer.say(parts.overview)
-    with memory.explain_out_of_memory(parts.config), StopRequest() as stop:
-      return Loop(parts, checkpoints, writer, stop).run(at).record.metrics
-  finally:
-    writer.close()
-    checkpoints.close()
+    with memory.explain_out_of_memory(parts.config):
+      return Loop(parts, checkpoints, writer, stop, watchdog).run(at).record.metrics
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:

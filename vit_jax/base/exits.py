@@ -5,8 +5,11 @@ processes of the run learn of the failure. `run.cli.call` runs it.
 """
 from collections.abc import Callable
 import os
+import signal
 import sys
-from typing import NoReturn
+import threading
+from types import FrameType
+from typing import Any, NoReturn
 
 from vit_jax.base.errors import RetryError
 
@@ -30,6 +33,22 @@ def on_failure(callback: Callable[[BaseException], None]) -> None:
   """Register `callback(error)` to run after a user's mistake was printed, or after Ctrl-C, before the process exits."""
   if callback not in _on_failure:
     _on_failure.append(callback)
+
+
+def exit_on_interrupt() -> None:
+  """Let Ctrl-C end the process at once, unless it is ignored, as in a job that a script put into the background."""
+  _handle_interrupt(lambda number, frame: os._exit(EXIT_INTERRUPTED))
+
+
+def raise_on_interrupt() -> None:
+  """Let Ctrl-C raise KeyboardInterrupt, unless it is ignored."""
+  _handle_interrupt(signal.default_int_handler)
+
+
+def _handle_interrupt(handler: Callable[[int, FrameType | None], Any]) -> None:
+  # Python lets only the main thread handle signals.
+  if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    signal.signal(signal.SIGINT, handler)
 
 
 def status_of(error: BaseException) -> int:

@@ -40,6 +40,7 @@ class ControlChannel:
   Attributes:
     index: as given.
     hosts: host names by process.
+    reports: what the connected processes said last of what they do, by process.
 
   Raises:
     StartTimeoutError: some processes did not connect; the message lists them.
@@ -50,6 +51,8 @@ class ControlChannel:
   def __init__(self, address: str, count: int, index: int, timeout: float):
     self.index, self._count = index, count
     self._connections: dict[int, _Connection] = {}
+    self._messages: dict[int, int] = {}
+    self.reports: dict[int, str] = {}
     host, port = split_address(address)
     connect = self._accept_all if index == 0 else self._join
     self.hosts = connect(host, port, timeout)
@@ -63,6 +66,7 @@ class ControlChannel:
 
   def watch(self, on_exit: OnPeerExit) -> None:
     """Start threads that call `on_exit(text, retry)` once a peer is gone or leaves with a reason."""
+    self._messages = dict.fromkeys(self._connections, 0)
     for index, connection in self._connections.items():
       threading.Thread(target=self._listen, args=(index, connection, on_exit), daemon=True).start()
 
@@ -74,6 +78,19 @@ class ControlChannel:
       return values
     self._send_all(value=value)
     return self._inboxes[0].get()
+
+  def send_report(self, text: str) -> None:
+    """Say to the connected processes that this one lives, and what it does; it is in their `reports`."""
+    self._send_all(report=text)
+
+  def count_messages(self) -> dict[int, int]:
+    """Return how many messages have come from each connected process that has not left, since `watch`."""
+    return dict(self._messages)
+
+  def report_silent(self, index: int, seconds: float, on_exit: OnPeerExit) -> None:
+    """End this process and the others as if process `index` was gone: it sent no message for some seconds."""
+    self._report_exit(f'{self.name(index)} has not answered for {seconds:.0f} s: stopped, or its host or network hangs',
+                      True, on_exit)
 
   def leave(self, reason: str | None = None, *, retry: bool = False) -> None:
     """Announce that this process ends. Given a reason, a sentence, the peers end as well and print it.
@@ -93,9 +110,13 @@ class ControlChannel:
 
   def _listen(self, index: int, connection: '_Connection', on_exit: OnPeerExit) -> None:
     while (message := connection.receive()) is not None:
-      if 'left' not in message:
+      self._messages[index] += 1
+      if 'report' in message:
+        self.reports[index] = message['report']
+      elif 'left' not in message:
         self._inboxes[index].put(message.get('values', message.get('value')))
       elif message['left'] is None:
+        del self._messages[index]
         return
       else:
         return self._report_exit(message['left'], message['retry'], on_exit)

@@ -16,6 +16,7 @@ from vit_jax.base import exits
 from vit_jax.base.errors import RetryError, UserError
 from vit_jax.distributed import jax_internals
 from vit_jax.distributed.control_channel import ControlChannel
+from vit_jax.distributed.heartbeat import Heartbeat
 
 # Seconds. If a peer dies, a collective fails at once; so does the control channel, which knows which peer it was.
 _CAUSE_DELAY = 1.0
@@ -24,6 +25,7 @@ _RESTART_HINT = ('This process ends too; no file is half-written. Start all proc
                  'checkpoint, if there is one.')
 
 _channel: ControlChannel | None = None  # of this process; like jax's own connection, one for the process's lifetime
+_heartbeat: Heartbeat | None = None  # on it
 
 
 class ProcessMismatchError(UserError):
@@ -63,7 +65,7 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
     StartTimeoutError: some processes did not connect; the message lists them.
     UserError: arguments that are incomplete or contradict each other.
   """
-  global _channel
+  global _channel, _heartbeat
   placement = None if _channel else _find_placement(coordinator, processes, process, timeout)
   if placement is None:
     return
@@ -71,6 +73,7 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
   assert address is not None and count is not None and index is not None
   _channel = ControlChannel(address, count, index, timeout)
   _channel.watch(_exit_with_peer)
+  _heartbeat = Heartbeat(_channel, _exit_with_peer)
   atexit.register(leave)
   exits.before_traceback(wait_for_cause)
   exits.on_failure(leave)
@@ -83,8 +86,8 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
       f'{address.rpartition(":")[0]}:{port}', count, index, local_devices,
       cluster_detection_method='deactivate', coordinator_bind_address=f'[::]:{port}',
       initialization_timeout=int(timeout),
-      # A process that is stopped, not dead, keeps the control channel open: jax's heartbeats end the run.
-      heartbeat_timeout_seconds=45, shutdown_timeout_seconds=60)
+      # Our heartbeats come first: they say which process does not answer, and end the others with a status.
+      heartbeat_timeout_seconds=150, shutdown_timeout_seconds=60)
 
 
 def exchange(value: Any) -> list[Any]:
@@ -95,6 +98,26 @@ def exchange(value: Any) -> list[Any]:
     raise UserError('jax.distributed.initialize: must not be called; start several processes with '
                     'vit_jax.hosts.start(), which calls it')
   return [value]
+
+
+def report(describe: Callable[[], str]) -> None:
+  """Let the other processes know what this one does, if there are any; `describe()` is called every few seconds."""
+  if _heartbeat:
+    _heartbeat.describe = describe
+
+
+def describe_peers() -> str:
+  """Return a line for each process that this one hears of: all for process 0, that one for the others; '' if alone."""
+  channel = _channel
+  reports = sorted(channel.reports.items()) if channel else []
+  return '\n'.join(f'{channel.name(index)}: {text}' for index, text in reports if channel)
+
+
+def announce(problem: str) -> None:
+  """Tell the other processes why this one ends, if there are any, so that they end too and can be started again."""
+  if _channel:
+    time.sleep(_CAUSE_DELAY)
+    _channel.leave(f'{_channel.name(_channel.index)} ended: {problem}'[:2000], retry=True)
 
 
 def wait_for_cause() -> None:
@@ -109,6 +132,8 @@ def leave(error: BaseException | None = None) -> None:
   channel, _channel = _channel, None
   if channel is None:
     return
+  if _heartbeat:
+    _heartbeat.end()
   error = error or getattr(sys, 'last_value', None)
   if error is None or isinstance(error, ProcessMismatchError):
     return channel.leave()

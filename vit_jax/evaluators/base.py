@@ -16,7 +16,7 @@ from vit_jax.objectives.base import Objective
 Direction = Literal['max', 'min']  # which values of a metric are better
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class EvalContext:
   """What a run gives each of its evaluators.
 
@@ -29,6 +29,7 @@ class EvalContext:
     batch_size: global batch.
     num_classes: logits of the model; None if it has no head.
     loss: name in `losses.LOSSES` that makes probabilities of the logits, 'softmax' or 'sigmoid'.
+    on_batch: called before every batch of an evaluation, on all processes; the training loop sets it.
   """
   model: Callable[[Any], Any]
   normalize: Callable[[jax.Array], jax.Array]
@@ -38,11 +39,13 @@ class EvalContext:
   batch_size: int
   num_classes: int | None
   loss: str
+  on_batch: Callable[[], None] = lambda: None
 
   @functools.cached_property
   def features(self) -> FeatureStore:
     """The features of the run's splits, which evaluators on frozen features share."""
-    return FeatureStore(FeaturePass(self.model, self.normalize, self.strategy), self.data, self.batch_size)
+    return FeatureStore(FeaturePass(self.model, self.normalize, self.strategy), self.data, self.batch_size,
+                        lambda: self.on_batch())
 
   def logits(self, params: Any, images: jax.Array) -> jax.Array:
     """Return the logits of uint8 images."""
@@ -50,6 +53,7 @@ class EvalContext:
 
   def put(self, batch: Mapping[str, Any]) -> Any:
     """Put what an evaluation reads of a batch onto the devices."""
+    self.on_batch()
     return self.strategy.put({name: batch[name] for name in ('image', 'label', 'id', 'mask')})
 
   def require_head(self, kind: str) -> int:

@@ -19,12 +19,20 @@ from vit_jax.base.errors import UserError
 T = TypeVar('T')
 
 
-def call(function: Callable[..., T], *args: Any) -> T:
+def call(function: Callable[..., T], *args: Any, interruptible: bool = True) -> T:
   """Return function(*args), or print a user's mistake without a traceback and exit with status 1; 75 for RetryError.
 
   --verbosity=1 shows the traceback too. Errors of the system, such as a full disk, are treated like the user's; all
   others keep their traceback.
+
+  Args:
+    function: what to call.
+    *args: its arguments.
+    interruptible: whether Ctrl-C raises KeyboardInterrupt in `function`, so that it can tidy up. Otherwise it ends the
+      process at once until `function` handles it, because a library may swallow KeyboardInterrupt.
   """
+  if interruptible:
+    exits.raise_on_interrupt()
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # otherwise Orbax logs 50 lines per checkpoint
   try:
@@ -48,7 +56,11 @@ def call(function: Callable[..., T], *args: Any) -> T:
 
 
 def start(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
-  """Parse the flags of a command and run its `main`, as absl.app.run does, but with errors in our form."""
+  """Parse the flags of a command and run its `main`, as absl.app.run does, but with errors in our form.
+
+  Ctrl-C ends the process at once until `call` runs: what is being imported may swallow KeyboardInterrupt.
+  """
+  exits.exit_on_interrupt()
   try:
     app.run(main, argv=argv, flags_parser=_parse_flags)
   except BrokenPipeError:  # whoever read the output has seen enough: `describe … | head`

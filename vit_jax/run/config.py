@@ -8,7 +8,7 @@ import ml_collections
 
 from vit_jax.base import sections
 from vit_jax.base.choices import choose
-from vit_jax.base.durations import Duration
+from vit_jax.base.durations import Duration, Interval
 from vit_jax.base.errors import UserError
 from vit_jax.base.platform import PLATFORMS
 from vit_jax.base.preprocessing import Normalization
@@ -40,6 +40,9 @@ class TrainConfig:
     ema_decay: decay of the exponential moving average of the parameters, per step; None keeps none.
     ema_warmup: whether the decay starts at 0.1 and rises as (1 + t) / (10 + t) with the steps t until it is
       `ema_decay`, so that the average forgets the initial parameters also in a short run.
+    hang_timeout: minutes for one piece of work: a step, a batch of an evaluation, a save. A process that takes longer
+      hangs and is ended with status 75, so that a scheduler starts it again; the first step, which compiles, may take
+      four times as long.
   """
   duration: Duration
   log_every: Duration = Duration(50)
@@ -47,11 +50,14 @@ class TrainConfig:
   micro_batch: int | None = None
   ema_decay: float | None = None
   ema_warmup: bool = False
+  hang_timeout: Interval = Interval(30, 'minute')
 
   def __post_init__(self):
     for name in ('duration', 'log_every', 'eval_every'):
       if not getattr(self, name).number > 0:
         raise UserError(f'train.{name}: must be longer than 0, got {getattr(self, name)}')
+    if not self.hang_timeout.minutes:
+      raise UserError(f"train.hang_timeout: expected a time such as '30 minutes', got '{self.hang_timeout}'")
     if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
       raise UserError(f'train.ema_decay: must be between 0 and 1, got {self.ema_decay}')
     if self.ema_warmup and self.ema_decay is None:
@@ -114,7 +120,7 @@ SECTIONS = ('data', 'train', 'model', 'objective', 'optim', 'mix', 'normalizatio
 
 # These change where a run runs and what it prints, not what it computes: they may differ when it is resumed.
 MAY_CHANGE_ON_RESUME = ('platform', 'data.data_dir', 'data.cache', 'data.threads', 'data.workers', 'train.log_every',
-                        'train.eval_every', 'checkpoint', 'health', 'evaluators', 'parallel')
+                        'train.eval_every', 'train.hang_timeout', 'checkpoint', 'health', 'evaluators', 'parallel')
 
 # These may differ between the processes of one run.
 MAY_DIFFER_BETWEEN_PROCESSES = ('data.data_dir', 'data.cache', 'data.threads', 'data.workers')

@@ -8,6 +8,7 @@ import jax
 
 from vit_jax.evaluators.base import Evaluator
 from vit_jax.guards.signals import StopRequest
+from vit_jax.guards.watchdog import Watchdog, Work
 from vit_jax.run.build import Parts
 from vit_jax.run.meters import InputStallMonitor, Meters, check_finite
 from vit_jax.run.writer import Writer
@@ -36,6 +37,10 @@ class LoopState:
   record: RunRecord
 
 
+class _StopEvaluationError(Exception):
+  """The run was asked to stop during an evaluation."""
+
+
 class Loop:
   """A loop over the steps of a run, which can be entered at any `LoopState`.
 
@@ -44,10 +49,13 @@ class Loop:
     checkpoints: where to save.
     writer: where to log.
     stop: whether the run was asked to stop.
+    watchdog: to which the loop says what it does.
   """
 
-  def __init__(self, parts: Parts, checkpoints: Checkpoints, writer: Writer, stop: StopRequest):
+  def __init__(self, parts: Parts, checkpoints: Checkpoints, writer: Writer, stop: StopRequest,
+               watchdog: Watchdog | None = None):
     self._parts, self._checkpoints, self._writer, self._stop = parts, checkpoints, writer, stop
+    self._watchdog = watchdog or Watchdog()
     self._log_every = parts.pace.steps(parts.config.train.log_every)
     self._eval_every = parts.pace.steps(parts.config.train.eval_every)
     self._step_fn = parts.strategy.compile(parts.step, donate=True)
@@ -66,6 +74,13 @@ class Loop:
     batches = iter(parts.data.train_batches())
     if at.position is not None:
       batches.set_state(at.position)
+    self._watchdog.begin(Work.START, at.step)
+    parts.context.on_batch = self._between_batches
+    if at.record.evaluation_due and not self._evaluate(at):
+      self._stop.exit()
+    if at.step == num_steps:
+      return at
+    self._watchdog.begin(Work.START, at.step)
     in_flight: collections.deque[Metrics] = collections.deque()
     first = at.step + 1
     batch = strategy.put(next(batches))
@@ -76,8 +91,10 @@ class Loop:
       at.step += 1
       at.position = batches.get_state()  # before the next batch is fetched: state and position belong together
       last = at.step == num_steps
+      self._watchdog.begin(Work.FETCH, at.step - 1)
       if not last:
         batch = self._meters.wait(lambda: strategy.put(next(batches)), metrics)
+      self._watchdog.begin(Work.STEP)
       in_flight.append(metrics)
       while len(in_flight) > self._ahead:
         jax.block_until_ready(in_flight.popleft())
@@ -85,24 +102,30 @@ class Loop:
       if at.step == first:
         self._first_step_done(metrics)
 
-      stopping = self._stop.should_stop(at.step)
       logged, evaluated = (at.step % every == 0 or last for every in (self._log_every, self._eval_every))
       if logged:
         self._log(at, metrics)
-      if evaluated:
-        self._evaluate(at)
+      evaluated = evaluated and self._evaluate(at)
       if health:
         self._writer.write(at.step, health)
+      stopping = self._stop.should_stop()
       if last or stopping or self._checkpoints.due(at.step, at_log=logged, evaluated=evaluated):
         self._save(at, metrics, evaluated)
-      if stopping and not last:
+      if stopping and (not last or at.record.evaluation_due):
         self._checkpoints.wait()
         self._writer.say(f'Stopped after step {at.step}, which is saved; run the same command again to resume.')
         self._stop.exit()
       if logged or evaluated:
         self._meters.restart_clock()
       self._writer.tick(at.step)
+      self._watchdog.begin(Work.STEP, at.step)
     return at
+
+  def _between_batches(self) -> None:
+    """Notice, during an evaluation, that the run was asked to stop."""
+    self._watchdog.begin(Work.EVALUATE)
+    if self._stop.should_stop():
+      raise _StopEvaluationError
 
   def _measure_health(self, at: LoopState, batch: Any) -> dict[str, float]:
     """Return {'health/STATISTIC/LAYER': number} of the step that comes next, if it has a panel; else nothing."""
@@ -128,13 +151,23 @@ class Loop:
     if warning := self._stalls.warning(at.step, values):
       self._writer.say(warning)
 
-  def _evaluate(self, at: LoopState) -> None:
-    values = evaluate(self._parts, at.state)
-    at.record = dataclasses.replace(at.record, metrics=values)
+  def _evaluate(self, at: LoopState) -> bool:
+    """Evaluate; return False, and let a resumed run do it first, if the run is asked to stop before the end."""
+    at.record = dataclasses.replace(at.record, evaluation_due=True)
+    self._watchdog.begin(Work.EVALUATE, at.step)
+    if self._stop.should_stop():
+      return False
+    try:
+      values = evaluate(self._parts, at.state)
+    except _StopEvaluationError:
+      return False
+    at.record = dataclasses.replace(at.record, metrics=values, evaluation_due=False)
     self._writer.write(at.step, values)
     self._writer.say(f'step {at.step}/{self._parts.num_steps}  evaluation  {describe(values)}')
+    return True
 
   def _save(self, at: LoopState, metrics: Metrics, evaluated: bool) -> None:
+    self._watchdog.begin(Work.SAVE, at.step)
     check_finite(metrics, at.step, self._checkpoints.latest())
     at.record = dataclasses.replace(at.record, position=at.position)
     self._checkpoints.save(at.step, self._parts.strategy.fetch(at.state.to_save()), at.record,

@@ -23,6 +23,7 @@ class RunRecord:
     fingerprint: of the training records, changes if an index would mean another record; None likewise.
     position: of the data loader, None before the first batch.
     metrics: {name: value} of the last evaluation.
+    evaluation_due: whether the evaluation of this step was not finished when it was saved: a resumed run does it first.
     digests: {path: digest} of the arrays of the state, see `digests`; empty if a run of version 0.1 had none.
   """
   config: dict[str, Any]
@@ -34,6 +35,7 @@ class RunRecord:
   fingerprint: str | None = None
   position: dict[str, int] | None = None
   metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+  evaluation_due: bool = False
   digests: dict[str, int] = dataclasses.field(default_factory=dict)
 
   def to_json(self) -> dict[str, Any]:

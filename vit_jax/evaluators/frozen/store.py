@@ -1,4 +1,5 @@
 """The features of a run's splits, computed once per evaluation whatever number of evaluators reads them."""
+from collections.abc import Callable
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -32,10 +33,11 @@ class FeatureStore:
     feature_pass: computes features.
     data: of the run.
     batch_size: global batch.
+    on_batch: called after every batch.
   """
 
-  def __init__(self, feature_pass: FeaturePass, data: Dataset, batch_size: int):
-    self._pass, self._data, self._batch_size = feature_pass, data, batch_size
+  def __init__(self, feature_pass: FeaturePass, data: Dataset, batch_size: int, on_batch: Callable[[], None]):
+    self._pass, self._data, self._batch_size, self._on_batch = feature_pass, data, batch_size, on_batch
     self._datasets: dict[Key, Dataset] = {}
     self._splits: dict[Key, Split] = {}
     self._found: dict[tuple[int, Key], tuple[Any, Features]] = {}
@@ -77,7 +79,7 @@ class FeatureStore:
     """
     key = (id(params), split.key)
     if key not in self._found:  # with the parameters, so that no other object can have their id
-      self._found[key] = params, self._pass(params, split.batches, split.num_classes)
+      self._found[key] = params, self._pass(params, split.batches, split.num_classes, lambda done: self._on_batch())
     return self._found[key][1]
 
   def forget(self) -> None:
