@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from experiments.data_faults import workers_of
 from tests.conftest import encode, fake_source
 from tests.data.batches import assert_same, evaluate, take, train
 from vit_jax.base.errors import MissingFileError
@@ -20,14 +21,6 @@ from vit_jax.data.sources import registry
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 LINUX = pytest.mark.skipif(not pathlib.Path('/proc/self/task').exists(), reason='needs /proc')
-
-
-def workers_of(process):
-  """Return the process ids of the workers of a process."""
-  children = [int(child) for task in pathlib.Path(f'/proc/{process}/task').glob('*/children')
-              for child in task.read_text().split()]
-  return [child for child in children
-          if b'vit_jax.data.loading.worker' in pathlib.Path(f'/proc/{child}/cmdline').read_bytes()]
 
 
 def make_in_worker(source, size=(6, 5), pool=None):
@@ -81,9 +74,9 @@ def test_workers_hold_no_jax(data_dir):
     assert 'numpy' in maps and 'jaxlib' not in maps and 'libtpu' not in maps and 'cuda' not in maps
 
 
-class OutOfMemory(list):
+class Defective(list):
   def __getitem__(self, index):
-    raise MemoryError('no room for record 7')
+    raise LookupError('no record 7')
 
 
 class Missing(list):
@@ -92,7 +85,7 @@ class Missing(list):
 
 
 @pytest.mark.parametrize('records, error, message', [
-    (OutOfMemory, RuntimeError, '^MemoryError in a data worker: no room for record 7$'),
+    (Defective, RuntimeError, '^LookupError in a data worker: no record 7$'),
     (Missing, MissingFileError, '^7.png: not found$')])
 def test_errors_in_a_worker_are_reported(records, error, message):
   with pytest.raises(error, match=message):

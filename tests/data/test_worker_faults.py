@@ -11,9 +11,10 @@ import time
 import numpy as np
 import pytest
 
+from experiments.data_faults import signal_worker, workers_of
 from tests.conftest import encode, fake_source
 from tests.data.batches import assert_same, take
-from tests.data.test_pool import LINUX, ROOT, make_in_worker, workers_of
+from tests.data.test_pool import LINUX, ROOT, make_in_worker
 from vit_jax.base.errors import RetryError, UserError
 from vit_jax.data.loading.examples import ExampleMaker
 from vit_jax.data.loading.loader import Loader
@@ -55,15 +56,13 @@ def lost(caplog):
 def test_workers_killed_at_random_moments_change_nothing(caplog):
   source, rng, kills = random_source(), random.Random(1), 0
   expected = take(batches_of(source, Pool(0, 0)), KILLS * 4)
-  workers = NewWorkers(2)
-  iterator = iter(batches_of(source, workers.pool))
+  iterator = iter(batches_of(source, Pool(0, 2)))
   found = []
   while len(found) < len(expected):
     found.append(next(iterator))
-    if kills < KILLS and len(found) % 2 and (running := workers()):
+    if kills < KILLS and len(found) % 2:
       time.sleep(rng.uniform(0.0, 0.02))
-      os.kill(rng.choice(running), signal.SIGKILL)
-      kills += 1
+      kills += signal_worker(os.getpid(), signal.SIGKILL, rng) is not None
   assert_same(found, expected)
   assert kills == KILLS
   assert 1 <= len(lost(caplog)) <= kills + 2
