@@ -13,6 +13,7 @@ from typing import Any
 
 from absl import flags
 
+from vit_jax.base.text import printable
 from vit_jax.run import cli
 
 # As in vit_jax.analysis.report.figures, which takes seconds to import.
@@ -51,7 +52,7 @@ def run(source: str, images: str, output: str, *, source2: str | None = None, fi
   print(f'{len(paths):,} images of {images}, {batch_size} at a time', flush=True)
   unreadable = folder.analyze(models, paths, figures, output, batch_size)
   for path, reason in unreadable.items():
-    print(f'error: {path}: {reason}', file=sys.stderr)
+    print(printable(f'error: {path}: {reason}'), file=sys.stderr)
   print(f'Wrote {output}; open {output}/{folder.PAGE} in a browser.')
   return len(unreadable)
 

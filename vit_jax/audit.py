@@ -14,6 +14,7 @@ import sys
 
 from absl import app, flags
 
+from vit_jax.base.text import printable
 from vit_jax.data.audit import report
 from vit_jax.data.audit.audit import SIMILARITY, Audit, audit, write_list, write_sheet
 from vit_jax.run import cli
@@ -32,7 +33,7 @@ def run(name: str, *, data_dir: str | None = None, train: str | None = None, sim
   """
   found = audit(name, data_dir, train, similarity)
   summary = report.summarize(found.scan, found.duplicates, found.excluded)
-  print(json.dumps(summary, ensure_ascii=False) if as_json else report.to_text(summary))
+  print(printable(json.dumps(summary, ensure_ascii=False) if as_json else report.to_text(summary)))
   if output:
     write_list(found, output, command)
     print(f'Wrote {output}: {len(found.excluded)} records; train with --config.data.exclude={output}', file=sys.stderr)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
+from vit_jax.base.text import printable
 from vit_jax.run import cli
 
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
   lines = cli.call(lambda: convert(argv[1], argv[2], format=values.to, approximate=values.approximate,
                                    strict=values.strict, ema=values.ema, image_size=cli.pair(values.image_size),
                                    dtype=values.dtype, **cli.source_options()))
-  print('\n'.join(lines))
+  print(printable('\n'.join(lines)))
 
 
 if __name__ == '__main__':

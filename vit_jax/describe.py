@@ -7,6 +7,7 @@ import json
 
 from absl import app, flags
 
+from vit_jax.base.text import printable
 from vit_jax.run import cli
 
 
@@ -31,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
   adaptation = Adaptation(image_size=cli.pair(values.image_size), patch_size=cli.pair(values.patch_size),
                           channels=values.channels, num_classes=values.num_classes)
   description = cli.call(lambda: describe(argv[1], ema=values.ema, adaptation=adaptation, **cli.source_options()))
-  print(json.dumps(description.to_json(), indent=2) if values.json else description.to_text())
+  print(json.dumps(description.to_json(), indent=2) if values.json else printable(description.to_text()))
 
 
 if __name__ == '__main__':

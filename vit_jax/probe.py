@@ -16,6 +16,7 @@ from typing import Any
 from absl import flags
 
 from vit_jax.base.errors import UserError
+from vit_jax.base.text import printable
 from vit_jax.run import cli
 
 _METHODS = ('few_shot', 'knn', 'nearest_mean', 'linear_probe', 'retrieval')
@@ -83,9 +84,9 @@ def _run(data: dict[str, Any], numbers: dict[str, Any]) -> None:
     return
   if values.json:
     for row in results.rows:
-      print(json.dumps(row._asdict(), ensure_ascii=False))
+      print(printable(json.dumps(row._asdict(), ensure_ascii=False)))
   else:
-    print(methods.table(results.rows))
+    print(printable(methods.table(results.rows)))
 
 
 if __name__ == '__main__':

@@ -14,6 +14,7 @@ import jax
 
 from vit_jax.base import exits
 from vit_jax.base.errors import RetryError, UserError
+from vit_jax.base.text import printable
 from vit_jax.distributed import jax_internals
 from vit_jax.distributed.control_channel import ControlChannel
 from vit_jax.distributed.heartbeat import Heartbeat
@@ -189,7 +190,7 @@ def _name(index: int) -> str:
 
 
 def _exit_with_peer(text: str, retry: bool) -> None:
-  print(f'error: {text}.\n{_RESTART_HINT}', file=sys.stderr, flush=True)
+  print(f'error: {printable(text)}.\n{_RESTART_HINT}', file=sys.stderr, flush=True)
   sys.stdout.flush()
   # The main thread may be inside a collective that never ends.
   os._exit(exits.EXIT_RETRY if retry else exits.EXIT_ERROR)

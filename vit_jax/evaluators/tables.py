@@ -7,6 +7,7 @@ import math
 
 from vit_jax.base import files
 from vit_jax.base.errors import FileError
+from vit_jax.base.text import printable_name
 from vit_jax.evaluators.tally import Tally
 
 # A picture of more classes cannot be read; numbers in its cells not either, of more than this.
@@ -64,8 +65,8 @@ def _per_class(tally: Tally, class_names: Sequence[str]) -> str:
 def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
   stream = io.StringIO()
   writer = csv.writer(stream, lineterminator='\n')
-  writer.writerow(header)
-  writer.writerows(rows)
+  writer.writerow(map(printable_name, header))
+  writer.writerows([printable_name(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
   return stream.getvalue()
 
 
@@ -99,5 +100,6 @@ def _draw_confusion(tally: Tally, class_names: Sequence[str], path: files.PathLi
 
 def _label(name: str) -> str:
   """Return a class name as matplotlib prints it: short, and no mathematics between dollar signs."""
+  name = printable_name(name)
   short = name if len(name) <= _MOST_LETTERS else name[:_MOST_LETTERS - 1] + '…'
   return short.replace('$', r'\$')

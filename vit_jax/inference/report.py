@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vit_jax.base.choices import choose
-from vit_jax.base.text import count
+from vit_jax.base.text import count, printable, printable_name
 from vit_jax.inference.predict import Outcome
 
 # (label, class name, probability), most probable first.
@@ -37,12 +37,12 @@ def print_predictions(outcomes: Iterable[Outcome], images: Sequence[str], class_
   for image, (_, outcome) in zip(images, progress, strict=True):
     if isinstance(outcome, Exception):
       unreadable += 1
-      tqdm.write(f'error: {image}: {outcome}', file=sys.stderr)
+      tqdm.write(printable(f'error: {printable_name(image)}: {outcome}'), file=sys.stderr)
     else:
       labels = np.argsort(-outcome, kind='stable')[:top].tolist()
       best: Best = [(label, str(class_names[label]), float(outcome[label])) for label in labels]
       for line in write(image, best):
-        tqdm.write(line, file=sys.stdout)
+        tqdm.write(printable(line), file=sys.stdout)
   if unreadable:
     print(f'{unreadable:,} of {count(len(images), "image")} could not be read.', file=sys.stderr)
   return unreadable
@@ -50,11 +50,12 @@ def print_predictions(outcomes: Iterable[Outcome], images: Sequence[str], class_
 
 def _table(images: Sequence[str], class_names: Sequence[str]) -> Writer:
   """Return a writer of aligned columns, the image on the first of its lines."""
-  wide, wider = max(map(len, images)), max(map(len, ['class', *class_names]))
+  wide = max(len(printable_name(image)) for image in images)
+  wider = max(len(printable_name(name)) for name in ['class', *class_names])
   header = [f'{"image":{wide}}  {"class":{wider}}  probability']
 
   def write(image: str, best: Best) -> list[str]:
-    lines = [f'{image if rank == 0 else "":{wide}}  {name:{wider}}  {probability:11.4f}'
+    lines = [f'{printable_name(image) if rank == 0 else "":{wide}}  {printable_name(name):{wider}}  {probability:11.4f}'
              for rank, (_, name, probability) in enumerate(best)]
     lines, header[:] = [*header, *lines], []
     return lines

@@ -14,7 +14,7 @@ from vit_jax.base import files, sections
 from vit_jax.base.errors import UserError
 from vit_jax.base.files import PathLike
 from vit_jax.base.preprocessing import Normalization
-from vit_jax.base.text import count
+from vit_jax.base.text import count, printable
 from vit_jax.data.loading.config import DataConfig
 from vit_jax.data.loading.dataset import Dataset
 from vit_jax.data.loading.loader import Loader
@@ -186,4 +186,4 @@ def _describe(dataset: Dataset, splits: Splits, weights: Weights) -> str:
 def _say(*lines: str) -> None:
   """Print lines to standard error, once however many processes probe."""
   if lines and jax.process_index() == 0:
-    print('\n'.join(lines), file=sys.stderr, flush=True)
+    print(printable('\n'.join(lines)), file=sys.stderr, flush=True)

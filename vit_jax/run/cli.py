@@ -15,6 +15,7 @@ from ml_collections.config_flags import config_flags
 
 from vit_jax.base import exits
 from vit_jax.base.errors import UserError
+from vit_jax.base.text import make_logging_printable, printable
 
 T = TypeVar('T')
 
@@ -35,6 +36,7 @@ def call(function: Callable[..., T], *args: Any, interruptible: bool = True) -> 
     exits.raise_on_interrupt()
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # otherwise Orbax logs 50 lines per checkpoint
+  make_logging_printable()
   try:
     return function(*args)
   except BrokenPipeError as error:
@@ -44,7 +46,7 @@ def call(function: Callable[..., T], *args: Any, interruptible: bool = True) -> 
     if logging.get_verbosity() > logging.INFO:
       exits.run_before_traceback()
       raise
-    print(f'error: {error}', file=sys.stderr)
+    print(f'error: {printable(error)}', file=sys.stderr)
     exits.run_on_failure(error)
     sys.exit(exits.status_of(error))
   except KeyboardInterrupt as error:

@@ -11,7 +11,7 @@ from vit_jax.base import files
 from vit_jax.base import sections as sections_lib
 from vit_jax.base.errors import UserError
 from vit_jax.base.files import PathLike
-from vit_jax.base.text import listing
+from vit_jax.base.text import listing, printable
 from vit_jax.data.loading.config import DataConfig
 from vit_jax.data.sources import registry
 from vit_jax.data.sources.base import Source
@@ -237,4 +237,4 @@ def _describe(parts: Parts, source: PathLike) -> str:
 def _say(lines: list[str]) -> None:
   """Print to standard error, once however many processes evaluate."""
   if jax.process_index() == 0:
-    print('\n'.join(lines), file=sys.stderr, flush=True)
+    print(printable('\n'.join(lines)), file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ import tensorboardX
 import tqdm
 
 from vit_jax.base import files
+from vit_jax.base.text import printable
 from vit_jax.rundir.layout import RunDir
 
 # Formats of the numbers in a progress line, and their short names in a progress bar.
@@ -49,6 +50,7 @@ class Writer:
   def say(self, text: str) -> None:
     """Print a line, above the bar if there is one."""
     if self._active:
+      text = printable(text)
       tqdm.tqdm.write(text, file=sys.stdout)
       sys.stdout.flush()
 

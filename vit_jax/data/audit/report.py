@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.base.text import count, listing, more
+from vit_jax.base.text import count, listing, more, printable_name
 from vit_jax.data.audit.duplicates import Duplicates
 from vit_jax.data.audit.scan import Scan
 
@@ -119,6 +119,7 @@ def _class_table(splits: Splits) -> list[str]:
 
 
 def _align(rows: Sequence[tuple[str, ...]]) -> list[str]:
+  rows = [tuple(map(printable_name, row)) for row in rows]
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return ['  '.join(f'{cell:<{width}}' for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

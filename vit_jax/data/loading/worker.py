@@ -15,6 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from vit_jax.base.errors import FileError, MissingFileError, RetryError, UserError
+from vit_jax.base.text import make_logging_printable
 
 # The memory that parent and worker share starts with a page for the signs of life, two unsigned numbers of 64 bits:
 # how often the worker has come to an example, and the place of that example in the request. The pixels follow.
@@ -70,6 +71,7 @@ def serve(shared: int, requests: BinaryIO, replies: BinaryIO) -> None:
 
 
 if __name__ == '__main__':
+  make_logging_printable()
   # Ctrl-C, a closed terminal and a scheduler reach all processes of the run; the parent decides when to end.
   for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(ignored, signal.SIG_IGN)
