@@ -12,7 +12,7 @@ from vit_jax.rundir.record import RunRecord
 def test_a_tilde_is_the_home_directory_everywhere(tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
   RunDir('~/runs/x').write_config({'seed': 1})
-  assert json.loads((tmp_path / 'runs' / 'x' / 'config.json').read_text()) == {'seed': 1}
+  assert json.loads((tmp_path / 'runs' / 'x' / 'config.json').read_text()) == {'seed': 1, 'format': 2}
   assert RunDir('~/runs/x').read_config() == {'seed': 1}
   assert os.fspath(RunDir('~/runs/x').checkpoints_path) == str(tmp_path / 'runs' / 'x' / 'checkpoints')
 

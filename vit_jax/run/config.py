@@ -119,8 +119,9 @@ SECTIONS = ('data', 'train', 'model', 'objective', 'optim', 'mix', 'normalizatio
             'health', 'parallel')
 
 # These change where a run runs and what it prints, not what it computes: they may differ when it is resumed.
-MAY_CHANGE_ON_RESUME = ('platform', 'data.data_dir', 'data.cache', 'data.threads', 'data.workers', 'train.log_every',
-                        'train.eval_every', 'train.hang_timeout', 'checkpoint', 'health', 'evaluators', 'parallel')
+MAY_CHANGE_ON_RESUME = ('platform', 'data.data_dir', 'data.cache', 'data.threads', 'data.workers', 'data.fingerprint',
+                        'train.log_every', 'train.eval_every', 'train.hang_timeout', 'checkpoint', 'health',
+                        'evaluators', 'parallel')
 
 # These may differ between the processes of one run.
 MAY_DIFFER_BETWEEN_PROCESSES = ('data.data_dir', 'data.cache', 'data.threads', 'data.workers')

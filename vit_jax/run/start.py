@@ -3,10 +3,12 @@ import dataclasses
 import sys
 from typing import Any
 
+from absl import logging
 import jax
 
 from vit_jax.base import platform
 from vit_jax.base.errors import UserError
+from vit_jax.data.loading import replaced
 from vit_jax.pretrained import transfer
 from vit_jax.pretrained.classes.names import find_order, permute_head
 from vit_jax.pretrained.formats.weights import Weights
@@ -84,9 +86,14 @@ def make_record(parts: Parts, before: RunRecord | None = None) -> RunRecord:
 
 
 def check_same_records(parts: Parts, at: LoopState) -> None:
-  """Raise UserError if the data position would mean other examples than when it was saved."""
+  """Raise UserError if the data position would mean other examples than when it was saved, or other images.
+
+  The record gets what the images are now.
+  """
   source, exclude = parts.data.source, parts.config.data.exclude
   if at.record.fingerprint == source.fingerprint:
+    if jax.process_index() == 0:
+      _check_same_images(parts, at)
     return
   before, now = at.record.examples or 0, len(source)
   changed = f'there were {before:,}, there are {now:,}' if before != now else f'there are still {now:,}, but others'
@@ -95,6 +102,22 @@ def check_same_records(parts: Parts, at: LoopState) -> None:
                   f'{changed}. Resuming would leave out some of an epoch and repeat others. Bring back {kept} as they '
                   'were, or train on what is there now in another --workdir; --config.init=WORKDIR starts it from the '
                   'weights of this one')
+
+
+def _check_same_images(parts: Parts, at: LoopState) -> None:
+  """Raise UserError if images were replaced under the same names; warn if only their times differ."""
+  source, data = parts.data.source, parts.config.data
+  now = replaced.stamps(source, data.fingerprint, data.threads)
+  what = replaced.difference(at.record.stamps, now)
+  if what == 'times':
+    logging.warning('data.name: files of %s %s were changed or copied since step %d: they have other times of the '
+                    'last change, but the same sizes. From the first start with --config.data.fingerprint=content on, '
+                    'what is in them is compared', source.name, source.split, at.step)
+  elif what is not None:
+    raise UserError(f'data.name: images of {source.name} {source.split} were replaced under the same names since step '
+                    f'{at.step}: their {what} have changed. Bring back the old ones; or go on with the new ones by '
+                    '--config.data.fingerprint=names, or train on them in another --workdir')
+  at.record = dataclasses.replace(at.record, stamps=now)
 
 
 def from_weights(parts: Parts, at: LoopState, weights: Weights | None, writer: Writer) -> None:

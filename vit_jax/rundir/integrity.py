@@ -8,7 +8,7 @@ from etils import epath
 from vit_jax.base.errors import UserError
 from vit_jax.base.text import listing
 from vit_jax.rundir import digests, manifest
-from vit_jax.rundir.record import RunRecord
+from vit_jax.rundir.record import RunRecord, check_format_of_step
 
 
 class DamagedCheckpointError(UserError):
@@ -50,11 +50,13 @@ def reading(where: epath.Path, steps: Sequence[int]) -> Iterator[None]:
 
   Raises:
     DamagedCheckpointError: files are missing or were changed.
+    NewerFormatError: a newer version wrote it.
     UserError: the block failed for another reason, which may pass; errors of this kind are left as they are.
   """
   others = [str(step) for step in steps if str(step) != where.name]
   there = f'. There is also step {listing(reversed(others), 3)}' if others else ''
   try:
+    check_format_of_step(where)
     if problems := manifest.problems(where):
       raise DamagedCheckpointError(f'{where}: this checkpoint is damaged: {listing(problems, 3)}{there}')
     yield

@@ -9,6 +9,7 @@ from etils import epath
 
 from vit_jax.base import files
 from vit_jax.base.errors import FileError, MissingFileError, UserError
+from vit_jax.rundir.record import check_format, with_format, without_format
 
 
 class RunDir:
@@ -98,6 +99,7 @@ class RunDir:
 
     Raises:
       MissingFileError: there is none.
+      NewerFormatError: a newer version wrote it.
       UserError: the file is damaged.
     """
     try:
@@ -109,7 +111,8 @@ class RunDir:
       raise self._damaged(str(error)) from error
     if not isinstance(config, dict):
       raise self._damaged('expected a JSON object')
-    return config
+    check_format(config, self.config_path)
+    return without_format(config)
 
   def write_config(self, config: dict[str, Any]) -> None:
     """Write the config of the run, whole or not at all.
@@ -117,7 +120,7 @@ class RunDir:
     Raises:
       FileError: it cannot be written.
     """
-    text = json.dumps(config, indent=2, sort_keys=True) + '\n'
+    text = json.dumps(with_format(config), indent=2, sort_keys=True) + '\n'
     try:
       files.write(self.config_path, text, 'the config')
     except FileError as error:

@@ -1,12 +1,58 @@
 """The run record: what a checkpoint stores beside the state, for those who load the model later."""
+from collections.abc import Mapping
 import dataclasses
 import hashlib
 import json
 from typing import Any
 
+from etils import epath
+
 from vit_jax.base.errors import UserError
 
-_CHECKSUM = 'checksum'
+# The format of run directories: of config.json, of run records and of the states beside them. 1, which files do not
+# say, is that of version 0.1. A change that the code before it would misread takes the next number.
+FORMAT = 2
+_FORMAT, _CHECKSUM = 'format', 'checksum'
+
+
+class NewerFormatError(UserError):
+  """A file of a run directory that was written by a newer version."""
+
+
+def check_format(values: Mapping[str, Any], where: object) -> None:
+  """Check that this version can read a file of a run directory.
+
+  Args:
+    values: JSON object in it.
+    where: for the message.
+
+  Raises:
+    NewerFormatError: a newer version wrote it.
+  """
+  found = values.get(_FORMAT, 1)
+  if not isinstance(found, int) or found > FORMAT:
+    raise NewerFormatError(f'{where}: made by a newer vit_jax: its format is {found!r:.20}, and this version reads up '
+                           f'to {FORMAT}. Update vit_jax: git pull, or pip install -U, as it was installed')
+
+
+def with_format(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Return the JSON object of a file with its format; `without_format` takes it away."""
+  return {_FORMAT: FORMAT, **values}
+
+
+def without_format(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Return a JSON object without its format."""
+  return {name: value for name, value in values.items() if name != _FORMAT}
+
+
+def check_format_of_step(path: epath.Path) -> None:
+  """Raise NewerFormatError if a newer version wrote the checkpoint in a directory; a damaged one is left to others."""
+  try:
+    values = json.loads((path / 'run' / 'metadata').read_text())
+  except (OSError, ValueError, RecursionError):
+    return
+  if isinstance(values, dict):
+    check_format(values, path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +67,7 @@ class RunRecord:
     versions: {package: version}.
     examples: of the training split; None if a run of version 0.1.0 did not say.
     fingerprint: of the training records, changes if an index would mean another record; None likewise.
+    stamps: of the training images, see `data.loading.replaced`; empty if a run of version 0.1 had none.
     position: of the data loader, None before the first batch.
     metrics: {name: value} of the last evaluation.
     evaluation_due: whether the evaluation of this step was not finished when it was saved: a resumed run does it first.
@@ -33,6 +80,7 @@ class RunRecord:
   versions: dict[str, str]
   examples: int | None = None
   fingerprint: str | None = None
+  stamps: dict[str, str] = dataclasses.field(default_factory=dict)
   position: dict[str, int] | None = None
   metrics: dict[str, float] = dataclasses.field(default_factory=dict)
   evaluation_due: bool = False
@@ -43,6 +91,7 @@ class RunRecord:
     fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
     values = {_KEYS.get(name, name): list(value) if isinstance(value, tuple) else value
               for name, value in fields.items()}
+    values = with_format(values)
     return dict(values, **{_CHECKSUM: _checksum(values)})
 
   @classmethod
@@ -50,8 +99,10 @@ class RunRecord:
     """Read a record, of this version or an older one.
 
     Raises:
+      NewerFormatError: a newer version wrote it.
       UserError: the values are not those that were written.
     """
+    check_format(values, 'the run record')
     if values.get(_CHECKSUM, _checksum(values)) != _checksum(values):
       raise UserError('the run record is damaged: its checksum does not fit its values')
     found = {field.name: values[_KEYS.get(field.name, field.name)] for field in dataclasses.fields(cls)

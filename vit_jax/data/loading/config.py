@@ -6,6 +6,7 @@ from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError
 from vit_jax.base.files import expand, is_remote
 from vit_jax.base.sections import off
+from vit_jax.data.loading import replaced
 from vit_jax.data.sources import registry
 from vit_jax.data.transforms import spec
 
@@ -36,6 +37,9 @@ class DataConfig:
     repeats: how often each example is in its batch, augmented differently each time; divides batch_size.
     exclude: exclusion list written by `python -m vit_jax.audit`: records that training leaves out. Evaluation, also on
       the training split, sees all records, so that its metrics stay comparable.
+    fingerprint: what a run remembers of its training images, so that it does not resume on others of the same names:
+      'stat' is the size of each file, and its time of the last change, which alone is only worth a warning; 'content'
+      a hash of each image, for which every start reads all of them; 'names' nothing more, which accepts any.
   """
   name: str
   batch_size: int
@@ -51,6 +55,7 @@ class DataConfig:
   workers: int = 0
   repeats: int = 1
   exclude: str | None = off('')
+  fingerprint: str = 'stat'
 
   def __post_init__(self):
     for name, least in dict(batch_size=1, threads=0, workers=0, repeats=1).items():
@@ -65,6 +70,7 @@ class DataConfig:
       if self.workers and holds:
         raise UserError(f'data.workers: {reason}; set data.workers=0 and let data.threads make the batches')
     choose({'error': True, 'skip': True}, self.corrupt, 'data.corrupt')
+    choose(dict.fromkeys(replaced.KINDS), self.fingerprint, 'data.fingerprint')
     if self.channels not in (None, 1, 3):
       raise UserError(f'data.channels: unknown {self.channels!r}; choose from [None, 1, 3]')
     for transform in (self.train_transform, self.eval_transform):
