@@ -1,9 +1,11 @@
 """Paths that users give, and files that are written whole or not at all."""
 from collections.abc import Iterator
 import contextlib
+import json
 import os
 import pathlib
 import shutil
+from typing import Any
 
 from etils import epath
 
@@ -102,6 +104,26 @@ def write(path: PathLike, content: str | bytes, what: str = 'the file') -> None:
       aside.write_bytes(content)
     else:
       aside.write_text(content)
+
+
+def read_json(path: PathLike, limit: int = 16 << 20) -> Any:
+  """Return the value in a JSON file.
+
+  Args:
+    path: local or remote file.
+    limit: bytes that it may have.
+
+  Raises:
+    OSError: it cannot be read.
+    ValueError: it has more bytes, is not JSON, or nests it too deeply.
+  """
+  file = epath.Path(path)
+  if file.stat().length > limit:
+    raise ValueError(f'it has {file.stat().length:,} bytes; at most {limit:,} are read')
+  try:
+    return json.loads(file.read_text())
+  except RecursionError as error:
+    raise ValueError('it nests values too deeply') from error
 
 
 def local(path: PathLike) -> pathlib.Path:

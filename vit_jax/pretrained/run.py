@@ -15,7 +15,7 @@ from vit_jax.objectives.base import EMA
 from vit_jax.pretrained.formats.weights import Params, Weights, read_config
 from vit_jax.rundir import migration
 from vit_jax.rundir.checkpoint import open_to_read, pick_step
-from vit_jax.rundir.integrity import check_digests, reading
+from vit_jax.rundir.integrity import check_claims, check_digests, read_record, reading
 from vit_jax.rundir.layout import RunDir
 from vit_jax.rundir.record import RunRecord
 from vit_jax.training.state import model_params
@@ -37,8 +37,10 @@ def read(path: PathLike, *, step: int | None = None, ema: bool = False) -> Weigh
   with open_to_read(run_dir.checkpoints_path) as manager:
     steps = sorted(manager.all_steps())
     step = pick_step(steps, step, run_dir)
-    with reading(run_dir.checkpoints_path / str(step), steps):
-      record = RunRecord.from_json(manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))['run'])
+    where = run_dir.checkpoints_path / str(step)
+    with reading(where, steps):
+      record = read_record(manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))['run'], where)
+      check_claims(where, manager.item_metadata(step)['state'].tree)
       names = _ema_names(manager, step, run_dir) if ema else ('params',)
       params = _restore_tree(manager, step, names)
   check_digests(record, _nest(params, names), f'{run_dir}, step {step}')
@@ -75,6 +77,15 @@ def _nest(tree: Any, names: tuple[str, ...]) -> Any:
 
 
 def _to_weights(record: RunRecord, params: Params, note: str) -> Weights:
+  try:
+    return _read_weights(record, params, note)
+  except UserError:
+    raise
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
+    raise UserError(f'{note}: the config in the run record is not one of a run: {error!r}') from error
+
+
+def _read_weights(record: RunRecord, params: Params, note: str) -> Weights:
   config: dict[str, Any] = record.config
   model = read_config(dict(config['model'], image_size=record.image_size, channels=record.channels))
   # An objective that reads no labels trains no head.

@@ -1,10 +1,14 @@
 """Whether a checkpoint is what was saved: files, arrays and record are checked before they are used."""
 from collections.abc import Iterator, Sequence
 import contextlib
+import math
 from typing import Any
 
 from etils import epath
+import jax
+import numpy as np
 
+from vit_jax.base import files
 from vit_jax.base.errors import UserError
 from vit_jax.base.text import listing
 from vit_jax.rundir import digests, manifest
@@ -75,3 +79,27 @@ def free_name(path: epath.Path) -> epath.Path:
     number += 1
     free = path.with_name(f'{path.name}-{number}')
   return free
+
+
+def check_claims(where: epath.Path, tree: Any) -> None:
+  """Refuse a checkpoint whose files are small and whose arrays claim to be huge, before memory is allocated for them.
+
+  Args:
+    where: local or remote directory of the step; a remote one is not checked.
+    tree: what its arrays are said to be, with shapes and dtypes.
+
+  Raises:
+    UserError: they claim far more bytes than there are.
+  """
+  if files.is_remote(where):
+    return
+  claimed = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree)
+                if getattr(leaf, 'shape', None) is not None and leaf.dtype is not None)
+  stored = sum(path.stat().st_size for path in files.local(where / 'state').rglob('*'))
+  if claimed > _MAX_RATIO * stored + _SLACK:
+    raise UserError(f'{where}: its arrays claim {claimed:,} bytes, in files of {stored:,}: this is not a checkpoint of '
+                    'a run')
+
+
+# Parameters hardly compress; moments of an optimizer that has done nothing are zeros, which compress to nothing.
+_MAX_RATIO, _SLACK = 64, 1 << 28

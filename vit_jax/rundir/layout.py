@@ -103,7 +103,7 @@ class RunDir:
       UserError: the file is damaged.
     """
     try:
-      config = json.loads(self.config_path.read_text())
+      config = files.read_json(self.config_path)
     except FileNotFoundError as error:
       raise MissingFileError(f'workdir: {self} is not the directory of a run: there is no {self.config_path.name}. '
                              'Give the --workdir of a training run') from error

@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from vit_jax.base import files
 from vit_jax.base.errors import UserError
 
 # The format of run directories: of config.json, of run records and of the states beside them. 1, which files do not
@@ -48,8 +49,8 @@ def without_format(values: Mapping[str, Any]) -> dict[str, Any]:
 def check_format_of_step(path: epath.Path) -> None:
   """Raise NewerFormatError if a newer version wrote the checkpoint in a directory; a damaged one is left to others."""
   try:
-    values = json.loads((path / 'run' / 'metadata').read_text())
-  except (OSError, ValueError, RecursionError):
+    values = files.read_json(path / 'run' / 'metadata', _MAX_RECORD)
+  except (OSError, ValueError):
     return
   if isinstance(values, dict):
     check_format(values, path)
@@ -105,9 +106,21 @@ class RunRecord:
     check_format(values, 'the run record')
     if values.get(_CHECKSUM, _checksum(values)) != _checksum(values):
       raise UserError('the run record is damaged: its checksum does not fit its values')
+    _check_types(values)
     found = {field.name: values[_KEYS.get(field.name, field.name)] for field in dataclasses.fields(cls)
              if _KEYS.get(field.name, field.name) in values}
-    return cls(**dict(found, class_names=tuple(found['class_names'] or ()), image_size=tuple(found['image_size'])))
+    return cls(**dict(found, class_names=tuple(found.get('class_names') or ()), image_size=tuple(found['image_size'])))
+
+
+def _check_types(values: Mapping[str, Any]) -> None:
+  """Raise UserError if a value is not of the type that its field has."""
+  for name, kind in _TYPES.items():
+    value = values.get(_KEYS.get(name, name))
+    if not (isinstance(value, kind) or (value is None and name not in _NEEDED)):
+      raise UserError(f'the run record is damaged: {name} is missing or of the wrong type')
+  names, size = values.get('class_names') or (), values['image_size']
+  if not all(isinstance(name, str) for name in names) or [type(side) for side in size] != [int, int]:
+    raise UserError('the run record is damaged: class_names are not text, or image_size is not two numbers')
 
 
 def _checksum(values: dict[str, Any]) -> str:
@@ -115,6 +128,13 @@ def _checksum(values: dict[str, Any]) -> str:
   text = json.dumps({name: value for name, value in values.items() if name != _CHECKSUM}, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 
+
+_MAX_RECORD = 256 << 20  # bytes; a name takes some, and there may be a million classes
+
+_TYPES: dict[str, type] = dict(
+    config=dict, class_names=list, channels=int, image_size=list, versions=dict, examples=int, fingerprint=str,
+    stamps=dict, position=dict, metrics=dict, digests=dict)
+_NEEDED = ('config', 'channels', 'image_size', 'versions')
 
 # Names in the files of version 0.1, which stay.
 _KEYS = {'fingerprint': 'numbering'}

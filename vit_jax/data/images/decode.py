@@ -10,6 +10,9 @@ from vit_jax.data.images import jpeg
 # Only these are tried: Pillow also opens PostScript, for which it would start another program.
 FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')
 
+# An image may have this many pixels however small its file is; and more if its file is not small.
+FREE_PIXELS, PIXELS_PER_BYTE = 1 << 25, 128
+
 # Suffixes of files in these formats.
 SUFFIXES = frozenset({'.bmp', '.gif', '.jfif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'})
 
@@ -79,6 +82,8 @@ def open_image(encoded: bytes, channels: int, upright: bool = False) -> Picture 
   """
   _check_channels(channels)
   header = jpeg.read_header(encoded)
+  if header is not None:
+    _check_pixels(header.rows * header.columns, encoded)
   if header is None:
     return _decode_with_pillow(encoded, channels, upright)
   return Picture(encoded, header, channels, upright)
@@ -97,8 +102,9 @@ def decode(encoded: bytes, channels: int, upright: bool = False) -> np.ndarray:
     (H, W, channels) uint8, 0..255; it may be read-only.
 
   Raises:
-    DecodeError: the bytes are not an image, are truncated or damaged, or hold more than twice
-      `PIL.Image.MAX_IMAGE_PIXELS` (179 million) pixels, which is detected before memory is allocated.
+    DecodeError: the bytes are not an image, are truncated or damaged, hold more than twice
+      `PIL.Image.MAX_IMAGE_PIXELS` (179 million) pixels, or more than FREE_PIXELS and than PIXELS_PER_BYTE allow; which
+      is detected before memory is allocated.
     UserError: `channels` is neither 1 nor 3.
   """
   return np.asarray(open_image(encoded, channels, upright))
@@ -107,7 +113,10 @@ def decode(encoded: bytes, channels: int, upright: bool = False) -> np.ndarray:
 def _decode_with_pillow(encoded: bytes, channels: int, upright: bool) -> np.ndarray:
   try:
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+      _check_pixels(image.width * image.height, encoded)
       return to_array(image, channels, upright)
+  except DecodeError:
+    raise
   # Pillow's plug-ins raise OSError, SyntaxError, ValueError, struct.error and others for broken files.
   except Exception as error:
     identified = not isinstance(error, UnidentifiedImageError)
@@ -151,7 +160,7 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
     return image
   if image.mode.startswith('I'):
     # Pillow would clip 16-bit values at 255; 257 = 65535 / 255 keeps black and white in place.
-    values = np.clip(np.asarray(image, np.int64), 0, 65535)
+    values = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
     image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
   elif image.mode == 'F':
     raise UserError('the pixels are floats, whose range is unknown')
@@ -174,6 +183,13 @@ def _read_orientation(encoded: bytes) -> int:
       return image.getexif().get(ExifTags.Base.Orientation, 1)
   except Exception:  # as above; a broken image is reported when it is decoded
     return 1
+
+
+def _check_pixels(pixels: int, encoded: bytes) -> None:
+  """Refuse a small file with so many pixels that a few of them exhaust the memory; photographs have fewer per byte."""
+  if pixels > max(FREE_PIXELS, PIXELS_PER_BYTE * len(encoded)):
+    raise DecodeError(f'{len(encoded):,} bytes claim to be an image of {pixels:,} pixels; at most {FREE_PIXELS:,}, or '
+                      f'{PIXELS_PER_BYTE} per byte, are decoded. Shrink the image, or leave it out')
 
 
 def _check_channels(channels: int) -> None:

@@ -5,6 +5,7 @@
 """
 from collections.abc import Iterable, Mapping, Sequence
 import io
+import math
 from typing import Any
 import zipfile
 import zlib
@@ -13,6 +14,7 @@ import numpy as np
 
 from vit_jax.base import files
 from vit_jax.base.errors import MissingFileError, UserError
+from vit_jax.base.machine import host_memory
 from vit_jax.base.text import count, listing
 from vit_jax.data.images import change
 from vit_jax.data.sources import splits as splits_lib
@@ -131,17 +133,42 @@ def _open(path: str) -> np.lib.npyio.NpzFile:
     archive = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
     if not isinstance(archive, np.lib.npyio.NpzFile):
       raise ValueError('it holds one array')
+    _check_sizes(archive, path)
     return archive
+  except UserError:
+    raise
   except (ValueError, EOFError, zipfile.BadZipFile, OSError) as error:
     raise UserError(f'{path}: cannot be read as an .npz file: {error}. Write it with np.savez.') from error
+
+
+def _check_sizes(archive: np.lib.npyio.NpzFile, path: str) -> None:
+  """Raise UserError for arrays that do not fit into memory, or whose headers claim another size than the archive."""
+  assert archive.zip is not None
+  entries = [entry for entry in archive.zip.infolist() if entry.filename.endswith('.npy')]
+  for entry in entries:
+    key = entry.filename.removesuffix('.npy')
+    try:
+      with archive.zip.open(entry) as file:
+        shape, _, dtype = _READ_HEADER[np.lib.format.read_magic(file)](file, max_header_size=10_000)
+        size = file.tell() + math.prod(shape) * dtype.itemsize
+    except (KeyError, NotImplementedError, *_DAMAGES) as error:
+      raise _damaged(path, key, error) from error
+    if size != entry.file_size and not dtype.hasobject:
+      raise _damaged(path, key, f'{dtype} of shape {shape} does not take {entry.file_size:,} bytes')
+  # Twice: the array, and what NumPy unpacks it to or a split is cut into.
+  largest = max((entry.file_size for entry in entries), default=0)
+  host_memory.check_fits(sum(entry.file_size for entry in entries) + largest, path)
 
 
 def _read(archive: Mapping[str, np.ndarray], key: str, path: str) -> np.ndarray:
   try:
     return archive[key]
-  except (zipfile.BadZipFile, zlib.error, ValueError) as error:  # ValueError: a pickle.
-    raise UserError(f'{path}: the array {key} is damaged, or holds objects: {error}. Write or copy the file '
-                    'again.') from error
+  except _DAMAGES as error:
+    raise _damaged(path, key, error) from error
+
+
+def _damaged(path: str, key: str, reason: object) -> UserError:
+  return UserError(f'{path}: the array {key} is damaged, or holds objects: {reason}. Write or copy the file again.')
 
 
 def _class_names(archive: Mapping[str, np.ndarray], path: str) -> list[str] | None:
@@ -207,6 +234,9 @@ def _channels(images: Sequence[np.ndarray] | np.ndarray) -> int:
 def _key(split: str, kind: str) -> str:
   return kind if split == 'all' else f'{split}_{kind}'
 
+
+_READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_DAMAGES = (zipfile.BadZipFile, zlib.error, ValueError, EOFError)  # ValueError: also a pickle
 
 # From here on, labels without class names are probably something else, such as identifiers.
 _MAX_CLASSES = 1_000_000

@@ -75,7 +75,7 @@ def read_mapping(path: epath.Path) -> tuple[tuple[str, ...], dict[str, list[int]
     folders = {name: folder_name for folder_name, name in objects.items()}
     return class_names, {folders[name]: [labels[imagenet] for imagenet in names.split('; ')]
                          for name, names in to_imagenet.items()}
-  except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+  except (RecursionError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
     raise UserError(f'{path}: expected the mappings that come with ObjectNet, {", ".join(_FILES)}: {error!r}; unpack '
                     'them again') from error
 

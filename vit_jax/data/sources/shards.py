@@ -1,9 +1,10 @@
-"""The ArrayRecord files of a TFDS dataset: checks that they are complete, and names for their records."""
+"""The files of a TFDS dataset: checks that they are complete and harmless, and names for their records."""
 import bisect
 from collections.abc import Sequence, Set
 import copy
 import itertools
 import os
+import re
 from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordReader  # type: ignore[attr-defined]
@@ -14,6 +15,22 @@ from vit_jax.base import files, text
 from vit_jax.base.errors import FileError, UserError
 from vit_jax.base.machine import retry
 from vit_jax.data.sources.base import make_fingerprint
+
+
+def check_descriptions(folder: epath.Path) -> None:
+  """Check the files by which a dataset describes itself, before TFDS reads them: it imports what modules they name.
+
+  Args:
+    folder: of the dataset, with folders of versions, or of configurations with versions; may be missing.
+
+  Raises:
+    UserError: a file is damaged, or asks for code or memory beyond what a dataset needs.
+  """
+  for file in [*folder.glob('*/features.json'), *folder.glob('*/*/features.json')]:
+    try:
+      _check_feature(files.read_json(file))
+    except (ValueError, TypeError, RecursionError) as error:
+      raise UserError(f'{file}: not the features of a dataset: {str(error)[:300]}') from error
 
 
 def check(name: str, builder: tfds.core.DatasetBuilder, split: str, command: str) -> None:
@@ -119,6 +136,26 @@ def split_fingerprints(builder: tfds.core.DatasetBuilder, splits: Sequence[str])
   infos = {split: builder.info.splits[split] for split in splits}
   return {split: make_fingerprint([builder.info.full_name, split, info.num_examples, info.num_bytes])
           for split, info in infos.items()}
+
+
+def _check_feature(value: Any) -> None:
+  """Raise ValueError or TypeError for what TFDS must not see in features.json, at any depth."""
+  for child in value if isinstance(value, list) else ():
+    _check_feature(child)
+  if not isinstance(value, dict):
+    return
+  for key, child in value.items():
+    if key in _CLASS_KEYS or (key == 'type' and 'content' in value):
+      if not re.fullmatch(r'tensorflow_datasets\.core\.features(\.\w+)+', child):
+        raise UserError(f'it names the code {child!r}, which TFDS would import; only its own features are read')
+    elif key in _COUNT_KEYS and int(child) > _MAX_CLASSES:
+      raise UserError(f'it claims {int(child):,} classes; at most {_MAX_CLASSES:,} are read')
+    _check_feature(child)
+
+
+# TFDS reads both spellings.
+_CLASS_KEYS, _COUNT_KEYS = ('pythonClassName', 'python_class_name'), ('numClasses', 'num_classes')
+_MAX_CLASSES = 1_000_000
 
 
 def _problem(file: Any, present: Set[str]) -> str | None:

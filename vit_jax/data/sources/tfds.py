@@ -1,6 +1,5 @@
 """TFDS datasets on disk, read without TensorFlow from files in ArrayRecord format."""
 import difflib
-import json
 import os
 import re
 from typing import Any
@@ -59,6 +58,7 @@ def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
   root = _root(data_dir)
   if name == 'digits':
     digits.prepare(os.fspath(root))
+  shards.check_descriptions(root / re.split('[/:]', name)[0])
   builder = _find_builder(name, root)
   _check_prepared(name, builder, root)
   # A copy that was converted in place still has the old format in its description.
@@ -87,7 +87,7 @@ def _check_prepared(name: str, builder: tfds.core.DatasetBuilder, root: epath.Pa
   if not builder.is_prepared():
     raise MissingFileError(_unprepared(name, root, epath.Path(builder.data_path)))
   # If TFDS has the code that prepared the dataset, its own list lacks the formats that a copy was converted to.
-  info = json.loads((epath.Path(builder.data_path) / 'dataset_info.json').read_text())
+  info = files.read_json(epath.Path(builder.data_path) / 'dataset_info.json')
   formats = sorted({info.get('fileFormat', 'tfrecord'), *info.get('alternativeFileFormats', [])})
   if 'array_record' not in formats:
     raise UserError(

@@ -17,6 +17,17 @@ Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 PictureTransform = Callable[[np.ndarray | Picture, np.random.Generator], np.ndarray]
 
 
+# A transform may not make an image of more pixels: a picture of one row can ask for gigabytes when it is enlarged.
+MAX_PIXELS = 1 << 25
+
+
+def require_pixels(rows: int, columns: int) -> None:
+  """Raise UserError if an image of this size would have more than MAX_PIXELS."""
+  if rows * columns > MAX_PIXELS:
+    raise UserError(f'a transform would make an image of {rows:,} × {columns:,} pixels; at most {MAX_PIXELS:,} are '
+                    'made. Leave the image out, or choose smaller sizes')
+
+
 def require(valid: bool, name: str, value: object, expected: str) -> None:
   """Raise UserError unless an argument is valid.
 

@@ -5,7 +5,7 @@ import numpy as np
 
 from vit_jax.base.errors import UserError
 from vit_jax.data.images.decode import Picture
-from vit_jax.data.transforms.base import PictureTransform, Size, Transform, require
+from vit_jax.data.transforms.base import PictureTransform, Size, Transform, require, require_pixels
 from vit_jax.data.transforms.resize import interpolate
 
 
@@ -96,6 +96,7 @@ def pad_crop(size: Size, padding: int, fill: str = 'zero') -> Transform:
   def transform(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     rows, columns, channels = image.shape
     padded_shape = (rows + 2 * padding, columns + 2 * padding, channels)
+    require_pixels(*padded_shape[:2])
     if fill == 'zero':
       padded = np.zeros(padded_shape, np.uint8)
       padded[padding:padding + rows, padding:padding + columns] = image

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vit_jax.base.choices import choose
 from vit_jax.data.images.pillow import from_pillow, to_pillow
-from vit_jax.data.transforms.base import Size, Transform, require
+from vit_jax.data.transforms.base import Size, Transform, require, require_pixels
 
 
 def resize(size: Size, interpolation: str = 'bilinear', to: Size | None = None) -> Transform:
@@ -96,6 +96,8 @@ def _resize(image: np.ndarray, size: Size, resampling: Image.Resampling) -> np.n
   if image.shape[:2] == size:
     return image
   rows, columns = size
+  if rows * columns > image.shape[0] * image.shape[1]:
+    require_pixels(rows, columns)
   # Pillow takes (width, height).
   return from_pillow(to_pillow(image).resize((columns, rows), resampling))
 

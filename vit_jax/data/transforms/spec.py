@@ -10,8 +10,10 @@ import numpy as np
 from vit_jax.base.choices import choose
 from vit_jax.base.errors import UserError
 from vit_jax.data.images.decode import Picture
-from vit_jax.data.transforms.base import PictureTransform, Size, Transform, require
+from vit_jax.data.transforms.base import PictureTransform, Size, Transform, require, require_pixels
 from vit_jax.data.transforms.registry import TAKES_PICTURE, TRANSFORMS
+
+_MAX_LETTERS, _MAX_DEPTH = 2_000, 100
 
 # Name and arguments of a transform.
 Call = tuple[str, dict[str, Any]]
@@ -91,14 +93,19 @@ def _check_size(size: Any) -> Size:
   size = tuple(size) if isinstance(size, (tuple, list)) else size
   valid = isinstance(size, tuple) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
   require(valid, 'image_size', size, '(rows, columns), two positive ints')
+  require_pixels(*size)
   return size
 
 
 def _split(spec: str) -> list[ast.expr]:
   """Return the syntax trees of the transforms in a spec, in order."""
+  if isinstance(spec, str) and len(spec) > _MAX_LETTERS:  # Python's parser may crash on a million nested brackets
+    raise UserError(f'transform {spec[:40]!r}…: has {len(spec):,} letters; at most {_MAX_LETTERS:,} are read')
   try:
     node = ast.parse(spec.strip(), mode='eval').body
-  except (SyntaxError, AttributeError) as error:
+    if _depth(node) > _MAX_DEPTH:
+      raise ValueError(f'it nests more than {_MAX_DEPTH} expressions, or chains as many transforms')
+  except (SyntaxError, AttributeError, ValueError, RecursionError, MemoryError) as error:
     signatures = ', '.join(_signature(name) for name in sorted(TRANSFORMS))
     raise UserError(f'transform {spec!r}: cannot be parsed: {error}. Expected a chain such as '
                     f"'inception_crop(area=(0.05, 1.0))|flip', of: {signatures}.") from error
@@ -107,6 +114,14 @@ def _split(spec: str) -> list[ast.expr]:
     nodes.insert(0, node.right)
     node = node.left
   return [node, *nodes]
+
+
+def _depth(node: ast.AST) -> int:
+  """Return the number of levels of a syntax tree."""
+  depth, level = 0, [node]
+  while level:
+    depth, level = depth + 1, [child for parent in level for child in ast.iter_child_nodes(parent)]
+  return depth
 
 
 def _build(node: ast.expr, spec: str, size: Size) -> Transform:

@@ -7,10 +7,12 @@ import ml_dtypes
 import numpy as np
 
 from vit_jax.base.errors import FileError, UserError
+from vit_jax.base.machine import host_memory
 from vit_jax.base.text import listing
 
 MAX_ENTRIES = 100_000
 MAX_RANK = 8
+_CHECKED_BYTES = 1 << 30
 
 Shape = tuple[int, ...]
 
@@ -80,6 +82,8 @@ class Tensors:
     expected = tuple(shape)
     if self.shape(name) != expected:
       raise self.error(f'{name}: expected shape {expected}, got {self.shapes[name]}')
+    if 4 * count(expected) > _CHECKED_BYTES:  # a sparse file may be small and seem huge
+      host_memory.check_fits(4 * count(expected), f'{self.path}: {name}')
     self._used.add(name)
     if self._last is None or self._last[0] != name:  # the parts of a fused array are read one after the other
       self._last = None  # freed before the next array is read
