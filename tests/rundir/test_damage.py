@@ -126,6 +126,14 @@ def test_arrays_that_changed_without_a_trace_are_named(saved, tmp_path):
   integrity.check_digests(dataclasses.replace(run, digests={}), state, 'where')  # of version 0.1
 
 
+def test_numbers_of_an_old_checkpoint_that_are_not_finite_are_named(saved):
+  """Version 0.1 saved them; such a checkpoint has no digests."""
+  state, run = restore(saved, 2)
+  state.params['kernel'][1, 2] = np.inf
+  with pytest.raises(DamagedCheckpointError, match='where: .* numbers are not finite: params/kernel$'):
+    integrity.check_digests(dataclasses.replace(run, digests={}), state, 'where')
+
+
 def test_a_changed_record_is_found():
   values = record(3).to_json()
   assert RunRecord.from_json(values) == record(3)

@@ -20,17 +20,20 @@ class DamagedCheckpointError(UserError):
 
 
 def check_digests(record: RunRecord, state: Any, where: object) -> None:
-  """Check that arrays are those that were saved.
+  """Check that arrays are those that were saved, and that their numbers are finite.
 
   Args:
-    record: of the checkpoint.
+    record: of the checkpoint; one of version 0.1 has no digests, and may have saved numbers that are not finite.
     state: arrays of it, all or some.
     where: for the message.
 
   Raises:
-    DamagedCheckpointError: some were changed.
+    DamagedCheckpointError: some were changed, or hold numbers that are not finite.
   """
-  found, _ = digests.compute(state) if record.digests else ({}, [])
+  found, not_finite = digests.compute(state)
+  if not_finite:
+    raise DamagedCheckpointError(f'{where}: this checkpoint is damaged: numbers are not finite: '
+                                 f'{listing(not_finite, 5)}')
   if changed := digests.changed(record.digests, found):
     raise DamagedCheckpointError(f'{where}: this checkpoint is damaged: arrays were changed after they were saved: '
                                  f'{changed}')

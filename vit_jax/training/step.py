@@ -12,6 +12,10 @@ from vit_jax.objectives.base import Metric, Objective, mean_metric
 from vit_jax.training.optim import Optimizer
 from vit_jax.training.state import TrainState, model_params, own_params
 
+# Key of a batch that leaves examples out: (B,) float32, 0 for those and B / (B - their number) for the others, so that
+# the mean of the weighted losses is that of the others.
+WEIGHT = 'weight'
+
 Metrics = dict[str, Metric]
 Step = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Metrics]]
 Gradients = Callable[[TrainState, Mapping[str, jax.Array]], tuple[Any, Metrics, Any]]
@@ -88,24 +92,46 @@ def make_train_step(model: StepModel, objective: Objective, optimizer: Optimizer
 
   Returns:
     step(state, batch) → (state, {metric: (sum, count)}); batch has image (B, rows, columns, channels) uint8, label and
-    id (B,) int32, and rng (B,) uint32.
+    id (B,) int32, and rng (B,) uint32; and if examples are left out, WEIGHT. A step whose loss or gradient is not
+    finite is skipped: it changes only `step` and `seen`, and its metrics are all (0, 0).
   """
   gradients = make_gradients(model, objective, optimizer.frozen, prepare, split, seed=seed)
 
   def step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
     grads, metrics, means = gradients(state, batch)
+    metrics['grad_norm'] = optax.tree.norm(grads), jnp.ones((), jnp.float32)
     updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = None
     if ema_decay is not None:
       ema = optax.incremental_update(params, state.ema, ema_weight(ema_decay, ema_warmup, state.step))
     averages = None if state.averages is None else objective.update(state.averages, means, params)
-    metrics['grad_norm'] = optax.tree.norm(grads), jnp.ones((), jnp.float32)
+    updated = dataclasses.replace(state, params=params, opt_state=opt_state, ema=ema, averages=averages)
+    state, metrics = _skip_unless(_is_sound(metrics, batch, split.axis_name), updated, state, metrics)
     seen = hash_examples(state.seen, batch, split.axis_name)
-    return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema, seen=seen,
-                               averages=averages), metrics
+    return dataclasses.replace(state, step=state.step + 1, seen=seen), metrics
 
   return step
+
+
+def _is_sound(metrics: Metrics, batch: Mapping[str, jax.Array], axis_name: str | None) -> jax.Array:
+  """Return whether to apply a step, () bool: its loss and gradient are finite, and some example has a weight."""
+  sound = jnp.isfinite(metrics['loss'][0]) & jnp.isfinite(metrics['grad_norm'][0])
+  if WEIGHT in batch:
+    sound &= _over_devices(jax.lax.psum, batch[WEIGHT].sum(), axis_name) > 0
+  return sound
+
+
+def _skip_unless(sound: jax.Array, updated: TrainState, state: TrainState,
+                 metrics: Metrics) -> tuple[TrainState, Metrics]:
+  """Return the updated state and the metrics; or, of a step that is not sound, the old state and metrics of nothing.
+
+  The selection is part of the update's own pass over the parameters, which reads the old ones anyway.
+  """
+  select = lambda new, old: jax.tree.map(lambda x, y: jnp.where(sound, x, y), new, old)
+  state = dataclasses.replace(updated, **{name: select(getattr(updated, name), getattr(state, name))
+                                          for name in ('params', 'opt_state', 'ema', 'averages')})
+  return state, jax.tree.map(lambda x: jnp.where(sound, x, 0), metrics)
 
 
 def ema_weight(decay: float, warmup: bool, step: jax.Array) -> jax.Array | float:
@@ -132,13 +158,15 @@ def make_gradients(model: StepModel, objective: Objective, frozen: Any, prepare:
   """
 
   def mean_loss(params: Any, averages: Any, batch: Mapping[str, jax.Array], keys: jax.Array) -> tuple[jax.Array, Any]:
-    batch = prepare(batch, keys)
+    weight = batch.get(WEIGHT)
+    batch = prepare(batch if weight is None else dict(batch, mask=weight > 0), keys)
     params = _stop_gradients(params, frozen)
     outcome = objective(model.merge(model_params(params)), own_params(params), averages, batch, keys)
     # Parts of the batch's means: gradients of micro-batches are then summed, and never scaled in a pass of their own.
     part = lambda x: x / split.num_micro_batches
     metrics = dict(outcome.metrics, loss=mean_metric(outcome.losses, batch))
-    return part(outcome.losses.mean()), (metrics, jax.tree.map(part, outcome.means))
+    losses = outcome.losses if weight is None else outcome.losses * weight
+    return part(losses.mean()), (metrics, jax.tree.map(part, outcome.means))
 
   def gradients(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[Any, Metrics, Any]:
     keys = example_keys(seed, state.step, batch['rng'])
