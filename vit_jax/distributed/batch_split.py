@@ -51,3 +51,10 @@ def split_micro_batches(tree: T, count: int, num_shards: int) -> T:
     return parts.reshape(count, -1, *x.shape[1:])
 
   return jax.tree.map(split, tree)
+
+
+def join_micro_batches(parts: jax.Array, num_shards: int) -> jax.Array:
+  """Return (B, …) from the (count, B / count, …) of `split_micro_batches`."""
+  count, size = parts.shape[:2]
+  by_shard = jnp.moveaxis(parts.reshape(count, num_shards, -1, *parts.shape[2:]), 0, 1)
+  return by_shard.reshape(count * size, *parts.shape[2:])

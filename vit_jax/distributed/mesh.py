@@ -10,6 +10,7 @@ import math
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.stages import Wrapped
 import numpy as np
@@ -84,6 +85,16 @@ class Mesh:
   def put(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
     """Put this process's batch, arrays (b, …), on its devices; those of all processes make up the global batch."""
     return {name: jax.make_array_from_process_local_data(self._batch, x) for name, x in batch.items()}
+
+  def rotate(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Return the batch with every shard on the devices of the next."""
+    shift = lambda x: jnp.roll(x, x.shape[0] // self.num_shards, axis=0)
+    return jax.jit(lambda x: jax.tree.map(shift, x), out_shardings=self._batch)(batch)
+
+  def places(self) -> tuple[list[str], list[int]]:
+    """Return (names of the devices of every shard, number of the shard on whose devices `rotate` puts it)."""
+    groups = self._mesh.devices.reshape(self.num_shards, -1)
+    return [' or '.join(map(str, group)) for group in groups], [(i + 1) % len(groups) for i in range(len(groups))]
 
   def compile(self, function: Callable[[Any, Any], Any], *, donate: bool) -> Wrapped:
     """Compile `function(state, batch)`; the new state keeps the shardings of the old. `donate` gives up the state."""

@@ -3,6 +3,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.stages import Wrapped
 import numpy as np
@@ -59,6 +60,16 @@ class Pmap:
     n = len(self._local)
     split = lambda x: jax.device_put(x.reshape(n, x.shape[0] // n, *x.shape[1:]), self._sharded)
     return {name: split(x) for name, x in batch.items()}
+
+  def rotate(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Return the batch with every shard on the next device of its process."""
+    return jax.jit(lambda x: jax.tree.map(lambda y: jnp.roll(y, 1, axis=0), x), out_shardings=self._sharded)(batch)
+
+  def places(self) -> tuple[list[str], list[int]]:
+    """Return (name of every shard's device, number of the shard on whose device `rotate` puts it)."""
+    n = len(self._local)
+    devices = jax.devices() if self._given is None else self._given
+    return [str(device) for device in devices], [i // n * n + (i + 1) % n for i in range(self.num_shards)]
 
   def compile(self, function: Callable[[Any, Any], Any], *, donate: bool) -> Wrapped:
     """Compile `function(state, batch)`, whose results must be equal on all devices; `donate` gives up the state."""

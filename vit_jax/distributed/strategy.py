@@ -64,6 +64,14 @@ class Strategy(Protocol):
     """Put this process's contiguous rows of a global batch on its devices, as a compiled function takes them."""
     ...
 
+  def rotate(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Return a batch that was `put`, with every shard moved to the devices of the next; see `places`."""
+    ...
+
+  def places(self) -> tuple[list[str], list[int]]:
+    """Return (names of the devices of every shard, number of the shard on whose devices `rotate` puts it)."""
+    ...
+
   def compile(self, function: Callable[[Any, Any], Any], *, donate: bool) -> Wrapped:
     """Return the jitted `function(state, batch)` over all devices; `lower` takes `abstract` and `abstract_batch`.
 

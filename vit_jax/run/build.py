@@ -27,7 +27,8 @@ from vit_jax.run.config import Recipe, RunConfig
 from vit_jax.training import optim
 from vit_jax.training.optim import Optimizer
 from vit_jax.training.state import TrainState, join_params
-from vit_jax.training.step import BatchSplit, Gradients, Step, StepModel, make_gradients, make_train_step
+from vit_jax.training.step import (
+    BatchSplit, ExampleLosses, Gradients, Step, StepModel, make_gradients, make_losses, make_train_step)
 
 # Folded into the run's seed for what an objective initializes, so that a model's own numbers do not depend on it.
 _OBJECTIVE_STREAM = 0x6F626A
@@ -50,6 +51,8 @@ class Program:
     constants: `TrainState.constants`, NumPy arrays; None if the objective reads none.
     step: (state, batch) → (state, metrics).
     gradients: first half of the step.
+    shard_gradients: the same without the mean over devices, if a call sees the shard of one.
+    losses: of every example that a call sees.
     optimizer: its second half, and its learning rate.
     num_micro_batches: per step and device.
     overview: a table of the parameters.
@@ -67,6 +70,8 @@ class Program:
   constants: Any
   step: Step
   gradients: Gradients
+  shard_gradients: Gradients
+  losses: ExampleLosses
   optimizer: Optimizer
   num_micro_batches: int
   overview: str
@@ -176,10 +181,12 @@ def build_program(config: RunConfig, strategy: Strategy, info: DatasetInfo,
     return TrainState.create(params, optimizer.transform, ema=config.train.ema_decay is not None, averages=averages)
 
   strategy.abstract(jax.eval_shape(create))  # sizes that a mesh does not divide are an error here
+  gradients = lambda split: make_gradients(*what, optimizer.frozen, prepare, split, seed=config.seed)
   return Program(
       config=config, pace=pace, num_steps=num_steps, strategy=strategy, model=model, merge=merge, objective=objective,
       init_objective=jax.jit(init_objective), create=jax.jit(create), constants=constants, step=step,
-      gradients=make_gradients(*what, optimizer.frozen, prepare, split, seed=config.seed), optimizer=optimizer,
+      gradients=gradients(split), shard_gradients=gradients(dataclasses.replace(split, axis_name=None)),
+      losses=make_losses(*what, prepare, split, seed=config.seed), optimizer=optimizer,
       num_micro_batches=split.num_micro_batches,
       overview=parameter_overview.get_parameter_overview(abstract_params, include_stats=False),
       num_params=sum(x.size for x in jax.tree.leaves(abstract_params)))

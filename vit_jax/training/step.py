@@ -19,6 +19,7 @@ WEIGHT = 'weight'
 Metrics = dict[str, Metric]
 Step = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Metrics]]
 Gradients = Callable[[TrainState, Mapping[str, jax.Array]], tuple[Any, Metrics, Any]]
+ExampleLosses = Callable[[TrainState, Mapping[str, jax.Array]], jax.Array]
 Prepare = Callable[[Mapping[str, jax.Array], jax.Array], dict[str, jax.Array]]
 
 
@@ -176,6 +177,25 @@ def make_gradients(model: StepModel, objective: Objective, frozen: Any, prepare:
     return grads, _over_devices(jax.lax.psum, metrics, split.axis_name), means
 
   return gradients
+
+
+def make_losses(model: StepModel, objective: Objective, prepare: Prepare, split: BatchSplit, *,
+                seed: int) -> ExampleLosses:
+  """Build (state, batch) → (B,) losses of the examples that the call sees, those of the step; arguments as there."""
+
+  def losses(state: TrainState, batch: Mapping[str, jax.Array]) -> jax.Array:
+    given = model.unstack(state.params)
+
+    def of_part(part: tuple[Any, jax.Array]) -> jax.Array:
+      batch, keys = part
+      return objective(model.merge(model_params(given)), own_params(given), state.for_objective, prepare(batch, keys),
+                       keys).losses
+
+    keys = example_keys(seed, state.step, batch['rng'])
+    parts = batch_split.split_micro_batches((batch, keys), split.num_micro_batches, split.num_shards)
+    return batch_split.join_micro_batches(jax.lax.map(of_part, parts), split.num_shards)
+
+  return losses
 
 
 def _stop_gradients(params: Any, frozen: Any) -> Any:
