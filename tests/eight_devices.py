@@ -19,7 +19,7 @@ from vit_jax import train
 from vit_jax.pretrained import load
 from vit_jax.run import evaluation, start
 from vit_jax.run.build import build
-from vit_jax.run.loop import LoopState
+from vit_jax.run.recovery import LoopState
 from vit_jax.rundir.checkpoint import Checkpoints
 
 MESHES = {

@@ -17,6 +17,7 @@ from vit_jax.run import config as config_lib
 from vit_jax.run.build import Parts, build
 from vit_jax.run.config import Recipe
 from vit_jax.run.loop import Loop, describe
+from vit_jax.run.recovery import Recovery
 from vit_jax.run.writer import Writer
 from vit_jax.rundir.checkpoint import Checkpoints
 from vit_jax.rundir.layout import RunDir
@@ -64,8 +65,9 @@ def _train(parts: Parts, run_dir: RunDir, weights: Weights | None, check_lock: C
     if at.step == 0 and parts.config.init:
       start.from_weights(parts, at, weights, writer)
     writer.say(parts.overview)
+    recovery = Recovery(parts, checkpoints, writer, run_dir, lambda step: start.restore(parts, checkpoints, step))
     with memory.explain_out_of_memory(parts.config):
-      return Loop(parts, checkpoints, writer, stop, watchdog).run(at).record.metrics
+      return Loop(parts, checkpoints, writer, stop, recovery, watchdog).run(at).record.metrics
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:

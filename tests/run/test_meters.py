@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from vit_jax.base.durations import Pace
-from vit_jax.base.errors import UserError
-from vit_jax.run.meters import InputStallMonitor, Meters, check_finite
+from vit_jax.run.meters import InputStallMonitor, Meters
 
 
 def metrics(loss=1.0, count=4):
@@ -33,13 +32,6 @@ def test_an_objective_may_report_any_metric():
   measured = meters()
   measured.add(dict(metrics(), psnr=(jnp.float32(30.0), jnp.float32(2.0))))
   assert measured.take(1)['train/psnr'] == pytest.approx(15.0)
-
-
-@pytest.mark.parametrize('loss', [float('nan'), float('inf')])
-def test_a_loss_that_is_not_finite_stops_the_run(loss):
-  with pytest.raises(UserError, match='^loss: (nan|inf) at step 7; step 4 is saved. Lower optim.peak_lr'):
-    check_finite(metrics(loss), 7, 4)
-  check_finite(metrics(1.0), 7, None)
 
 
 class Running:

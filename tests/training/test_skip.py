@@ -11,9 +11,9 @@ from tests.training import test_step
 from tests.training.test_step import BATCH, OBJECTIVE, assert_close, batches, make_step, random_params
 from vit_jax.objectives.base import mean_of
 from vit_jax.training import step as step_lib
-from vit_jax.training.step import WEIGHT
 from vit_jax.training.optim import Optimizer
 from vit_jax.training.state import TrainState
+from vit_jax.training.step import WEIGHT
 
 BAD, STEEP = 1000, 2000  # ids of examples whose loss is infinite, or whose gradient is
 

@@ -28,7 +28,15 @@ from vit_jax.training import optim
 from vit_jax.training.optim import Optimizer
 from vit_jax.training.state import TrainState, join_params
 from vit_jax.training.step import (
-    BatchSplit, ExampleLosses, Gradients, Step, StepModel, make_gradients, make_losses, make_train_step)
+  BatchSplit,
+  ExampleLosses,
+  Gradients,
+  Step,
+  StepModel,
+  make_gradients,
+  make_losses,
+  make_train_step,
+)
 
 # Folded into the run's seed for what an objective initializes, so that a model's own numbers do not depend on it.
 _OBJECTIVE_STREAM = 0x6F626A

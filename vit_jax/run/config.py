@@ -16,6 +16,7 @@ from vit_jax.base.sections import section
 from vit_jax.data.loading.config import DataConfig
 from vit_jax.distributed.strategy import ParallelConfig
 from vit_jax.evaluators import EVALUATORS
+from vit_jax.guards.losses import GuardConfig
 from vit_jax.models.registry import MODELS
 from vit_jax.objectives import OBJECTIVES
 from vit_jax.objectives.batch_mixing import MixConfig
@@ -78,6 +79,7 @@ class RunConfig:
     normalization: mean and standard deviation of the images.
     transfer: how the weights of `init` are adapted.
     checkpoint: when to save, what to keep.
+    guard: numbers that went wrong.
     health: the health panel.
     parallel: how a step is spread over devices.
     evaluators: {name: config}, what is measured; its class by `evaluators.NAME.kind`.
@@ -94,6 +96,7 @@ class RunConfig:
   normalization: Normalization = section(Normalization)
   transfer: TransferConfig = section(TransferConfig)
   checkpoint: CheckpointConfig = section(CheckpointConfig)
+  guard: GuardConfig = section(GuardConfig)
   health: HealthConfig = section(HealthConfig)
   parallel: ParallelConfig = section(ParallelConfig)
   evaluators: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -116,11 +119,11 @@ class RunConfig:
 _KINDS = {'model': (MODELS, 'vit'), 'objective': (OBJECTIVES, 'classification')}
 
 SECTIONS = ('data', 'train', 'model', 'objective', 'optim', 'mix', 'normalization', 'transfer', 'checkpoint',
-            'health', 'parallel')
+            'guard', 'health', 'parallel')
 
 # These change where a run runs and what it prints, not what it computes: they may differ when it is resumed.
 MAY_CHANGE_ON_RESUME = ('platform', 'data.data_dir', 'data.cache', 'data.threads', 'data.workers', 'data.fingerprint',
-                        'train.log_every', 'train.eval_every', 'train.hang_timeout', 'checkpoint', 'health',
+                        'train.log_every', 'train.eval_every', 'train.hang_timeout', 'checkpoint', 'guard', 'health',
                         'evaluators', 'parallel')
 
 # These may differ between the processes of one run.

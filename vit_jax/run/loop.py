@@ -6,35 +6,21 @@ from typing import Any
 
 import jax
 
+from vit_jax.data.loading.loader import BatchIterator
 from vit_jax.evaluators.base import Evaluator
+from vit_jax.guards.losses import Trouble
 from vit_jax.guards.signals import StopRequest
 from vit_jax.guards.watchdog import Watchdog, Work
 from vit_jax.run.build import Parts
-from vit_jax.run.meters import InputStallMonitor, Meters, check_finite
+from vit_jax.run.meters import InputStallMonitor, Meters
+from vit_jax.run.recovery import LoopState, Recovery
 from vit_jax.run.writer import Writer
-from vit_jax.rundir.checkpoint import Checkpoints
-from vit_jax.rundir.record import RunRecord
+from vit_jax.rundir.checkpoint import Checkpoints, NotFiniteError
 from vit_jax.training.health import make_panel
 from vit_jax.training.state import TrainState
 from vit_jax.training.step import Metrics
 
 Measure = Callable[[str, Evaluator, Any, Any], dict[str, float]]
-
-
-@dataclasses.dataclass
-class LoopState:
-  """Where a run is: enough to resume from, and what a checkpoint holds.
-
-  Attributes:
-    step: optimizer steps taken.
-    state: on the devices.
-    position: of the data loader, the number of batches that the steps used; None before the first.
-    record: what to store beside the state; its position and metrics are those of the last save.
-  """
-  step: int
-  state: TrainState
-  position: dict[str, int] | None
-  record: RunRecord
 
 
 class _StopEvaluationError(Exception):
@@ -49,12 +35,14 @@ class Loop:
     checkpoints: where to save.
     writer: where to log.
     stop: whether the run was asked to stop.
+    recovery: what to do about numbers that went wrong.
     watchdog: to which the loop says what it does.
   """
 
-  def __init__(self, parts: Parts, checkpoints: Checkpoints, writer: Writer, stop: StopRequest,
+  def __init__(self, parts: Parts, checkpoints: Checkpoints, writer: Writer, stop: StopRequest, recovery: Recovery,
                watchdog: Watchdog | None = None):
     self._parts, self._checkpoints, self._writer, self._stop = parts, checkpoints, writer, stop
+    self._recovery = recovery
     self._watchdog = watchdog or Watchdog()
     self._log_every = parts.pace.steps(parts.config.train.log_every)
     self._eval_every = parts.pace.steps(parts.config.train.eval_every)
@@ -70,10 +58,8 @@ class Loop:
 
   def run(self, at: LoopState) -> LoopState:
     """Take steps from `at` to the end of the run; the effects of a step come in the order of these lines."""
-    parts, strategy, num_steps = self._parts, self._parts.strategy, self._parts.num_steps
+    parts, recovery, num_steps = self._parts, self._recovery, self._parts.num_steps
     batches = iter(parts.data.train_batches())
-    if at.position is not None:
-      batches.set_state(at.position)
     self._watchdog.begin(Work.START, at.step)
     parts.context.on_batch = self._between_batches
     if at.record.evaluation_due and not self._evaluate(at):
@@ -83,9 +69,15 @@ class Loop:
     self._watchdog.begin(Work.START, at.step)
     in_flight: collections.deque[Metrics] = collections.deque()
     first = at.step + 1
-    batch = strategy.put(next(batches))
+    batch = self._begin(at, batches)
 
     while at.step < num_steps:
+      if recovery.is_special(at.step + 1):
+        self._watchdog.begin(Work.START)
+        batch = recovery.examine(at, batches, batch)
+        if trouble := recovery.recompute(at, batch):
+          at, batch = self._roll_back(at, trouble, batches, batch)
+          continue
       health = self._measure_health(at, batch)
       at.state, metrics = self._step_fn(at.state, batch)
       at.step += 1
@@ -93,33 +85,61 @@ class Loop:
       last = at.step == num_steps
       self._watchdog.begin(Work.FETCH, at.step - 1)
       if not last:
-        batch = self._meters.wait(lambda: strategy.put(next(batches)), metrics)
+        batch = self._meters.wait(lambda at=at: recovery.fetch(batches, at.step + 1), metrics)
       self._watchdog.begin(Work.STEP)
       in_flight.append(metrics)
       while len(in_flight) > self._ahead:
         jax.block_until_ready(in_flight.popleft())
       self._meters.add(metrics)
+      recovery.add(at.step, metrics)
       if at.step == first:
         self._first_step_done(metrics)
+        first = 0  # a rollback may come to it again
 
-      logged, evaluated = (at.step % every == 0 or last for every in (self._log_every, self._eval_every))
-      if logged:
-        self._log(at, metrics)
-      evaluated = evaluated and self._evaluate(at)
-      if health:
-        self._writer.write(at.step, health)
-      stopping = self._stop.should_stop()
-      if last or stopping or self._checkpoints.due(at.step, at_log=logged, evaluated=evaluated):
-        self._save(at, metrics, evaluated)
-      if stopping and (not last or at.record.evaluation_due):
-        self._checkpoints.wait()
-        self._writer.say(f'Stopped after step {at.step}, which is saved; run the same command again to resume.')
-        self._stop.exit()
-      if logged or evaluated:
-        self._meters.restart_clock()
+      if trouble := self._effects(at, health, last=last):
+        at, batch = self._roll_back(at, trouble, batches, batch)
+        continue
       self._writer.tick(at.step)
       self._watchdog.begin(Work.STEP, at.step)
     return at
+
+  def _effects(self, at: LoopState, health: dict[str, float], *, last: bool) -> Trouble | None:
+    """Log, evaluate and save a step if it is time for it; return what is wrong with the steps so far, or None."""
+    logged, evaluated = (at.step % every == 0 or last for every in (self._log_every, self._eval_every))
+    if (logged or evaluated) and (trouble := self._recovery.review(last=last)):
+      return trouble
+    if logged:
+      self._log(at)
+    evaluated = evaluated and self._evaluate(at)
+    if health:
+      self._writer.write(at.step, health)
+    stopping = self._stop.should_stop()
+    if last or stopping or self._checkpoints.due(at.step, at_log=logged, evaluated=evaluated):
+      if trouble := self._recovery.review() or self._save(at, evaluated):
+        return trouble
+    if stopping and (not last or at.record.evaluation_due):
+      self._checkpoints.wait()
+      what = 'which is saved' if self._recovery.may_save else 'which was skipped: not saved'
+      self._writer.say(f'Stopped after step {at.step}, {what}; run the same command again to resume.')
+      self._stop.exit()
+    if logged or evaluated:
+      self._meters.restart_clock()
+    return None
+
+  def _begin(self, at: LoopState, batches: BatchIterator) -> dict[str, jax.Array]:
+    """Return the batch of the first step after `at`."""
+    self._recovery.resume(at.record)
+    batches.set_state(at.position or dict(next_index=0))
+    return self._recovery.fetch(batches, at.step + 1)
+
+  def _roll_back(self, at: LoopState, trouble: Trouble, batches: BatchIterator,
+                 batch: dict[str, jax.Array]) -> tuple[LoopState, dict[str, jax.Array]]:
+    """Return where the run goes on, and its next batch."""
+    self._watchdog.begin(Work.START, at.step)
+    at = self._recovery.roll_back(at, trouble, batch)
+    at.record = dataclasses.replace(at.record, evaluation_due=False)  # if it was, this process has done it
+    self._meters.forget()
+    return at, self._begin(at, batches)
 
   def _between_batches(self) -> None:
     """Notice, during an evaluation, that the run was asked to stop."""
@@ -142,10 +162,11 @@ class Loop:
     self._meters.restart_clock()
     self._stop.arm()
 
-  def _log(self, at: LoopState, metrics: Metrics) -> None:
-    check_finite(metrics, at.step, self._checkpoints.latest())
+  def _log(self, at: LoopState) -> None:
     learning_rate = float(self._parts.optimizer.schedule(at.step - 1))
     values = self._meters.take(at.step) | {'train/learning_rate': learning_rate}
+    if skipped := self._recovery.skipped:
+      values['train/skipped_steps'] = skipped
     self._writer.write(at.step, values)
     self._writer.progress(at.step, values)
     if warning := self._stalls.warning(at.step, values):
@@ -166,12 +187,18 @@ class Loop:
     self._writer.say(f'step {at.step}/{self._parts.num_steps}  evaluation  {describe(values)}')
     return True
 
-  def _save(self, at: LoopState, metrics: Metrics, evaluated: bool) -> None:
+  def _save(self, at: LoopState, evaluated: bool) -> Trouble | None:
+    """Start to save, unless the step was skipped; return what is wrong with the state, or None."""
+    if not self._recovery.may_save:
+      return None
     self._watchdog.begin(Work.SAVE, at.step)
-    check_finite(metrics, at.step, self._checkpoints.latest())
-    at.record = dataclasses.replace(at.record, position=at.position)
-    self._checkpoints.save(at.step, self._parts.strategy.fetch(at.state.to_save()), at.record,
-                           at.record.metrics if evaluated else None)
+    at.record = dataclasses.replace(self._recovery.noted_in(at.record), position=at.position)
+    try:
+      self._checkpoints.save(at.step, self._parts.strategy.fetch(at.state.to_save()), at.record,
+                             at.record.metrics if evaluated else None)
+    except NotFiniteError as error:
+      return Trouble(str(error), at.step, at.step - 1)
+    return None
 
 
 def call_evaluator(name: str, evaluator: Evaluator, params: Any, averages: Any) -> dict[str, float]:

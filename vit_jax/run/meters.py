@@ -7,10 +7,8 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vit_jax.base.durations import Pace
-from vit_jax.base.errors import UserError
 from vit_jax.objectives.base import mean_of
 from vit_jax.training.step import Metrics
 
@@ -66,6 +64,11 @@ class Meters:
     self._total = metrics if self._total is None else self._merge(self._total, metrics)
     self._steps += 1
 
+  def forget(self) -> None:
+    """Start again, at a step that the run rolled back to."""
+    self._total = None
+    self.restart_clock()
+
   def take(self, step: int) -> dict[str, float]:
     """Return {'train/…': number} since the last call, fetched from the device."""
     total, self._total = jax.device_get(self._total), None
@@ -106,18 +109,3 @@ class InputStallMonitor:
             'in memory; more data.threads, up to the number of cores; data.workers, if threads leave cores idle; a '
             'copy in ArrayRecord format instead of many small files; smaller stored images or a lighter '
             'data.train_transform.')
-
-
-def check_finite(metrics: Metrics, step: int, saved: int | None) -> None:
-  """Raise UserError if a step's loss is not finite, before such a state can replace a good checkpoint.
-
-  Args:
-    metrics: of the step, on the device.
-    step: which.
-    saved: step of the latest checkpoint, or None.
-  """
-  loss = mean_of(jax.device_get(metrics['loss']))
-  if not np.isfinite(loss):
-    good = 'nothing was saved yet' if saved is None else f'step {saved} is saved'
-    raise UserError(f'loss: {loss} at step {step}; {good}. Lower optim.peak_lr, lengthen optim.warmup, or set '
-                    "optim.clip_norm=1.0 and model.dtype='float32'")

@@ -14,7 +14,7 @@ from vit_jax.pretrained.classes.names import find_order, permute_head
 from vit_jax.pretrained.formats.weights import Weights
 from vit_jax.run.build import Parts
 from vit_jax.run.config import TrainConfig
-from vit_jax.run.loop import LoopState
+from vit_jax.run.recovery import LoopState
 from vit_jax.run.writer import Writer
 from vit_jax.rundir.checkpoint import Checkpoints
 from vit_jax.rundir.record import RunRecord

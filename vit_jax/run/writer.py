@@ -40,12 +40,21 @@ class Writer:
     self._path = run_dir.metrics_path
     self._lines = [line for line, values in run_dir.read_metrics() if values['step'] <= start_step]
     self._rewrite()
-    self._board = tensorboardX.SummaryWriter(os.fspath(run_dir.tensorboard_path), purge_step=start_step + 1)
+    self._board_path = run_dir.tensorboard_path
+    self._board = tensorboardX.SummaryWriter(os.fspath(self._board_path), purge_step=start_step + 1)
     self._num_steps = num_steps
     self._start: tuple[int, float] | None = None  # (step, time) after the first step: the pace leaves out compilation
     self._bar = None
     if sys.stderr.isatty():
       self._bar = tqdm.tqdm(total=num_steps, initial=start_step, unit='step', dynamic_ncols=True)
+
+  def rewind(self, step: int) -> None:
+    """Drop the metrics of the steps after `step`, to which the run rolls back."""
+    if self._active:
+      self._lines = [line for line in self._lines if json.loads(line)['step'] <= step]
+      self._rewrite()
+      self._board.close()
+      self._board = tensorboardX.SummaryWriter(os.fspath(self._board_path), purge_step=step + 1)
 
   def say(self, text: str) -> None:
     """Print a line, above the bar if there is one."""

@@ -47,6 +47,10 @@ class CheckpointConfig:
         raise UserError(f'checkpoint.{name}: must be at least {least}, got {getattr(self, name)}')
 
 
+class NotFiniteError(UserError):
+  """A state that must not be saved."""
+
+
 class Checkpoints:
   """The checkpoints of one run.
 
@@ -105,7 +109,7 @@ class Checkpoints:
       metrics: of the step if it was evaluated.
 
     Raises:
-      UserError: numbers that are not finite, which would replace a good checkpoint.
+      NotFiniteError: numbers that are not finite, which would replace a good checkpoint.
     """
     if self._config.keep_best and metrics is not None and self._config.best not in metrics:
       raise UserError(f'checkpoint.best: unknown {self._config.best!r}; choose from {sorted(metrics)}')
@@ -113,7 +117,7 @@ class Checkpoints:
     found, not_finite = digests.compute(state)
     if not_finite:
       saved = self.latest()
-      raise UserError(f'step {step}: not saved, as numbers of the state are not finite: {listing(not_finite, 5)}; '
+      raise NotFiniteError(f'step {step}: not saved, as numbers of the state are not finite: {listing(not_finite, 5)}; '
                       + ('nothing was saved before' if saved is None else f'step {saved} is saved'))
     record = dataclasses.replace(record, digests=found)
     self._manager.save(step, metrics=metrics if self._config.keep_best else None, args=ocp.args.Composite(

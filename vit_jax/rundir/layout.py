@@ -48,6 +48,11 @@ class RunDir:
     return self.path / 'checkpoints'
 
   @property
+  def numbers_path(self) -> epath.Path:
+    """Report of steps that went wrong: reasons, examples, layers, as JSON; only if there was one."""
+    return self.path / 'numbers.json'
+
+  @property
   def lock_path(self) -> epath.Path:
     """Names the process that writes here now."""
     return self.path / 'run.lock'
@@ -56,7 +61,8 @@ class RunDir:
     """Raise UserError if what a run would write or delete here is a symbolic link, which may lead anywhere."""
     if files.is_remote(self.path):
       return
-    written = (self.config_path, self.metrics_path, self.tensorboard_path, self.checkpoints_path, self.lock_path)
+    written = (self.config_path, self.metrics_path, self.tensorboard_path, self.checkpoints_path, self.lock_path,
+               self.numbers_path)
     steps = os.scandir(self.checkpoints_path) if self.checkpoints_path.is_dir() else ()
     links = [path for path in (*written, *(entry.path for entry in steps)) if os.path.islink(path)]
     if links:

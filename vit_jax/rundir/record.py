@@ -72,6 +72,7 @@ class RunRecord:
     position: of the data loader, None before the first batch.
     metrics: {name: value} of the last evaluation.
     evaluation_due: whether the evaluation of this step was not finished when it was saved: a resumed run does it first.
+    guard: what judges the next losses, and the examples left out: {'left_out': {step: rows of the batch}, …}.
     digests: {path: digest} of the arrays of the state, see `digests`; empty if a run of version 0.1 had none.
   """
   config: dict[str, Any]
@@ -85,6 +86,7 @@ class RunRecord:
   position: dict[str, int] | None = None
   metrics: dict[str, float] = dataclasses.field(default_factory=dict)
   evaluation_due: bool = False
+  guard: dict[str, Any] = dataclasses.field(default_factory=dict)
   digests: dict[str, int] = dataclasses.field(default_factory=dict)
 
   def to_json(self) -> dict[str, Any]:

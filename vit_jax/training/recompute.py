@@ -14,7 +14,8 @@ from vit_jax.training.step import ExampleLosses, Gradients
 _FACTOR = 16777619  # the prime of FNV-1a
 
 
-def make_program(gradients: Gradients, losses: ExampleLosses, strategy: Strategy) -> Callable[..., dict[str, jax.Array]]:
+def make_program(gradients: Gradients, losses: ExampleLosses,
+                 strategy: Strategy) -> Callable[..., dict[str, jax.Array]]:
   """Build the program whose results `disagreeing` compares.
 
   Args:
