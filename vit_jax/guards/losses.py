@@ -32,7 +32,7 @@ class GuardConfig:
     recompute: steps from one whose gradient is computed again, on other devices too, to the next; None, or 0: none is.
   """
   skipped: int = 10
-  spike: float | None = off(0, 0.0, default=20.0)
+  spike: float | None = off(0, 0.0, default=10.0)
   window: int = 128
   rollbacks: int = 3
   recompute: int | None = off(0)
