@@ -146,7 +146,7 @@ def test_a_run_that_does_not_get_past_it_stops_with_a_report(data_dir, tmp_path)
 
 
 def test_a_command_that_stops_so_exits_with_status_1(data_dir, tmp_path):
-  changed = config(data_dir, **{'guard.skipped': 1, 'optim.peak_lr': float(1e37), 'checkpoint.every': '20 steps'})
+  changed = config(data_dir, **{'guard.skipped': 1, 'optim.peak_lr': 1e37, 'checkpoint.every': '20 steps'})
   process = tiny.command('main', f'--config={tiny.write(changed, tmp_path)}', f'--workdir={tmp_path / "run"}')
   _, error = process.communicate()
   assert process.returncode == 1 and 'nothing was saved before it' in error and 'Traceback' not in error
