@@ -25,6 +25,7 @@ from vit_jax.run import build as build_lib
 from vit_jax.run import evaluation, start
 from vit_jax.run import loop as loop_lib
 from vit_jax.run.build import build
+from vit_jax.run.recovery import Recovery
 from vit_jax.run.writer import Writer
 from vit_jax.rundir.checkpoint import Checkpoints
 from vit_jax.rundir.layout import RunDir
@@ -496,8 +497,9 @@ def test_the_loop_can_be_entered_at_any_checkpoint(data_dir, tmp_path):
     folder = tmp_path / str(number)
     checkpoints = Checkpoints(folder / 'checkpoints', parts.config.checkpoint, parts.pace)
     writer = Writer(RunDir(folder), parts.num_steps, step)
+    recovery = Recovery(parts, checkpoints, writer, RunDir(folder), lambda _: at)
     with StopRequest() as stop:
-      end = loop_lib.Loop(parts, checkpoints, writer, stop).run(at)
+      end = loop_lib.Loop(parts, checkpoints, writer, stop, recovery).run(at)
     writer.close()
     checkpoints.close()
     assert end.step == expected[0]

@@ -56,7 +56,7 @@ def test_the_training_program_is_the_same_with_a_panel(watched, data_dir):
     parts = build(recipe)
     batch = parts.strategy.put(next(iter(parts.data.train_batches())))
     abstract = parts.strategy.abstract(jax.eval_shape(parts.create))
-    return loop_lib.Loop(parts, None, None, None)._step_fn.lower(abstract, batch).as_text()
+    return loop_lib.Loop(parts, None, None, None, None)._step_fn.lower(abstract, batch).as_text()
 
   assert program(watched[0]) == program(config(data_dir))
 
