@@ -497,7 +497,7 @@ def test_the_loop_can_be_entered_at_any_checkpoint(data_dir, tmp_path):
     folder = tmp_path / str(number)
     checkpoints = Checkpoints(folder / 'checkpoints', parts.config.checkpoint, parts.pace)
     writer = Writer(RunDir(folder), parts.num_steps, step)
-    recovery = Recovery(parts, checkpoints, writer, RunDir(folder), lambda _: at)
+    recovery = Recovery(parts, checkpoints, writer, RunDir(folder), lambda _, at=at: at)
     with StopRequest() as stop:
       end = loop_lib.Loop(parts, checkpoints, writer, stop, recovery).run(at)
     writer.close()

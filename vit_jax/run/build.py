@@ -189,15 +189,21 @@ def build_program(config: RunConfig, strategy: Strategy, info: DatasetInfo,
     return TrainState.create(params, optimizer.transform, ema=config.train.ema_decay is not None, averages=averages)
 
   strategy.abstract(jax.eval_shape(create))  # sizes that a mesh does not divide are an error here
-  gradients = lambda split: make_gradients(*what, optimizer.frozen, prepare, split, seed=config.seed)
   return Program(
       config=config, pace=pace, num_steps=num_steps, strategy=strategy, model=model, merge=merge, objective=objective,
       init_objective=jax.jit(init_objective), create=jax.jit(create), constants=constants, step=step,
-      gradients=gradients(split), shard_gradients=gradients(dataclasses.replace(split, axis_name=None)),
-      losses=make_losses(*what, prepare, split, seed=config.seed), optimizer=optimizer,
+      **_first_halves(what, optimizer, prepare, split, config.seed), optimizer=optimizer,
       num_micro_batches=split.num_micro_batches,
       overview=parameter_overview.get_parameter_overview(abstract_params, include_stats=False),
       num_params=sum(x.size for x in jax.tree.leaves(abstract_params)))
+
+
+def _first_halves(what: tuple[StepModel, Objective], optimizer: Optimizer, prepare: Callable[..., Any],
+                  split: BatchSplit, seed: int) -> dict[str, Any]:
+  """Return what `Program` has of the step's first half."""
+  gradients = lambda split: make_gradients(*what, optimizer.frozen, prepare, split, seed=seed)
+  return dict(gradients=gradients(split), shard_gradients=gradients(dataclasses.replace(split, axis_name=None)),
+              losses=make_losses(*what, prepare, split, seed=seed))
 
 
 def _with_data(config: RunConfig, info: DatasetInfo) -> RunConfig:
