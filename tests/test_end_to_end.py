@@ -256,7 +256,7 @@ BAD = {
     'micro-batch': ({'data.batch_size': 64, 'train.micro_batch': 15},
                     'train.micro_batch: must divide the 64 images.* got 15. Try 16'),
     'duration': ({'train.duration': '3 fortnights'}, "train.duration: expected a duration such as.*'3 fortnights'"),
-    'type': ({'data.batch_size': 'big'}, "data.batch_size: expected int, got 'big'"),
+    'type': ({'data.batch_size': 'big'}, "data.batch_size: expected a whole number, got 'big'"),
     'platform': ({'platform': 'tpu'}, "platform: expected 'tpu', but jax finds"),
     'unknown platform': ({'platform': 'abacus'}, "platform: unknown 'abacus'; choose from"),
     'best metric': ({'checkpoint.keep_best': 1, 'checkpoint.best': 'test/acc'}, "'test/acc' is not measured; choose from .*'test/accuracy'"),

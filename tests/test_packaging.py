@@ -165,10 +165,10 @@ def test_every_requirement_is_pinned_within_its_range(requirements):
 
 
 def test_every_import_is_a_requirement_of_the_plain_install(requirements):
-  """Also lazy imports. Pictures may need [plot]: those of vit_jax.analysis, and one that `tables` leaves out without it."""
+  """Also lazy imports. Pictures may need [plot]: those of vit_jax.analysis, and the figures that `base.pictures` makes."""
   distributions = importlib.metadata.packages_distributions()
   for path in [*(tiny.ROOT / 'vit_jax').rglob('*.py'), *(tiny.ROOT / 'configs').rglob('*.py')]:
-    extra = 'plot' if 'analysis' in path.parts or path.name == 'tables.py' else ''
+    extra = 'plot' if 'analysis' in path.parts or path.name == 'pictures.py' else ''
     required = {canonicalize_name(requirement.name) for requirement in requirements[extra]}
     for name in top_level_imports(path) - set(sys.stdlib_module_names) - {'vit_jax'}:
       assert {canonicalize_name(distribution) for distribution in distributions.get(name, [])} & required, (path, name)

@@ -105,7 +105,7 @@ def test_classes_without_names_are_numbers(photos, monkeypatch, capsys):
 def test_unreadable_images_are_named_and_the_rest_predicted(load, photos, capsys):
   unreadable, out, err = run(capsys, f'{photos}/missing.png', photos, f'{photos}/b.txt', form='json', batch_size=2)
   assert unreadable == 2 and len(out.splitlines()) == 2
-  assert f'error: {photos}/missing.png: ' in err and f'error: {photos}/b.txt: expected an encoded image' in err
+  assert f'error: {photos}/missing.png: no such image\n' in err and f'error: {photos}/b.txt: expected an encoded image' in err
   assert '2 of 4 images could not be read.' in err
 
 

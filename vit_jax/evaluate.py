@@ -69,9 +69,11 @@ def main(argv: list[str]) -> None:
 def _report(values: dict[str, float | None], output: str | None) -> None:
   """Print the metrics as JSON and, unless `output` is None, write them there."""
   import jax
+
+  from vit_jax.evaluators import tables
   _print(json.dumps(values), sys.stdout)
   if output is not None and jax.process_index() == 0:
-    files.write(files.expand(output) / 'metrics.json', json.dumps(values, indent=2) + '\n', 'the metrics')
+    files.write(files.expand(output) / tables.METRICS, json.dumps(values, indent=2) + '\n', 'the metrics')
     _print(f'Tables are in {output}.', sys.stderr)
 
 

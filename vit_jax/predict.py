@@ -46,6 +46,9 @@ def run(source: str, arguments: Sequence[str], *, form: str = 'table', top: int 
   from vit_jax.inference import predict, report
   from vit_jax.pretrained import load
   model = load.load(source, ema=ema, step=step, **options)
+  if model.num_classes is None:
+    raise UserError(f'--model: {source} has no head, so it predicts no classes. Train one on its features: '
+                    f'python -m vit_jax.probe --model={source} --config.data.name=folder:PATH --output=DIR')
   names = model.class_names or [str(label) for label in range(model.num_classes or 0)]
   return report.print_predictions(predict.stream(model, images, batch_size, loss), images, names, form, top)
 

@@ -7,6 +7,7 @@ import pytest
 from tests import tiny
 from vit_jax.analysis import health
 from vit_jax.base.errors import UserError
+from vit_jax.rundir.layout import RunDir
 
 LINES = [
     {'step': 10, 'train/loss': 2.0},
@@ -18,6 +19,7 @@ LINES = [
 
 @pytest.fixture
 def workdir(tmp_path):
+  RunDir(tmp_path).write_config({})
   (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in LINES))
   return tmp_path
 
@@ -42,6 +44,9 @@ def test_the_picture_shows_every_layer_and_step(workdir):
 
 
 def test_a_run_without_panels_is_an_error(tmp_path):
+  with pytest.raises(UserError, match=f'{tmp_path}/none is not the directory of a run'):
+    health.read(tmp_path / 'none')
+  RunDir(tmp_path).write_config({})
   with pytest.raises(UserError, match='has no health panel in metrics.jsonl; train with --config.health.every=1'):
     health.read(tmp_path)
 

@@ -62,10 +62,10 @@ def test_values_are_brought_into_the_form_of_their_field(values, field, expected
     (dict(sise=4), "outer.sise: unknown config key; did you mean outer.size?"),
     (dict(inner={'rat': 1}), 'outer.inner.rat: unknown config key; did you mean outer.inner.rate?'),
     (dict(inner=3), 'outer.inner: expected a section, {key: value}, got 3'),
-    (dict(inner={'rate': 'x'}), "outer.inner.rate: expected float, got 'x'"),
-    (dict(alpha=False), 'outer.alpha: expected float | None, got False'),
+    (dict(inner={'rate': 'x'}), "outer.inner.rate: expected a number, got 'x'"),
+    (dict(alpha=False), 'outer.alpha: expected a number or None, got False'),
     (dict(size=0), 'outer.size: expected a positive number'), (dict(size=(1, 2, 3)), 'outer.size: expected'),
-    (dict(size=True), 'outer.size: expected'), (dict(remat=3), 'outer.remat: expected str | None, got 3')])
+    (dict(size=True), 'outer.size: expected'), (dict(remat=3), 'outer.remat: expected text or None, got 3')])
 def test_errors_start_with_the_key(values, message):
   with pytest.raises(UserError) as error:
     read(**values)

@@ -5,11 +5,23 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from vit_jax.base.errors import FileError
+from vit_jax.base.errors import FileError, UserError
 from vit_jax.evaluators import tables
 from vit_jax.evaluators.tally import Tally
 
 NAMES = ('ant', 'bee, "wild"', 'Käfer of $x^$', 'wasp')
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+  (tmp_path / 'mine').mkdir()
+  (tmp_path / 'mine' / 'photo.jpg').touch()
+  with pytest.raises(UserError, match='--output: .*mine holds other files than those of an evaluation'):
+    tables.make_directory(tmp_path / 'mine')
+  (tmp_path / 'earlier').mkdir()
+  (tmp_path / 'earlier' / tables.METRICS).touch()
+  for name in ('earlier', 'new'):
+    tables.make_directory(tmp_path / name)
+    assert (tmp_path / name).is_dir()
 
 
 def read(path):

@@ -128,7 +128,7 @@ def test_unreadable_images_keep_their_place(model, tmp_path):
       'ndarray', 'DecodeError', 'MissingFileError', 'ndarray', 'DecodeError', 'DecodeError']
   expected = inference.predict(model, [images[0], images[3]])
   np.testing.assert_allclose([outcomes[0][1], outcomes[3][1]], expected, atol=1e-6)
-  with pytest.raises(UserError, match=r'image 1 \(.*broken.png\): expected an encoded image'):
+  with pytest.raises(UserError, match=r'image 1: .*broken.png: expected an encoded image'):
     inference.predict(model, images)
 
 

@@ -22,6 +22,7 @@ from vit_jax.objectives import distillation
 from vit_jax.objectives.base import TEACHER, Teacher, mean_of
 from vit_jax.objectives.distillation import Distillation, DistillationConfig
 from vit_jax.pretrained.save import save
+from vit_jax.run import config as config_lib
 from vit_jax.run import start
 from vit_jax.run import teacher as teacher_lib
 from vit_jax.run.build import build
@@ -187,6 +188,13 @@ def teacher_run(data_dir, tmp_path_factory):
   checkpoints.save(1, built.strategy.fetch(at.state.to_save()), at.record)
   checkpoints.close()
   return path
+
+
+def test_the_path_of_a_teacher_is_recorded_for_a_resume_from_elsewhere(data_dir, teacher_run, monkeypatch):
+  monkeypatch.chdir(teacher_run.parent)
+  read = lambda teacher: config_lib.read(config_lib.as_dict(recipe(data_dir, teacher))).objective.teacher
+  assert read('run') == str(teacher_run) and read('run:ema') == f'{teacher_run}:ema'
+  assert read('google/ViT-B_16') == 'google/ViT-B_16' and read('gs://bucket/run') == 'gs://bucket/run'
 
 
 def test_the_teacher_is_in_the_state_but_not_trained_counted_compiled_in_or_saved(data_dir, teacher_run, tmp_path):

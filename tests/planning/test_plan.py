@@ -98,6 +98,12 @@ def test_known_datasets_are_not_opened(data_dir):
   assert info(tiny.config(data_dir)) == DatasetInfo(300, 10, 1)
 
 
+def test_utilization_is_left_out_where_a_step_is_not_one_pass_over_each_image(data_dir):
+  found = estimate._setup(build.build(tiny.config(data_dir, objective=dict(kind='simmim', unit=1), evaluators={})), None, 1)
+  assert found.multiply_adds is None
+  assert estimate._setup(build.build(tiny.config(data_dir)), None, 1).multiply_adds
+
+
 def test_a_fine_tune_is_planned_before_its_weights_are_given(monkeypatch):
   monkeypatch.setattr(estimate, 'estimate', lambda config, info, tpu, log: (config.init, info))
   assert planner.plan(finetune.get_config('b16,cifar10')) == (None, KNOWN_DATASETS['cifar10'])

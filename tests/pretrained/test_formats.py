@@ -141,7 +141,7 @@ def test_huggingface_model_without_classifier(tmp_path):
     (dict(num_hidden_layers=10 ** 12), 'num_hidden_layers'),
     (dict(num_attention_heads=5), 'model.heads: must divide the width 24, got 5'),
     (dict(num_attention_heads=0), 'model.safetensors: .*heads'),
-    (dict(num_attention_heads='3'), "model.safetensors: .*model.heads: expected int, got '3'"),
+    (dict(num_attention_heads='3'), "model.safetensors: .*model.heads: expected a whole number, got '3'"),
     (dict(num_attention_heads=-3), 'model.safetensors: .*heads'),
     (dict(image_size=10 ** 9), r'position_embeddings: expected shape .*, got \(1, 17, 24\)'),
     (dict(image_size=None), 'image_size: .* got None'),

@@ -101,7 +101,7 @@ def test_an_unknown_key_lists_the_valid_ones(changes, start, listed):
 
 
 @pytest.mark.parametrize('section, key, kind', [
-    ('train', 'duration', 'a duration'), ('data', 'name', 'str'), ('data', 'batch_size', 'int'),
+    ('train', 'duration', 'a duration'), ('data', 'name', 'text'), ('data', 'batch_size', 'a whole number'),
     ('data', 'image_size', 'tuple[int, int]')])
 def test_a_missing_key_is_named_with_its_type(section, key, kind):
   config = recipe()
@@ -124,19 +124,19 @@ def test_an_unknown_kind_lists_the_choices(section):
 
 
 @pytest.mark.parametrize('key, value, message', [
-    ('seed', '1', "seed: expected int, got '1'"),
-    ('seed', 1.0, 'seed: expected int, got 1.0'),
-    ('seed', True, 'seed: expected int, got True'),
+    ('seed', '1', "seed: expected a whole number, got '1'"),
+    ('seed', 1.0, 'seed: expected a whole number, got 1.0'),
+    ('seed', True, 'seed: expected a whole number, got True'),
     ('seed', -1, 'seed: must be in 0..2**32 - 1, got -1'),
-    ('platform', 1, 'platform: expected str | None, got 1'),
+    ('platform', 1, 'platform: expected text or None, got 1'),
     ('platform', 'cuda', "platform: unknown 'cuda'; choose from ['cpu', 'gpu', 'tpu']"),
-    ('data.batch_size', '8', "data.batch_size: expected int, got '8'"),
-    ('data.cache', 1, 'data.cache: expected bool, got 1'),
+    ('data.batch_size', '8', "data.batch_size: expected a whole number, got '8'"),
+    ('data.cache', 1, 'data.cache: expected True or False, got 1'),
     ('data.image_size', 0, 'data.image_size: expected a positive number of pixels or a pair (rows, columns), got 0'),
-    ('optim.peak_lr', '1e-3', "optim.peak_lr: expected float, got '1e-3'"),
-    ('optim.peak_lr', None, 'optim.peak_lr: expected float, got None'),
-    ('optim.peak_lr', True, 'optim.peak_lr: expected float, got True'),
-    ('optim.clip_norm', 'none', "optim.clip_norm: expected float | None, got 'none'"),
+    ('optim.peak_lr', '1e-3', "optim.peak_lr: expected a number, got '1e-3'"),
+    ('optim.peak_lr', None, 'optim.peak_lr: expected a number, got None'),
+    ('optim.peak_lr', True, 'optim.peak_lr: expected a number, got True'),
+    ('optim.clip_norm', 'none', "optim.clip_norm: expected a number or None, got 'none'"),
     ('optim.options', [1], 'optim.options: expected dict[str, typing.Any], got (1,)'),
     ('model.patch_size', 4.0, 'model.patch_size: expected a positive number of pixels or a pair (rows, columns), got 4.0'),
     ('train.duration', 90, "train.duration: expected a duration such as '1_000 steps', '90 epochs', '5e6 examples', got "
@@ -149,13 +149,13 @@ def test_an_unknown_kind_lists_the_choices(section):
     ('train.ema_decay', 1.0, 'train.ema_decay: must be between 0 and 1, got 1.0'),
     ('train.ema_decay', 0.0, 'train.ema_decay: must be between 0 and 1, got 0.0'),
     ('train.ema_warmup', True, 'train.ema_warmup: needs train.ema_decay, which is None'),
-    ('train.ema_warmup', 1, 'train.ema_warmup: expected bool, got 1'),
+    ('train.ema_warmup', 1, 'train.ema_warmup: expected True or False, got 1'),
     ('checkpoint.keep', 0, 'checkpoint.keep: must be at least 1, got 0'),
     ('checkpoint.keep_best', -1, 'checkpoint.keep_best: must be at least 0, got -1'),
     ('checkpoint.every', '0 minutes', 'checkpoint.every: must be longer than 0'),
     ('optim.warmup', '10', "optim.warmup: expected a duration such as '1_000 steps'"),
     ('checkpoint.every', '10', "or '10 minutes', got '10'"),
-    ('evaluators', {'t': {'kind': 'classification', 'split': 3}}, 'evaluators.t.split: expected str, got 3'),
+    ('evaluators', {'t': {'kind': 'classification', 'split': 3}}, 'evaluators.t.split: expected text, got 3'),
     ('evaluators', ['t'], "evaluators: expected {name: section}, got ['t']"),
     ('optim', 'adamw', "optim: expected a section, {key: value}, got 'adamw'"),
     ('model', 'B/16', "model: expected a section, {key: value}, got 'B/16'"),

@@ -35,9 +35,10 @@ def read(workdir: PathLike) -> dict[str, dict[str, dict[int, float]]]:
   """Return {statistic: {layer: {step: value}}} of a run, layers from the stem to the head; NaN for a null.
 
   Raises:
-    UserError: the run has logged no panel.
+    UserError: it is not the directory of a run, or the run has logged no panel.
   """
   run_dir = RunDir(workdir)
+  run_dir.read_config()  # a clear error if it is not the directory of a run
   found: dict[str, dict[str, dict[int, float]]] = {}
   for _, line in run_dir.read_metrics():
     for name, value in line.items():
@@ -64,13 +65,8 @@ def draw(panels: Mapping[str, Mapping[str, Mapping[int, float]]]) -> 'Figure':
   Raises:
     UserError: matplotlib is not installed.
   """
-  try:
-    from matplotlib.figure import Figure
-  except ImportError as error:
-    raise UserError("matplotlib: needed to draw figures, but not installed; pip install -e '.[plot]'") from error
   rows = -(-len(panels) // _COLUMNS)
-  figure = Figure(figsize=(4.6 * min(_COLUMNS, len(panels)), 3.4 * rows))
-  figure.set_layout_engine('constrained')
+  figure = pictures.new_figure(4.6 * min(_COLUMNS, len(panels)), 3.4 * rows)
   axes = list(figure.subplots(rows, min(_COLUMNS, len(panels)), squeeze=False).flat)
   for axis, (statistic, layers) in zip(axes, panels.items(), strict=False):
     title, scale = TITLES.get(statistic, (statistic, 'linear'))

@@ -3,11 +3,11 @@ import os
 from typing import Any
 
 from flax import nnx
-from matplotlib.figure import Figure
 import numpy as np
 
 from vit_jax.base.errors import UserError
 from vit_jax.base.files import PathLike
+from vit_jax.base.pictures import new_figure
 from vit_jax.models.base import flatten
 from vit_jax.models.positions.embeddings import SinCos2D
 from vit_jax.pretrained import load, resize
@@ -97,8 +97,7 @@ def draw_resizes(grid: np.ndarray, new: tuple[int, int], path: str | os.PathLike
     panels[f'{new[0]}×{new[1]}, {method}'] = resize.resize_grid(grid, new, method)
   compared = {title: similarities(panel) for title, panel in panels.items()}
   lowest = min(tiles.min() for tiles in compared.values())
-  figure = Figure(figsize=(13, 4.2))
-  figure.set_layout_engine('constrained', wspace=0.04)
+  figure = new_figure(13, 4.2)
   axes = figure.subplots(1, len(panels))
   for axis, (title, tiles) in zip(axes, compared.items(), strict=True):
     image = axis.imshow(mosaic(tiles), vmin=lowest, vmax=1)

@@ -1,5 +1,6 @@
-"""Contact sheets: rows of small pictures with captions, drawn as one image."""
+"""Contact sheets, rows of small pictures with captions, drawn as one image; and empty figures of matplotlib."""
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -64,6 +65,25 @@ def save(sheet: Image.Image, path: files.PathLike) -> None:
     raise UserError(f'{path}: the name of a picture must end in .png, .jpg or .jpeg')
   with files.replacing(target, 'the picture') as aside, aside.open('wb') as file:
     sheet.save(file, _FORMATS[target.suffix.lower()])
+
+
+def check_matplotlib() -> None:
+  """Raise UserError unless matplotlib, an optional package, is installed."""
+  try:
+    import matplotlib  # noqa: F401
+  except ImportError as error:
+    raise UserError("matplotlib: needed to draw figures, but not installed; pip install -e '.[plot]'") from error
+
+
+def new_figure(width: float, height: float) -> Any:
+  """Return an empty figure of matplotlib of this size in inches, without a window.
+
+  Raises:
+    UserError: matplotlib is not installed.
+  """
+  check_matplotlib()
+  from matplotlib.figure import Figure
+  return Figure(figsize=(width, height), layout='constrained')
 
 
 def _enlarge(picture: np.ndarray) -> Image.Image:

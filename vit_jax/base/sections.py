@@ -24,6 +24,8 @@ from vit_jax.base.errors import UserError
 
 S = TypeVar('S')
 
+_IN_WORDS = {int: 'a whole number', float: 'a number', str: 'text', bool: 'True or False', type(None): 'None'}
+
 
 def off(*spellings: object, default: object = None) -> Any:
   """Return a field that is None if a recipe gives one of `spellings` of "off"."""
@@ -118,10 +120,16 @@ def reject_unknown(keys: Iterable[str], valid: Iterable[str], path: str) -> None
 
 
 def describe(annotation: Any) -> str:
-  """Return a type annotation as a person would say it."""
+  """Return a type annotation as a person would say it.
+
+  >>> describe(int | None), describe(bool)
+  ('a whole number or None', 'True or False')
+  """
+  if isinstance(annotation, types.UnionType):
+    return ' or '.join(map(describe, typing.get_args(annotation)))
   if isinstance(annotation, type) and issubclass(annotation, Duration):
     return "a duration such as '10 epochs'"
-  return annotation.__name__ if type(annotation) is type else str(annotation)
+  return _IN_WORDS.get(annotation) or (annotation.__name__ if type(annotation) is type else str(annotation))
 
 
 def _value(value: Any, field: dataclasses.Field, annotation: Any, key: str) -> Any:

@@ -5,11 +5,12 @@ import importlib.util
 import io
 import math
 
-from vit_jax.base import files
-from vit_jax.base.errors import FileError
+from vit_jax.base import files, pictures
+from vit_jax.base.errors import ExistingFileError, FileError
 from vit_jax.base.text import printable_name
 from vit_jax.evaluators.tally import Tally
 
+METRICS = 'metrics.json'  # the command writes it last, beside the folders of the evaluators
 # A picture of more classes cannot be read; numbers in its cells not either, of more than this.
 MOST_CLASSES_OF_PICTURE, MOST_CLASSES_OF_NUMBERS = 50, 20
 _MOST_LETTERS = 24
@@ -42,13 +43,19 @@ def write(tally: Tally, class_names: Sequence[str], directory: files.PathLike) -
 
 
 def make_directory(path: files.PathLike) -> None:
-  """Make a directory if it is missing, before much work is done for it.
+  """Make a directory for tables if it is missing, before much work is done for it.
 
   Raises:
+    ExistingFileError: something is there that no evaluation wrote.
     FileError: it cannot be made.
   """
+  folder = files.expand(path)
   try:
-    files.expand(path).mkdir(parents=True, exist_ok=True)
+    if folder.exists() and not (folder / METRICS).exists() and list(folder.iterdir()):
+      raise ExistingFileError(f'--output: {path} holds other files than those of an evaluation; choose another folder')
+    folder.mkdir(parents=True, exist_ok=True)
+  except FileError:
+    raise
   except OSError as error:
     raise FileError(f'{path}: cannot make the directory: {error}; choose another place') from error
 
@@ -72,13 +79,12 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def _draw_confusion(tally: Tally, class_names: Sequence[str], path: files.PathLike) -> None:
   """Draw the shares of each class's images, a row, by predicted class."""
-  from matplotlib.figure import Figure  # an optional package
   assert tally.confusion is not None
   shares = tally.confusion / tally.support.clip(min=1)[:, None]
   count = len(class_names)
   names = [_label(name) for name in class_names]
   size = 2.5 + max(0.25 * count, 3.0)
-  figure = Figure(figsize=(size + 0.8, size), layout='constrained')
+  figure = pictures.new_figure(size + 0.8, size)
   axes = figure.subplots()
   image = axes.imshow(shares, cmap='Blues', vmin=0.0, vmax=1.0)
   axes.set_xticks(range(count), names, rotation=90, fontsize=8)

@@ -64,8 +64,7 @@ def predict(model: Any, images: Iterable[ImageLike], batch_size: int = 32, loss:
   rows = []
   for index, (image, outcome) in enumerate(stream(model, list(images), batch_size, loss)):
     if isinstance(outcome, Exception):
-      name = f' ({os.fspath(image)})' if isinstance(image, (str, os.PathLike)) else ''
-      raise UserError(f'image {index}{name}: {outcome}') from outcome
+      raise UserError(f'image {index}: {describe_error(image, outcome)}') from outcome
     rows.append(outcome)
   return np.stack(rows) if rows else np.zeros((0, model.num_classes), np.float32)
 
@@ -94,6 +93,12 @@ def stream(model: Any, images: Sequence[ImageLike], batch_size: int = 32,
       probabilities = iter(classify(np.stack(good)) if good else [])
       yield from ((image, outcome if isinstance(outcome, Exception) else next(probabilities))
                   for image, outcome in zip(chunk, outcomes, strict=True))
+
+
+def describe_error(image: ImageLike, error: Exception) -> str:
+  """Return why an image could not be read, with its path, if it has one, once."""
+  path = os.fspath(image) if isinstance(image, (str, os.PathLike)) else ''
+  return str(error) if path in str(error) else f'{path}: {error}'
 
 
 def make_reader(model: Any) -> Callable[[ImageLike], np.ndarray]:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from vit_jax.base.choices import choose
 from vit_jax.base.text import count, printable, printable_name
-from vit_jax.inference.predict import Outcome
+from vit_jax.inference.predict import Outcome, describe_error
 
 # (label, class name, probability), most probable first.
 Best = list[tuple[int, str, float]]
@@ -37,7 +37,7 @@ def print_predictions(outcomes: Iterable[Outcome], images: Sequence[str], class_
   for image, (_, outcome) in zip(images, progress, strict=True):
     if isinstance(outcome, Exception):
       unreadable += 1
-      tqdm.write(printable(f'error: {printable_name(image)}: {outcome}'), file=sys.stderr)
+      tqdm.write(printable(f'error: {describe_error(image, outcome)}'), file=sys.stderr)
     else:
       labels = np.argsort(-outcome, kind='stable')[:top].tolist()
       best: Best = [(label, str(class_names[label]), float(outcome[label])) for label in labels]

@@ -125,8 +125,6 @@ def check(config: ViTConfig) -> None:
                     f'{kind!r}')
   if kind == 'axial' and config.rotary is not None:
     raise UserError(f"model.rotary: {config.rotary!r} needs model.attention_kind='full' or 'local', got 'axial'")
-  if kind == 'axial' and config.rotary is not None:
-    raise UserError(f"model.rotary: {config.rotary!r} needs model.attention_kind='full' or 'local', got 'axial'")
   if kind == 'axial' and config.num_prefix_tokens:
     raise UserError(f"model.attention_kind: 'axial' takes patches only; use model.pool='gap' or 'map' with "
                     f'model.class_token=False and model.registers=0; got {config.num_prefix_tokens} tokens before the '

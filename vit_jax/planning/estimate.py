@@ -15,6 +15,7 @@ from vit_jax.base import platform
 from vit_jax.base.machine import memory as memory_lib
 from vit_jax.data.loading.batch import batch_shapes
 from vit_jax.data.sources.info import DatasetInfo
+from vit_jax.objectives.classification import Classification
 from vit_jax.planning import cost as cost_lib
 from vit_jax.planning import hlo
 from vit_jax.planning.chips import Chip
@@ -90,8 +91,13 @@ def _setup(program: build.Program, tpu: Slice | None, num_devices: int) -> Setup
       devices=num_devices, strategy=str(program.strategy), model=_name(config.model), dtype=config.model.dtype,
       remat=config.model.remat, unroll=config.model.unroll, parameters=program.num_params,
       batch_size=config.data.batch_size, batch_per_device=config.data.batch_size // program.strategy.num_shards,
-      num_micro_batches=program.num_micro_batches, multiply_adds=program.model.multiply_adds(),
+      num_micro_batches=program.num_micro_batches, multiply_adds=_multiply_adds(program),
       versions=versions)
+
+
+def _multiply_adds(program: build.Program) -> int | None:
+  """Return those of one forward pass, or None for an objective with more, or less, than a pass over each image."""
+  return program.model.multiply_adds() if isinstance(program.objective, Classification) else None
 
 
 def _state_sizes(state: Any, batch: dict[str, jax.ShapeDtypeStruct], num_devices: int) -> dict[str, int]:
@@ -164,9 +170,9 @@ def _time(cost: cost_lib.Cost, setup: Setup, chip: Chip | None) -> Time:
   if seconds is None or chip is None:
     return result
   images = setup.batch_size / setup.devices  # a chip's part of the work: with tensor=2 two chips hold the same images
-  work = 6 * setup.multiply_adds * images
+  work = None if setup.multiply_adds is None else 6 * setup.multiply_adds * images
   return dataclasses.replace(result, milliseconds=1e3 * seconds, images_per_second=images / seconds,
-                             utilization=work / (seconds * chip.peak))
+                             utilization=None if work is None else work / (seconds * chip.peak))
 
 
 def _collectives(cost: cost_lib.Cost, num_devices: int, chip: Chip | None) -> Collectives:

@@ -21,7 +21,7 @@ class Setup:
     batch_size: images per step, over all devices.
     batch_per_device: images of the batch that a device holds; with parallel.tensor=n, n devices hold the same.
     num_micro_batches: that a device splits these into.
-    multiply_adds: of the forward pass, per image.
+    multiply_adds: of the forward pass, per image; None if the objective does not make one pass over each, as MAE.
     versions: {package: version}.
   """
   device: str
@@ -36,7 +36,7 @@ class Setup:
   batch_size: int
   batch_per_device: int
   num_micro_batches: int
-  multiply_adds: int
+  multiply_adds: int | None
   versions: Mapping[str, str]
 
 

@@ -41,6 +41,14 @@ def parse(text: files.PathLike) -> Source:
   return Source(text, match[1], match[2])
 
 
+def anchored(text: str) -> str:
+  """Return a source whose place, if it is a relative path that exists, is absolute, to be read from elsewhere."""
+  source = parse(text)
+  if files.is_remote(source.place) or not files.local(source.place).exists():
+    return text
+  return os.fspath(files.local(source.place)) + text[len(source.place):]
+
+
 def locate(source: Source) -> files.PathLike:
   """Return the local path of a source, or the remote one of a run directory; download what is public or remote.
 

@@ -179,7 +179,8 @@ def _describe(dataset: Dataset, splits: Splits, weights: Weights) -> str:
   rows, columns = weights.config.image_size
   source, test = dataset.source, dataset.eval_source(splits.test)
   return (f'{source.name}: {count(source.num_classes, "class", "classes")}, {len(source):,} images of {source.split} '
-          f'to learn from, {len(test):,} of {test.split} to test; {rows} × {columns} pixels, prepared by '
+          f'to learn from, {len(test):,} of {test.split} to test; {rows} × {columns} pixels, '
+          f'in {"gray" if source.channels == 1 else "color"}, prepared by '
           f'{weights.preprocessing.transform!r}')
 
 

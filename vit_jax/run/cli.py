@@ -5,6 +5,7 @@ defect is a traceback. Importing this module is quick: jax is
 imported only after the flags are parsed, so that --help does not wait for it.
 """
 from collections.abc import Callable
+import logging as stdlib_logging
 import re
 import sys
 from typing import Any, TypeVar
@@ -36,6 +37,7 @@ def call(function: Callable[..., T], *args: Any, interruptible: bool = True) -> 
     exits.raise_on_interrupt()
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # otherwise Orbax logs 50 lines per checkpoint
+    logging.get_absl_handler().setFormatter(_PlainFormatter())
   make_logging_printable()
   try:
     return function(*args)
@@ -55,6 +57,14 @@ def call(function: Callable[..., T], *args: Any, interruptible: bool = True) -> 
   except Exception:
     exits.run_before_traceback()
     raise
+
+
+class _PlainFormatter(stdlib_logging.Formatter):
+  """Formats a message as 'warning: TEXT', without thread, file and line."""
+
+  def format(self, record: stdlib_logging.LogRecord) -> str:
+    """Return a message as a line."""
+    return f'{record.levelname.lower()}: {record.getMessage()}'
 
 
 def start(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:

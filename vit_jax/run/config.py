@@ -20,6 +20,7 @@ from vit_jax.guards.losses import GuardConfig
 from vit_jax.models.registry import MODELS
 from vit_jax.objectives import OBJECTIVES
 from vit_jax.objectives.batch_mixing import MixConfig
+from vit_jax.pretrained import source as weights_source
 from vit_jax.pretrained.transfer import TransferConfig
 from vit_jax.rundir.checkpoint import CheckpointConfig
 from vit_jax.training.health import HealthConfig
@@ -147,7 +148,10 @@ def read(recipe: Recipe) -> RunConfig:
     raise UserError(f'evaluators: expected {{name: section}}, got {evaluators!r}')
   values['evaluators'] = {name: _read_kind(EVALUATORS, keys, f'evaluators.{name}') for name, keys in evaluators.items()}
   config = sections.read(RunConfig, values)
-  return dataclasses.replace(config, data=config.data.anchored())
+  objective = config.objective
+  if teacher := getattr(objective, 'teacher', None):
+    objective = dataclasses.replace(objective, teacher=weights_source.anchored(teacher))
+  return dataclasses.replace(config, data=config.data.anchored(), objective=objective)
 
 
 def with_all_sections(recipe: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

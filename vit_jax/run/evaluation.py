@@ -230,8 +230,9 @@ def _config(weights: Weights, source: Source, data: Mapping[str, Any],
 def _describe(parts: Parts, source: PathLike) -> str:
   """Return what is evaluated and how images are prepared, in a line."""
   data, normalization, size = parts.config.data, parts.config.normalization, parts.data.image_size
-  return (f'{source} on {data.name}: {parts.num_params:,} parameters; images {size[0]} × {size[1]}, prepared by '
-          f'{data.eval_transform!r}, mean {normalization.mean}, std {normalization.std}')
+  color = 'in gray' if parts.data.source.channels == 1 else 'in color'
+  return (f'{source} on {data.name}: {parts.num_params:,} parameters; images {size[0]} × {size[1]}, {color}, prepared '
+          f'by {data.eval_transform!r}, mean {normalization.mean}, std {normalization.std}')
 
 
 def _say(lines: list[str]) -> None:

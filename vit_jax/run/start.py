@@ -46,7 +46,7 @@ def restore(parts: Parts, checkpoints: Checkpoints, step: int | None = None, *,
     return LoopState(0, state, None, make_record(parts))
   step, state, record = found
   names = parts.data.source.class_names
-  if record.class_names != names:
+  if record.class_names != names and parts.objective.reads_labels:
     order = find_order(record.class_names, names) if any_class_order else None
     if order is not None and getattr(parts.config.objective, 'class_weights', None) is None:
       return LoopState(step, _place(parts, _reorder(state, parts, order)), record.position, record)

@@ -31,8 +31,8 @@ def load(source: str, info: DatasetInfo, class_names: Sequence[str] | None) -> t
   try:
     weights = read(source)
   except (UserError, FileError) as error:
-    raise type(error)(f'objective.teacher: {error}. A run needs its teacher to start and to resume: checkpoints do not '
-                      'hold it') from error
+    raise type(error)(f'objective.teacher: {error}. A run needs its teacher to start, to resume and to be evaluated: '
+                      'checkpoints do not hold it. If it was moved, put a link to it where it was') from error
   log_notes(weights, source)
   weights = _matched(imagenet.with_names(weights, source), source, info, class_names)
   if weights.config.channels != info.channels:

@@ -6,6 +6,7 @@ import math
 import re
 from typing import Any
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import optax
@@ -121,6 +122,9 @@ def build(config: OptimConfig, num_steps: int, pace: Pace, model: ParamTree, par
     raise UserError(f'optim.warmup: the warm-up ({warmup} steps) and the cool-down ({cooldown} steps) are longer than '
                     f"the run ({num_steps} steps). Shorten them, for example optim.warmup='0 steps', or lengthen "
                     'train.duration')
+  if warmup == num_steps:
+    logging.warning("optim.warmup: as long as the run (%d steps), so the learning rate only rises; for a short run set "
+                    "--config.optim.warmup='%d steps'", num_steps, max(num_steps // 10, 1))
   schedule = Schedule(config.schedule, num_steps, config.peak_lr, config.end_lr, warmup, cooldown, config.timescale,
                       config.drops)
   for key, pattern in (('optim.decay_mask', config.decay_mask), ('optim.freeze', config.freeze)):

@@ -14,11 +14,12 @@ from tqdm import tqdm
 
 import vit_jax
 from vit_jax.analysis import inputs, measure
-from vit_jax.analysis.report import page, plots
+from vit_jax.analysis.report import page
 from vit_jax.analysis.report.figures import FIGURES, Made, Study, Subject
 from vit_jax.base import files
 from vit_jax.base.choices import choose
 from vit_jax.base.errors import ExistingFileError, UserError
+from vit_jax.base.pictures import check_matplotlib
 from vit_jax.base.text import count as count_of
 from vit_jax.statistics import cka
 
@@ -35,7 +36,7 @@ def check(names: Sequence[str], batch_size: int, output: str) -> None:
   if 'cka' in names and batch_size < cka.FEWEST:
     raise UserError(f"--batch_size: the figure 'cka' compares at least {cka.FEWEST} images at once; got {batch_size}. "
                     'Leave out cka from --figures, or use larger batches')
-  plots.check_matplotlib()
+  check_matplotlib()
   if files.is_remote(output):
     raise UserError(f'--output: expected a local folder, got {output}')
   _check_free(files.local(output))

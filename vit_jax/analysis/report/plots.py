@@ -8,26 +8,13 @@ from typing import Any
 import numpy as np
 
 from vit_jax.analysis import position_similarity
-from vit_jax.base.errors import UserError
+from vit_jax.base.pictures import new_figure
 
 COLORS = ('#0072B2', '#D55E00')
 _GRAY = '#666666'
 _MAP = 'viridis'
 _COLUMNS = 7  # of filters, as in the paper
-
-
-def check_matplotlib() -> None:
-  """Raise UserError unless matplotlib is installed."""
-  try:
-    import matplotlib  # noqa: F401
-  except ImportError as error:
-    raise UserError("matplotlib: needed to draw figures, but not installed; pip install -e '.[plot]'") from error
-
-
-def new_figure(width: float, height: float) -> Any:
-  """Return an empty figure of this size in inches, without a window."""
-  from matplotlib.figure import Figure
-  return Figure(figsize=(width, height), layout='constrained')
+_MARGIN = 0.85  # gray between them
 
 
 def _panels(names: Sequence[str], width: float, height: float, **options: Any) -> tuple[Any, list[Any]]:
@@ -46,11 +33,13 @@ def draw_filters(pictures: Mapping[str, np.ndarray]) -> Any:
   for axis, found in zip(axes, pictures.values(), strict=True):
     count, rows, columns, _ = found.shape
     gap = max(rows // 8, 1)
-    sheet = np.ones((-(-count // _COLUMNS) * (rows + gap) - gap, _COLUMNS * (columns + gap) - gap, 3))
+    # A margin of gray: components may be white at their edges, and those of another model stand beside them.
+    sheet = np.full((-(-count // _COLUMNS) * (rows + gap) + gap, _COLUMNS * (columns + gap) + gap, 3), _MARGIN)
     for k, picture in enumerate(found):
-      top, left = k // _COLUMNS * (rows + gap), k % _COLUMNS * (columns + gap)
+      top, left = gap + k // _COLUMNS * (rows + gap), gap + k % _COLUMNS * (columns + gap)
       sheet[top:top + rows, left:left + columns] = picture
     axis.imshow(sheet, interpolation='nearest')
+    axis.set_anchor('N')
     axis.set_axis_off()
   return figure
 
@@ -58,10 +47,9 @@ def draw_filters(pictures: Mapping[str, np.ndarray]) -> Any:
 def draw_positions(tiles: Mapping[str, np.ndarray]) -> Any:
   """Draw similarities, (tiles, tiles, rows, columns) -1..1 each, a tile per position."""
   figure, axes = _panels(list(tiles), 5.2, 4.4)
-  lowest = min(found.min() for found in tiles.values())
   for axis, found in zip(axes, tiles.values(), strict=True):
-    image = axis.imshow(position_similarity.mosaic(found, gap=max(found.shape[-1] // 7, 1)), cmap=_MAP, vmin=lowest,
-                        vmax=1)
+    image = axis.imshow(position_similarity.mosaic(found, gap=max(found.shape[-1] // 7, 1)), cmap=_MAP, vmin=-1,
+                        vmax=1)  # as in the paper
     axis.set(xlabel='column of the patch', ylabel='row of the patch', xticks=[], yticks=[])
     axis.set_frame_on(False)
   figure.colorbar(image, ax=axes, label='cosine similarity')
@@ -121,7 +109,9 @@ def draw_norms(norms: Mapping[str, np.ndarray]) -> Any:
     left.set_yscale('log')
   else:
     left.set_ylim(0, None)
-  right.set(xlabel='layer', ylabel='outliers (% of patches)', ylim=(0, None))
+  most = max(found[:, 4].max() for found in norms.values())
+  right.set(xlabel='layer', ylabel='outliers (% of patches)', ylim=(0, None if most else 1),
+            title=None if most else 'no outliers')
   for axis in (left, right):
     _whole_ticks(axis)
     axis.grid(alpha=0.25)
@@ -161,7 +151,7 @@ def draw_probe(accuracies: Mapping[tuple[str, str], np.ndarray], chance: float) 
   axis.set(xlabel='layer', ylabel='accuracy on held-out images (%)', ylim=(0, 101))
   _whole_ticks(axis)
   axis.grid(alpha=0.25)
-  axis.legend(fontsize=8)
+  figure.legend(fontsize=8, loc='outside lower center', ncols=2)  # curves may run anywhere
   return figure
 
 

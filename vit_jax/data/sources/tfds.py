@@ -134,7 +134,7 @@ def _check_split(name: str, split: str, splits: tfds.core.SplitDict) -> None:
   try:
     size = splits[split].num_examples
   except (ValueError, KeyError, TypeError, AssertionError) as error:
-    raise UserError(f'split {split!r} of dataset {name!r}: unknown: {error} {choices}') from error
+    raise UserError(f'split {split!r} of dataset {name!r}: no such split, or part of one. {choices}') from error
   if not size:
     raise UserError(f'split {split!r} of dataset {name!r}: empty. {choices}')
 
