@@ -5,6 +5,7 @@ Run the same command again to resume. Any key of the config can be set on the co
 """
 from absl import flags
 
+from vit_jax.guards import output
 from vit_jax.run import cli
 
 
@@ -19,9 +20,10 @@ def main(argv: list[str]) -> None:
   """Reject stray arguments, then train."""
   cli.no_arguments(argv)
   from vit_jax import train  # after the flags: --help need not wait for jax
-  cli.set_up_compiler()
-  cli.call(cli.start_hosts, interruptible=False)
-  cli.call(train.run, flags.FLAGS.config, flags.FLAGS.workdir, interruptible=False)
+  with output.Output():
+    cli.set_up_compiler()
+    cli.call(cli.start_hosts, interruptible=False)
+    cli.call(train.run, flags.FLAGS.config, flags.FLAGS.workdir, interruptible=False)
 
 
 if __name__ == '__main__':

@@ -53,8 +53,8 @@ def _train(parts: Parts, run_dir: RunDir, weights: Weights | None, check_lock: C
   hosts.check_equal(at.step, 'latest checkpoints (step)')  # a network file system may be behind on one of them
   writer = Writer(run_dir, parts.num_steps, at.step, active=jax.process_index() == 0)
   minutes = parts.config.train.hang_timeout.minutes or 0.0
-  with (StopRequest() as stop, Watchdog(60 * minutes, stop) as watchdog, contextlib.closing(checkpoints),
-        contextlib.closing(writer)):
+  with (StopRequest() as stop, Watchdog(60 * minutes, stop, writer.log_descriptor) as watchdog,
+        contextlib.closing(checkpoints), writer):
     if at.step == parts.num_steps and not at.record.evaluation_due:
       writer.say(f'The run in {run_dir} is finished: step {at.step}, {describe(at.record.metrics)}. Nothing to do.')
       return at.record.metrics

@@ -74,7 +74,7 @@ def test_a_half_written_last_line_is_dropped_and_the_rest_survives(tmp_path, hal
 
 def test_nothing_is_left_aside(tmp_path):
   write(tmp_path, [1])
-  assert sorted(path.name for path in tmp_path.iterdir()) == ['metrics.jsonl', 'tensorboard']
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['log.txt', 'metrics.jsonl', 'tensorboard']
 
 
 def test_tensorboard_gets_the_same_values(tmp_path):

@@ -17,6 +17,7 @@ from ml_collections.config_flags import config_flags
 from vit_jax.base import exits
 from vit_jax.base.errors import UserError
 from vit_jax.base.text import make_logging_printable, printable
+from vit_jax.guards import output
 
 T = TypeVar('T')
 
@@ -73,6 +74,7 @@ def start(main: Callable[[list[str]], int | None], argv: list[str] | None = None
   Ctrl-C ends the process at once until `call` runs: what is being imported may swallow KeyboardInterrupt.
   """
   exits.exit_on_interrupt()
+  output.open_standard_files()
   try:
     app.run(main, argv=argv, flags_parser=_parse_flags)
   except BrokenPipeError:  # whoever read the output has seen enough: `describe … | head`

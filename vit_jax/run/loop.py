@@ -192,6 +192,7 @@ class Loop:
     if not self._recovery.may_save:
       return None
     self._watchdog.begin(Work.SAVE, at.step)
+    self._writer.sync()
     at.record = dataclasses.replace(self._recovery.noted_in(at.record), position=at.position)
     try:
       self._checkpoints.save(at.step, self._parts.strategy.fetch(at.state.to_save()), at.record,

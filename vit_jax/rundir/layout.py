@@ -5,10 +5,12 @@ import json
 import os
 from typing import Any
 
+from absl import logging
 from etils import epath
 
 from vit_jax.base import files
 from vit_jax.base.errors import FileError, MissingFileError, UserError
+from vit_jax.rundir import metrics
 from vit_jax.rundir.record import check_format, with_format, without_format
 
 
@@ -38,6 +40,11 @@ class RunDir:
     return self.path / 'metrics.jsonl'
 
   @property
+  def log_path(self) -> epath.Path:
+    """What the run printed, of all its starts."""
+    return self.path / 'log.txt'
+
+  @property
   def tensorboard_path(self) -> epath.Path:
     """TensorBoard event files."""
     return self.path / 'tensorboard'
@@ -61,8 +68,8 @@ class RunDir:
     """Raise UserError if what a run would write or delete here is a symbolic link, which may lead anywhere."""
     if files.is_remote(self.path):
       return
-    written = (self.config_path, self.metrics_path, self.tensorboard_path, self.checkpoints_path, self.lock_path,
-               self.numbers_path)
+    written = (self.config_path, self.log_path, self.metrics_path, self.tensorboard_path, self.checkpoints_path,
+               self.lock_path, self.numbers_path)
     steps = os.scandir(self.checkpoints_path) if self.checkpoints_path.is_dir() else ()
     links = [path for path in (*written, *(entry.path for entry in steps)) if os.path.islink(path)]
     if links:
@@ -134,11 +141,11 @@ class RunDir:
                       '--workdir, or make room') from error
 
   def read_metrics(self) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (line, what it says) of the metrics file, skipping an incomplete last line."""
-    text = self.metrics_path.read_text() if self.metrics_path.exists() else ''
-    for line in text.splitlines(keepends=True):
-      if line.endswith('\n'):
-        yield line, json.loads(line)
+    """Yield (line, what it says) of the metrics file, without damaged lines and an incomplete last line."""
+    good, damaged = metrics.read(self.metrics_path)
+    if damaged:
+      logging.warning('%s: %d damaged lines are ignored', self.metrics_path, len(damaged))
+    yield from good
 
   def metrics_at(self, step: int) -> dict[str, Any]:
     """Return all that the run logged at a step, {name: value}."""
