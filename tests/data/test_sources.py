@@ -1,6 +1,7 @@
 """TFDS datasets as sources, names of datasets, and fingerprints."""
 import importlib.util
 import json
+import os
 import re
 import shutil
 
@@ -12,6 +13,7 @@ from tests import conftest
 from vit_jax.base.errors import MissingFileError, UserError
 from vit_jax.data.images import decode
 from vit_jax.data.sources import registry as sources
+from vit_jax.data.sources import shards
 from vit_jax.data.sources import tfds as tfds_source
 
 
@@ -228,9 +230,10 @@ def test_remote_paths_pass_through_untouched(monkeypatch):
     raise KeyError('seen enough')
 
   monkeypatch.setattr(tfds, 'builder', builder)
+  monkeypatch.setattr(shards, 'check_descriptions', lambda folder: seen.update(folder=os.fspath(folder)))
   with pytest.raises(KeyError):
     sources.open_source('tiny_shapes', 'train', 'gs://bucket/data')
-  assert seen == {'name': 'tiny_shapes', 'data_dir': 'gs://bucket/data'}
+  assert seen == {'name': 'tiny_shapes', 'data_dir': 'gs://bucket/data', 'folder': 'gs://bucket/data/tiny_shapes'}
 
 
 def test_fake_source_behaves_like_one_from_disk():

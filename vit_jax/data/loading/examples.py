@@ -60,19 +60,23 @@ class ExampleMaker:
       rows: n rows of the batch.
       images: (batch, *image_shape) uint8 to write to.
       labels: (batch, *label_shape) int32 to write to.
-      at: if given, called with the row of each record before it is decoded.
+      at: if given, called with the row of each record before it is read, or decoded if all are read at once.
 
     Raises:
       UserError: a record, named in the message, cannot be decoded or transformed, or its label is no class.
     """
     groups = [(int(index), list(group)) for index, group in
               itertools.groupby(zip(ids, keys, rows, strict=True), key=operator.itemgetter(0))]
-    records = [] if self._cache else self._source.read([index for index, _ in groups])
+    # Someone who watches wants to know which read does not return; one by one takes as long unless many are one read.
+    at_once = self._cache is None and (at is None or self._source.reads_many)
+    records = self._source.read([index for index, _ in groups]) if at_once else None
     for place, (index, group) in enumerate(groups):
       if at is not None:
         at(group[0][2])
+      # Outside of `try`: errors of reading name the record already.
+      record = records[place] if records else None if self._cache else self._source[index]
       try:
-        image, label = self._cache[index] if self._cache else self._open(records[place])
+        image, label = self._open(record) if record else self._decoded(index)
         labels[[row for _, _, row in group]] = label
         image = image if len(group) == 1 else np.asarray(image)
         for _, key, row in group:
@@ -96,6 +100,10 @@ class ExampleMaker:
         except ValueError as error:
           raise self._name_record(index, error) from error
     return decoded
+
+  def _decoded(self, index: int) -> tuple[np.ndarray, int | np.ndarray]:
+    assert self._cache is not None
+    return self._cache[index]
 
   def _open(self, record: Record) -> tuple[decode.Picture | np.ndarray, int | np.ndarray]:
     """Return the image, whose pixels may not be decoded yet, and the label, several classes as a vector of 0 and 1."""

@@ -7,6 +7,7 @@ they depend on nothing but their ids and keys.
 from collections.abc import Callable, Sequence
 from concurrent import futures
 import contextlib
+import itertools
 import mmap
 import os
 import pathlib
@@ -23,11 +24,13 @@ from absl import logging
 import numpy as np
 
 from vit_jax.base.errors import RetryError, UserError
+from vit_jax.base.machine import retry
 from vit_jax.data.loading import worker
 from vit_jax.data.loading.examples import ExampleMaker
 
 _SHARED_BYTES = 1 << 28  # memory for the pixels of one request
-_TRIES = 3  # processes that may be lost at the same examples
+# Processes that may be lost at the same examples; more of killed ones, as these examples are rarely the reason.
+_TRIES, _TRIES_IF_KILLED = 3, 5
 # Counted while this process itself runs: after all processes of a run were stopped and go on, none of them is late.
 _STOPPED_SECONDS, _SILENT_SECONDS = 5, 120
 _POLL_SECONDS = 1
@@ -57,9 +60,9 @@ class Worker:
 
   def _request(self, make: ExampleMaker, ids: Sequence[int], keys: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Have examples made; return their labels, and the memory with their pixels."""
-    for number in range(1, _TRIES + 1):
+    for number in itertools.count(1):
       if self._process is None:
-        self._process = _Process()
+        self._process = retry.call(_Process, 'data.workers: starting a worker process')
         self._end = weakref.finalize(self, self._process.end)
       try:
         return self._process.request(make, ids, keys), self._process.pixels
@@ -69,13 +72,13 @@ class Worker:
         self._end()
         self._process = None
         where = make.describe(ids if lost.place is None else ids[lost.place:lost.place + 1])
-        if number == _TRIES:
+        if number >= lost.tries:
           kind = RetryError if lost.may_pass else UserError
-          raise kind(f'data.workers: {_TRIES} worker processes in a row were lost at the same examples, the last one '
+          raise kind(f'data.workers: {number} worker processes in a row were lost at the same examples, the last one '
                      f'{lost}, at {where}. {lost.advice}') from None
         logging.warning('data.workers: a worker process was lost (%s) at %s; another one makes these examples again '
-                        '(try %d of %d)', lost, where, number + 1, _TRIES)
-    raise AssertionError('the last try returns or raises')
+                        '(try %d of %d)', lost, where, number + 1, lost.tries)
+    raise AssertionError('there is a last try')
 
 
 class _LostError(Exception):
@@ -85,11 +88,12 @@ class _LostError(Exception):
     place: of the example in the request that it was at; None if it was at none.
     may_pass: whether the reason is the machine's rather than these examples'.
     advice: what to do.
+    tries: how many processes may be lost like this at the same examples.
   """
 
-  def __init__(self, reason: str, place: int | None, may_pass: bool, advice: str):
+  def __init__(self, reason: str, place: int | None, may_pass: bool, advice: str, tries: int = _TRIES):
     super().__init__(reason)
-    self.place, self.may_pass, self.advice = place, may_pass, advice
+    self.place, self.may_pass, self.advice, self.tries = place, may_pass, advice, tries
 
 
 class _Process:
@@ -175,7 +179,7 @@ class _Process:
       code = self._process.wait()
     if code == -signal.SIGKILL:
       raise _LostError('killed, as happens if memory runs out', self._place(), True,
-                       'Try fewer: --config.data.workers, then start the same command again')
+                       'Try fewer: --config.data.workers, then start the same command again', _TRIES_IF_KILLED)
     how = f'ended by {signal.Signals(-code).name}' if code < 0 else f'ended with exit code {code}'
     raise _LostError(how, self._place(), False, 'See its messages on standard error. If an image crashes the decoder, '
                      'list it in --config.data.exclude')

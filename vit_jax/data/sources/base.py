@@ -47,6 +47,13 @@ class Records(Protocol):
 
 
 @runtime_checkable
+class ReadsMany(Protocol):
+  """Records of which many are read in one call."""
+
+  def __getitems__(self, indices: Sequence[int], /) -> Sequence[Mapping[str, Any]]: ...
+
+
+@runtime_checkable
 class Texts(Protocol):
   """A text per record: a list, or an object that makes them when asked."""
 
@@ -113,6 +120,11 @@ class Source:
     kept = hashlib.sha256(np.asarray(self._indices, np.int64).tobytes()).hexdigest()
     return make_fingerprint([self.split, sorted(self.split_fingerprints.items()), kept])
 
+  @property
+  def reads_many(self) -> bool:
+    """Whether reading many records in one call is faster than one by one."""
+    return isinstance(self._records, ReadsMany)
+
   def __getitem__(self, index: int) -> Record:
     """Return a record; one that cannot be read is tried again if the reason may pass, see `retry`.
 
@@ -129,18 +141,17 @@ class Source:
 
   def read(self, indices: Iterable[int]) -> list[Record]:
     """Return the records at `indices` in one call, which is much faster than one by one from disk; errors as above."""
-    indices = list(indices)
-    read_many = getattr(self._records, '__getitems__', None)
-    if read_many is None:
+    indices, records = list(indices), self._records
+    if not isinstance(records, ReadsMany):
       return [self[index] for index in indices]
     try:
-      records = read_many([self._indices[index] for index in indices])
+      found = records.__getitems__([self._indices[index] for index in indices])
     except Exception as error:  # of which record it does not say
       if retry.may_pass(error):
         logging.warning('%s %s: reading %d records: %s; reading them one by one', self.name, self.split, len(indices),
                         retry.explain(error))
       return [self[index] for index in indices]
-    return [self._to_record(record) for record in records]
+    return [self._to_record(record) for record in found]
 
   def _to_record(self, record: Mapping[str, Any]) -> Record:
     """Drop the features that are not used, such as file names."""

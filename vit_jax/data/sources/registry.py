@@ -10,6 +10,7 @@ from etils import epath
 
 from vit_jax.base import files
 from vit_jax.base.errors import UserError
+from vit_jax.base.machine import retry
 from vit_jax.data.sources import arrays, folder, objectnet, tfds
 from vit_jax.data.sources.base import Source
 
@@ -53,10 +54,12 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
     UserError: an unknown dataset, configuration, version or split, an empty split, a copy in another format or with
       files missing, or a dataset that is not images with class labels.
     MissingFileError: the dataset is known, but not there or not prepared.
+    RetryError: the disk or the server failed for about a minute.
   """
   if prefix := _prefix(name):
-    return KINDS[prefix].open(_path(name, prefix, data_dir), split)
-  return tfds.open_dataset(name, split, data_dir)
+    path, open_split = _path(name, prefix, data_dir), KINDS[prefix].open
+    return retry.call(lambda: open_split(path, split), f'opening {name} {split}')
+  return retry.call(lambda: tfds.open_dataset(name, split, data_dir), f'opening {name} {split}')
 
 
 def split_names(name: str, data_dir: str | None = None) -> list[str]:
