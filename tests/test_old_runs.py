@@ -1,4 +1,4 @@
-"""Run directories of version 0.1 still load, evaluate and resume; see tests/golden/runs.md."""
+"""Run directories of version 0.1, and the first of format 2, load, evaluate and resume; see tests/golden/runs.md."""
 import json
 import pathlib
 import shutil
@@ -15,7 +15,7 @@ from vit_jax.run import evaluation
 from vit_jax.rundir.layout import RunDir
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'runs'
-NAMES = ('plain', 'frozen', 'mask_none')
+NAMES = ('plain', 'frozen', 'mask_none', 'format_2')
 # The name of the patch embedding in version 0.1.
 OLD_NAMES = {'embed': 'patch_embed'}
 TIMES = ('train/images_per_second', 'train/input_wait')
@@ -61,7 +61,7 @@ def test_an_old_run_resumes_to_where_the_old_code_ended(old_run, name):
   assert compared > 20 and metrics['test/loss'] == found[8, 'test/loss']
 
 
-@pytest.mark.parametrize('old_run', ['plain', 'mask_none'], indirect=True)
+@pytest.mark.parametrize('old_run', ['plain', 'mask_none', 'format_2'], indirect=True)
 def test_an_old_run_evaluates_to_what_it_recorded(old_run):
   step, values, recorded = evaluation.evaluate(old_run)
   assert step == 4
