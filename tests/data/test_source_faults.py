@@ -80,7 +80,7 @@ def batches_with_faults(path, fault, name, data_dir='', threads=1, workers=0, de
   return done.stdout, done.stderr, count
 
 
-@pytest.mark.parametrize('threads, workers', [(1, 0), (0, 1)])
+@pytest.mark.parametrize('threads, workers', [(1, 0), pytest.param(0, 1, marks=pytest.mark.slow)])
 def test_a_file_that_fails_twice_is_read_at_the_third_try(images, threads, workers):
   path, name = images / 'train/ants/4.png', f'folder:{images}'
   expected, _, _ = batches_with_faults(path, '', name)
@@ -107,6 +107,7 @@ def test_a_file_that_fails_for_long_is_an_error_that_is_worth_a_restart(images):
   assert said.count('trying again') == 2 * faults // 3
 
 
+@pytest.mark.slow
 def test_an_array_record_file_that_fails_now_and_then(dataset):
   data_dir, files = dataset
   name = 'tiny_shapes'

@@ -114,6 +114,7 @@ def test_a_read_that_hangs_is_made_again(tmp_path, monkeypatch, caplog):
   assert 'without progress for 2 s' in lost(caplog)[0]
 
 
+@pytest.mark.slow
 def test_a_read_that_hangs_every_time_is_an_error_that_names_the_examples(tmp_path, monkeypatch, caplog):
   monkeypatch.setattr(f'{WORKER}._SILENT_SECONDS', 2)
   source = open_folder(os.fspath(image_folder(tmp_path / 'images')), 'train')
@@ -171,6 +172,7 @@ print('done', flush=True)
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('threads, workers', [(1, 0), (0, 1)])
 def test_a_read_that_hangs_does_not_keep_the_process_from_ending(tmp_path, threads, workers):
   folder = image_folder(tmp_path / 'images', 1)
