@@ -1,5 +1,6 @@
 """Numbers that go wrong in a run: it goes back and on, bit for bit, or stops with a report."""
 import json
+import shutil
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -10,8 +11,14 @@ from experiments import spikes
 from experiments.spikes import Fault
 from tests import tiny
 from vit_jax import train
+from vit_jax.base.durations import Pace
 from vit_jax.base.errors import UserError
+from vit_jax.pretrained import load
+from vit_jax.run import evaluation
 from vit_jax.run import loop as loop_lib
+from vit_jax.rundir import digests
+from vit_jax.rundir.checkpoint import CheckpointConfig, Checkpoints
+from vit_jax.rundir.layout import RunDir
 from vit_jax.training import recompute
 
 STEPS = 24
@@ -116,7 +123,7 @@ def test_the_examples_that_are_the_cause_are_named_and_left_out(images, data_dir
   assert state.step == STEPS and record.position == dict(next_index=STEPS)
 
 
-@pytest.mark.parametrize('stop_at', [12, 16])
+@pytest.mark.parametrize('stop_at', [pytest.param(12, marks=pytest.mark.slow), 16])
 def test_a_run_that_is_interrupted_leaves_out_the_same(images, data_dir, tmp_path, monkeypatch, stop_at):
   """Before the step that went wrong, and after the list was saved."""
   faults, workdir = images
@@ -145,6 +152,7 @@ def test_a_run_that_does_not_get_past_it_stops_with_a_report(data_dir, tmp_path)
   assert [event['reason'] for event in events(tmp_path)][0].startswith('it and the steps up to')
 
 
+@pytest.mark.slow
 def test_a_command_that_stops_so_exits_with_status_1(data_dir, tmp_path):
   changed = config(data_dir, **{'guard.skipped': 1, 'optim.peak_lr': 1e37, 'checkpoint.every': '20 steps'})
   process = tiny.command('main', f'--config={tiny.write(changed, tmp_path)}', f'--workdir={tmp_path / "run"}')
@@ -177,6 +185,32 @@ def test_a_step_that_is_computed_again_and_differs_is_not_trusted(data_dir, soun
   assert 'computed something wrong' in found['reason']
   assert [call for call in calls if call is not None] == [4, 9, 9, 14, 19]  # step 10 comes twice
   assert_same_end(config(data_dir), tmp_path, sound)
+
+
+def test_parameters_that_are_not_finite_are_neither_evaluated_nor_loaded_nor_resumed(data_dir, sound, tmp_path,
+                                                                                     monkeypatch):
+  """As version 0.1 saved them."""
+  shutil.copytree(sound, tmp_path / 'run')
+  workdir, changed = tmp_path / 'run', config(data_dir)
+  state, record = spikes.final(changed, sound)
+  shutil.rmtree(workdir / 'checkpoints' / str(STEPS))
+  state.params['head']['kernel'][0, 0] = np.nan
+  checkpoints = Checkpoints(RunDir(workdir).checkpoints_path, CheckpointConfig(), Pace(64, 300))
+  with monkeypatch.context() as patch:
+    patch.setattr(digests, 'compute', lambda state: ({}, []))
+    checkpoints.save(STEPS, state, record)
+    checkpoints.close()
+  message = f'checkpoints/{STEPS}: this checkpoint is damaged: numbers are not finite: params/head/kernel'
+  with pytest.raises(UserError, match=message):
+    evaluation.evaluate(workdir)
+  with pytest.raises(UserError, match=f'step {STEPS}: this checkpoint is damaged: numbers are not finite'):
+    load.read(workdir)
+  process = tiny.command('evaluate', f'--workdir={workdir}')
+  output, error = process.communicate()
+  assert process.returncode == 1 and message in error and not output and 'Traceback' not in error
+  train.run(changed, workdir)
+  assert (workdir / 'checkpoints' / f'damaged-{STEPS}').is_dir()
+  assert_same_end(changed, workdir, sound)
 
 
 def test_faults_of_all_kinds_are_recovered(data_dir, tmp_path):
