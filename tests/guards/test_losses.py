@@ -50,6 +50,12 @@ def test_a_spike_is_found_at_its_step(name, step):
   assert watch(losses, spike=None)[1] is None
 
 
+def test_a_spike_after_skipped_steps_began_with_them():
+  """As if a weight had become so large that first the gradient overflows, then not."""
+  found, trouble = watch([2.3] * 30 + [math.nan] * 2 + [1e30])
+  assert (trouble.first, trouble.last) == (31, 33) and 'it was skipped, then the loss of step 33' in trouble.reason
+
+
 def test_the_first_losses_are_not_judged():
   assert watch([2.3] * 14 + [50.0])[1] is None
   assert watch([2.3] * 16 + [50.0])[1].first == 17

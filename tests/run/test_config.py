@@ -215,13 +215,14 @@ def test_two_spellings_of_a_value_do_not_differ(theirs, ours):
 @pytest.mark.parametrize('key, value', [
     ('platform', 'cpu'), ('data.data_dir', '/elsewhere'), ('data.cache', True), ('data.threads', 7),
     ('data.workers', 2), ('train.log_every', '7 steps'), ('train.eval_every', '7 steps'), ('checkpoint.keep', 7),
-    ('health.every', 1), ('evaluators', {'a': {'kind': 'classification'}}), ('parallel.strategy', 'mesh')])
+    ('health.every', 1), ('guard.rollbacks', 9), ('data.fingerprint', 'content'), ('train.hang_timeout', '9 minutes'),
+    ('evaluators', {'a': {'kind': 'classification'}}), ('parallel.strategy', 'mesh')])
 def test_where_a_run_runs_and_what_it_prints_may_change(key, value):
   assert difference({}, {key: value}) == ''
 
 
 def test_these_are_all_the_keys_and_sections_that_may_change():
-  assert len(config_lib.MAY_CHANGE_ON_RESUME) == 11
+  assert len(config_lib.MAY_CHANGE_ON_RESUME) == 14
 
 
 @pytest.mark.parametrize('key, value, line', [

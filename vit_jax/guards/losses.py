@@ -93,10 +93,12 @@ class LossWatch:
       self.skipped += 1
       self.in_a_row += 1
       return self.streak(step) if self.in_a_row >= self._config.skipped else None
-    self.in_a_row = 0
+    before, self.in_a_row = self.in_a_row, 0
     limit = self.limit()
     if limit is not None and loss > limit:
-      return Trouble(f'its loss is {loss:.4g}, above the limit of {limit:.4g}', step, step, self.statistics(loss))
+      what = f'it was skipped, then the loss of step {step}' if before else 'its loss'
+      return Trouble(f'{what} is {loss:.4g}, above the limit of {limit:.4g}', step - before, step,
+                     self.statistics(loss))
     self._losses.append(loss)
     if self._start is None and len(self._losses) == _LEAST_LOSSES:
       self._start = float(np.median(self._losses))
