@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from vit_jax.base import files
-from vit_jax.base.errors import UserError
+from vit_jax.base.errors import FileError, UserError
 from vit_jax.base.text import count, listing
 from vit_jax.data.loading.loader import BatchIterator
 from vit_jax.guards.losses import LossWatch, Trouble
@@ -233,7 +233,10 @@ class Recovery:
       events = json.loads(self._report_path.read_text())['events']
     except (OSError, ValueError, KeyError, TypeError):  # the first one, or a file that was damaged
       pass
-    files.write(self._report_path, json.dumps(dict(events=[*events, event]), indent=2) + '\n', 'the report')
+    try:
+      files.write(self._report_path, json.dumps(dict(events=[*events, event]), indent=2) + '\n', 'the report')
+    except FileError as error:  # no reason to end training
+      self._writer.say(f'warning: {error}')
 
 
 def _layers(found: Diagnosis | None) -> str:
