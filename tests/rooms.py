@@ -52,6 +52,7 @@ ROOMS = (
     Room('objectives/views', 3, 'random crops and colors, on the devices'),
     Room('guards', 3, 'what protects a run from its surroundings: signals, hangs, lost terminals'),
     Room('rundir', 3, 'run directories: file names, checkpoints, run records'),
+    Room('rundir/checks', 3, 'whether a checkpoint is what was saved: digests, hashes, reading it back'),
     Room('data/loading', 3, 'ordered, batched, resumable loading by threads or worker processes'),
     Room('data/audit', 3, 'what is wrong with a dataset'),
     Room('models', 2, 'Flax NNX models: images in, logits out'),

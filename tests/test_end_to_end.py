@@ -103,7 +103,9 @@ def test_going_on_after_an_exception_ends_like_the_uninterrupted_run(finished, t
   with monkeypatch.context() as patch, pytest.raises(RuntimeError):
     patch.setattr(loop_lib, 'evaluate', failing)
     train.run(config, tmp_path)
-  assert [line[0] for line in tiny.metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]  # step 6 failed, step 4 is saved
+  assert [line[0] for line in tiny.metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+  step, _, record = final_state(config, tmp_path)
+  assert step == 6 and record.evaluation_due  # saved although its evaluation failed
   train.run(config, tmp_path)
   assert_identical(config, tmp_path, workdir)
 

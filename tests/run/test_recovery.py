@@ -129,8 +129,8 @@ def test_a_run_that_is_interrupted_leaves_out_the_same(images, data_dir, tmp_pat
   faults, workdir = images
   save = loop_lib.Loop._save
 
-  def save_and_end(self, at, evaluated):
-    trouble = save(self, at, evaluated)
+  def save_and_end(self, at, evaluated, *, surely):
+    trouble = save(self, at, evaluated, surely=surely)
     if at.step == stop_at:
       self._checkpoints.wait()
       raise RuntimeError('the power went')

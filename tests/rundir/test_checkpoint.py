@@ -21,7 +21,7 @@ PACE = Pace(batch_size=1, examples=10)
 def record(step=0, **changes):
   """Return a run record that names a step."""
   fields = dict(config={'seed': step}, class_names=('a', 'é'), channels=3, examples=10, fingerprint='0123', image_size=(8, 8),
-                versions={'jax': '0'})
+                versions={'jax': '0'}, step=step)
   return RunRecord(**{**fields, **changes})
 
 
@@ -71,7 +71,7 @@ def test_a_fresh_folder_has_none(tmp_path):
 
 
 def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
-  saved = record(position={'next_index': 7}, metrics={'test/loss': 0.1 + 0.2})
+  saved = record(7, position={'next_index': 7}, metrics={'test/loss': 0.1 + 0.2})
   state = make_state()
   checkpoints = open_checkpoints(tmp_path)
   checkpoints.save(7, state, saved)

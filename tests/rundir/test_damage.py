@@ -1,15 +1,19 @@
 """Checkpoints whose files were cut off, removed or changed: found, named, set aside; the one before is used."""
 import dataclasses
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+from tests import tiny
 from tests.rundir.test_checkpoint import abstract, assert_bit_equal, make_state, open_checkpoints, record, save_all
 from vit_jax.base import files as files_lib
-from vit_jax.base.errors import UserError
-from vit_jax.rundir import integrity
-from vit_jax.rundir.integrity import DamagedCheckpointError
+from vit_jax.base.errors import RetryError, UserError
+from vit_jax.rundir.checks import integrity
+from vit_jax.rundir.checks.integrity import DamagedCheckpointError
 from vit_jax.rundir.record import RunRecord
 
 
@@ -19,6 +23,11 @@ def saved(tmp_path_factory):
   directory = tmp_path_factory.mktemp('saved') / 'checkpoints'
   save_all(directory, (1, 2), keep=2)
   return directory
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+  monkeypatch.setattr(integrity, 'RETRY_DELAYS', (0.0, 0.0))
 
 
 def cut(path):
@@ -180,3 +189,88 @@ def test_a_step_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
   written = {path.relative_to(tmp_path / '1') for path in (tmp_path / '1').rglob('*')}
   early = {path.partition('.orbax-checkpoint-tmp')[2].partition('/')[2] for path, renamed in synced if not renamed}
   assert {str(path) for path in written} - {'commit_success.txt'} <= early and len(early) > 5
+
+
+def half_deleted(folder):
+  """As by a deletion that was interrupted: only some arrays are left."""
+  for name in ('files.json', '_CHECKPOINT_METADATA', 'run', 'state/_METADATA', 'state/manifest.ocdbt'):
+    path = folder / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def emptied(folder):
+  shutil.rmtree(folder)
+  folder.mkdir()
+
+
+def foreign(folder):
+  emptied(folder)
+  (folder / 'cat.png').write_bytes(b'meow')
+
+
+@pytest.mark.parametrize('harm', [half_deleted, emptied, foreign])
+def test_a_folder_that_is_no_checkpoint_any_more_is_set_aside(saved, tmp_path, harm, caplog):
+  directory = tmp_path / 'checkpoints'
+  shutil.copytree(saved, directory)
+  harm(directory / '2')
+  checkpoints = open_checkpoints(directory, keep=2)
+  step, state, _ = checkpoints.restore_latest(abstract(make_state()))
+  assert step == 1 and 'this checkpoint is damaged: ' in caplog.text and 'damaged-2' in caplog.text
+  assert_bit_equal(state, make_state(1))
+  checkpoints.save(2, make_state(2), record(2))
+  checkpoints.close()
+  assert checkpoints.steps() == [1, 2]
+
+
+def test_a_step_under_another_name_is_refused_and_the_way_back_is_told(saved, tmp_path):
+  directory = tmp_path / 'checkpoints'
+  shutil.copytree(saved, directory)
+  (directory / '2').rename(directory / '20')
+  checkpoints = open_checkpoints(directory, keep=2)
+  with pytest.raises(UserError, match=rf'the checkpoint of step 2, .*: mv {directory}/20 {directory}/2$') as caught:
+    checkpoints.restore_latest(abstract(make_state()))
+  assert not isinstance(caught.value, DamagedCheckpointError | RetryError) and checkpoints.steps() == [1, 20]
+  checkpoints.close()
+
+
+UNPRIVILEGED = ['setpriv', '--bounding-set', '-dac_override,-dac_read_search'] if os.getuid() == 0 else []
+
+
+@pytest.mark.parametrize('passes', [True, False])
+def test_a_checkpoint_that_may_not_be_read_is_tried_again_and_stays(saved, tmp_path, passes):
+  """As a user for whom permissions hold; they come back, or not, while the second try waits."""
+  if UNPRIVILEGED and subprocess.run([*UNPRIVILEGED, 'true'], capture_output=True, check=False).returncode:
+    pytest.skip('cannot give up the rights of root')
+  directory = tmp_path / 'checkpoints'
+  shutil.copytree(saved, directory)
+  file = directory / '2' / 'state' / '_METADATA'
+  os.chmod(file, 0)
+  lines = f'''
+import os
+from etils import epath
+from vit_jax.rundir.checks import integrity
+integrity.time.sleep = lambda seconds: os.chmod({str(file)!r}, 0o644) if {passes} else None
+try:
+  integrity.with_retries(lambda: integrity.check_step(epath.Path({str(directory / "2")!r}), [1, 2]))
+  print('read')
+except Exception as error:
+  print(type(error).__name__, error)
+'''
+  output = subprocess.run([*UNPRIVILEGED, sys.executable, '-c', lines], cwd=tiny.ROOT, capture_output=True, text=True,
+                          check=True).stdout
+  assert output.startswith('read' if passes else 'RetryError') and (passes or 'Permission denied' in output), output
+  assert (directory / '2').is_dir()
+
+
+def test_damage_that_one_process_sees_is_damage_for_all(saved, tmp_path, caplog):
+  """This one sees nothing wrong with step 2, but the other one does: both go back to step 1."""
+  directory = tmp_path / 'checkpoints'
+  shutil.copytree(saved, directory)
+  checkpoints = open_checkpoints(directory, keep=2)
+  others = iter([[1, 2], 'its disk has other bytes', None, None, None])
+  step, state, _ = checkpoints.restore_latest(abstract(make_state()), lambda value: [value, next(others)])
+  assert step == 1 and 'its disk has other bytes. It is now named damaged-2' in caplog.text
+  assert_bit_equal(state, make_state(1))
+  with pytest.raises(RetryError, match='the processes see different checkpoints'):
+    checkpoints.restore_latest(abstract(make_state()), lambda value: [value, [1, 2]])
+  checkpoints.close()

@@ -5,7 +5,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from vit_jax.rundir import digests
+from vit_jax.rundir.checks import digests
 
 MASK = 0xFFFFFFFF
 

@@ -12,8 +12,9 @@ from vit_jax.data.loading.dataset import Dataset
 from vit_jax.objectives.masked.base import MaskedObjective
 from vit_jax.run import evaluation, start
 from vit_jax.run.build import Parts
-from vit_jax.rundir.checkpoint import Checkpoints, pick_step
+from vit_jax.rundir.checkpoint import Checkpoints
 from vit_jax.rundir.layout import RunDir
+from vit_jax.rundir.restoring import pick_step
 from vit_jax.training.state import model_params, own_params
 
 _GRAY = 128

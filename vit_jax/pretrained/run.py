@@ -14,10 +14,10 @@ from vit_jax.models.registry import MODELS
 from vit_jax.objectives.base import EMA
 from vit_jax.pretrained.formats.weights import Params, Weights, read_config
 from vit_jax.rundir import migration
-from vit_jax.rundir.checkpoint import open_to_read, pick_step
-from vit_jax.rundir.integrity import check_claims, check_digests, read_record, reading
+from vit_jax.rundir.checks.integrity import check_claims, check_digests, read_record, reading
 from vit_jax.rundir.layout import RunDir
 from vit_jax.rundir.record import RunRecord
+from vit_jax.rundir.restoring import open_to_read, pick_step
 from vit_jax.training.state import model_params
 
 

@@ -28,8 +28,9 @@ from vit_jax.pretrained.formats.weights import Weights, abstract_model
 from vit_jax.run import config as config_lib
 from vit_jax.run import loop, start
 from vit_jax.run.build import Parts, build
-from vit_jax.rundir.checkpoint import Checkpoints, pick_step
+from vit_jax.rundir.checkpoint import Checkpoints
 from vit_jax.rundir.layout import RunDir
+from vit_jax.rundir.restoring import pick_step
 
 
 def evaluate(workdir: PathLike, step: int | None = None, data_dir: str | None = None,

@@ -51,13 +51,28 @@ class Loop:
     self._panel = parts.strategy.compile(make_panel(
         parts.model, parts.merge, parts.gradients, parts.optimizer.transform, parts.config.normalization,
         parts.strategy), donate=False)
+    self._sound: LoopState | None = None  # where the run is, unless it has to roll back
     self._meters = Meters(parts.pace)
     self._stalls = InputStallMonitor(self._eval_every)
     # On a CPU several programs with collectives in flight can deadlock; elsewhere one ahead hides the dispatch.
     self._ahead = 0 if jax.default_backend() == 'cpu' else 1
 
   def run(self, at: LoopState) -> LoopState:
-    """Take steps from `at` to the end of the run; the effects of a step come in the order of these lines."""
+    """Take steps from `at` to the end of the run.
+
+    An error that comes after a step is raised when that step is saved, if its state is finite and there is one process.
+    Of several processes none can save alone: they make the steps since the last save again.
+    """
+    begun, self._sound = at.step, at
+    try:
+      return self._run(at)
+    except Exception:
+      if self._sound and self._sound.step > begun and jax.process_count() == 1:
+        self._save_before_error(self._sound)
+      raise
+
+  def _run(self, at: LoopState) -> LoopState:
+    """Take steps; the effects of a step come in the order of these lines."""
     parts, recovery, num_steps = self._parts, self._recovery, self._parts.num_steps
     batches = iter(parts.data.train_batches())
     self._watchdog.begin(Work.START, at.step)
@@ -69,7 +84,7 @@ class Loop:
     self._watchdog.begin(Work.START, at.step)
     in_flight: collections.deque[Metrics] = collections.deque()
     first = at.step + 1
-    batch = self._begin(at, batches)
+    batch, error = self._begin(at, batches), None
 
     while at.step < num_steps:
       if recovery.is_special(at.step + 1):
@@ -85,7 +100,7 @@ class Loop:
       last = at.step == num_steps
       self._watchdog.begin(Work.FETCH, at.step - 1)
       if not last:
-        batch = self._meters.wait(lambda at=at: recovery.fetch(batches, at.step + 1), metrics)
+        batch, error = self._fetch(lambda at=at: recovery.fetch(batches, at.step + 1), metrics)
       self._watchdog.begin(Work.STEP)
       in_flight.append(metrics)
       while len(in_flight) > self._ahead:
@@ -99,6 +114,8 @@ class Loop:
       if trouble := self._effects(at, health, last=last):
         at, batch = self._roll_back(at, trouble, batches, batch)
         continue
+      if error:
+        raise error
       self._writer.tick(at.step)
       self._watchdog.begin(Work.STEP, at.step)
     return at
@@ -114,11 +131,12 @@ class Loop:
     if health:
       self._writer.write(at.step, health)
     stopping = self._stop.should_stop()
+    if warning := self._checkpoints.check():
+      self._writer.say(warning)
     if last or stopping or self._checkpoints.due(at.step, at_log=logged, evaluated=evaluated):
-      if trouble := self._recovery.review() or self._save(at, evaluated):
+      if trouble := self._recovery.review() or self._save(at, evaluated, surely=last or stopping):
         return trouble
     if stopping and (not last or at.record.evaluation_due):
-      self._checkpoints.wait()
       what = 'which is saved' if self._recovery.may_save else 'which was skipped: not saved'
       self._writer.say(f'Stopped after step {at.step}, {what}; run the same command again to resume.')
       self._stop.exit()
@@ -136,7 +154,8 @@ class Loop:
                  batch: dict[str, jax.Array]) -> tuple[LoopState, dict[str, jax.Array]]:
     """Return where the run goes on, and its next batch."""
     self._watchdog.begin(Work.START, at.step)
-    at = self._recovery.roll_back(at, trouble, batch)
+    self._sound = None
+    self._sound = at = self._recovery.roll_back(at, trouble, batch)
     at.record = dataclasses.replace(at.record, evaluation_due=False)  # if it was, this process has done it
     self._meters.forget()
     return at, self._begin(at, batches)
@@ -187,19 +206,43 @@ class Loop:
     self._writer.say(f'step {at.step}/{self._parts.num_steps}  evaluation  {describe(values)}')
     return True
 
-  def _save(self, at: LoopState, evaluated: bool) -> Trouble | None:
-    """Start to save, unless the step was skipped; return what is wrong with the state, or None."""
+  def _save(self, at: LoopState, evaluated: bool, *, surely: bool) -> Trouble | None:
+    """Save, unless the step was skipped; return what is wrong with the state, or None. Unless `surely`, do not wait."""
     if not self._recovery.may_save:
       return None
     self._watchdog.begin(Work.SAVE, at.step)
     self._writer.sync()
     at.record = dataclasses.replace(self._recovery.noted_in(at.record), position=at.position)
+    state, measured = self._parts.strategy.fetch(at.state.to_save()), at.record.metrics if evaluated else None
     try:
-      self._checkpoints.save(at.step, self._parts.strategy.fetch(at.state.to_save()), at.record,
-                             at.record.metrics if evaluated else None)
+      if surely:
+        self._checkpoints.save_surely(at.step, state, at.record, measured, self._give_up_saving)
+      else:
+        self._checkpoints.save(at.step, state, at.record, measured)
     except NotFiniteError as error:
       return Trouble(str(error), at.step, at.step - 1)
     return None
+
+  def _give_up_saving(self) -> bool:
+    self._watchdog.begin(Work.SAVE)
+    return self._stop.should_stop()
+
+  def _fetch(self, fetch: Callable[[], Any], metrics: Metrics) -> tuple[Any, Exception | None]:
+    """Return the next batch and None; or the error, to raise after the effects of the step before."""
+    try:
+      return self._meters.wait(fetch, metrics), None
+    except Exception as error:
+      return {}, error
+
+  def _save_before_error(self, at: LoopState) -> None:
+    """Save the last step, unless it is saved, its state went down with the error, or saving itself fails."""
+    try:
+      if self._checkpoints.failing or self._checkpoints.is_saved(at.step) or not self._recovery.may_save:
+        return
+      if not (self._recovery.review() or self._save(at, False, surely=True)):
+        self._writer.say(f'Step {at.step} is saved before an error ends the run.')
+    except Exception as error:
+      self._writer.say(f'Step {at.step} could not be saved before an error ends the run: {error}')
 
 
 def call_evaluator(name: str, evaluator: Evaluator, params: Any, averages: Any) -> dict[str, float]:

@@ -176,7 +176,7 @@ class Recovery:
       self._rollbacks = 0
     self._until = max(trouble.first, trouble.last)
     found = None if trouble.devices else diagnosis.read(self._diagnose(at.state, batch))
-    self._checkpoints.wait()
+    self._checkpoints.settle()
     step = max((step for step in self._checkpoints.steps() if step < trouble.first), default=None)
     self._report(dict(
         step=trouble.first, reason=trouble.reason, statistics=finite(trouble.statistics), devices=trouble.devices,

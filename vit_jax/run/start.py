@@ -9,6 +9,7 @@ import jax
 from vit_jax.base import platform
 from vit_jax.base.errors import UserError
 from vit_jax.data.loading import replaced
+from vit_jax.distributed import hosts
 from vit_jax.pretrained import transfer
 from vit_jax.pretrained.classes.names import find_order, permute_head
 from vit_jax.pretrained.formats.weights import Weights
@@ -38,7 +39,8 @@ def restore(parts: Parts, checkpoints: Checkpoints, step: int | None = None, *,
     UserError: the checkpoint cannot be read, or is of other classes than the data has.
   """
   abstract = parts.strategy.abstract(jax.eval_shape(parts.create))
-  found = checkpoints.restore_latest(abstract) if step is None else (step, *checkpoints.restore(step, abstract))
+  found = (checkpoints.restore_latest(abstract, hosts.exchange) if step is None
+           else (step, *checkpoints.restore(step, abstract)))
   if found is None:
     state = parts.strategy.create(parts.create)
     # Not made by the program that makes the rest, which would hold the teacher's parameters as its own constants.

@@ -1,27 +1,28 @@
 """Checkpoints: everything a run needs to resume, saved by Orbax in the background, whole or not at all."""
 from collections.abc import Callable, Mapping
+import contextlib
 import dataclasses
 import math
+import shutil
 import time
 from typing import Any, Literal
 
 from absl import logging
 from etils import epath
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from vit_jax.base import files
 from vit_jax.base.durations import Interval, Pace
 from vit_jax.base.errors import UserError
+from vit_jax.base.machine import system_errors
 from vit_jax.base.text import listing
-from vit_jax.rundir import digests, integrity, manifest, migration
-from vit_jax.rundir.integrity import DamagedCheckpointError
+from vit_jax.rundir import restoring
+from vit_jax.rundir.checks import digests, manifest, readback
 from vit_jax.rundir.record import RunRecord
-
-# In the name of a step while it is written, by Orbax; of one that was found to be damaged, by us.
-_UNFINISHED, _DAMAGED = '.orbax-checkpoint-tmp', 'damaged-'
+from vit_jax.rundir.restoring import UNFINISHED, Exchange
+from vit_jax.rundir.save_failures import OrbaxLog, SaveFailures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,25 +67,36 @@ class Checkpoints:
   def __init__(self, directory: epath.Path, config: CheckpointConfig, pace: Pace | None = None, *,
                better: Literal['max', 'min'] = 'max', read_only: bool = False,
                check_lock: Callable[[], None] = lambda: None):
-    rank = lambda metrics: _rank(metrics, config.best, better)
-    policies: list[Any] = [checkpoint_managers.LatestN(config.keep)]
-    if config.keep_best:
-      policies.append(checkpoint_managers.BestN(get_metric_fn=rank, n=config.keep_best,
-                                                keep_checkpoints_without_metrics=False))
-    self._manager = open_to_read(directory) if read_only else ocp.CheckpointManager(
-        directory, item_handlers=_handlers(), options=ocp.CheckpointManagerOptions(
-            # Without `best_fn` Orbax does not write the metrics, and a resumed run would not know which was the best.
-            best_fn=rank if config.keep_best else None,
-            # Called before a step gets its name, so before older ones are deleted.
-            async_options=ocp.AsyncOptions(post_finalization_callback=lambda: _finish(directory)),
-            cleanup_tmp_directories=True,  # those of a run that was killed; a reader leaves them, the run may be alive
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies)))
-    self._config, self._check_lock = config, check_lock
+    self._directory, self._config, self._check_lock = directory, config, check_lock
+    self._rank = lambda metrics: _rank(metrics, config.best, better)
+    self._log = OrbaxLog()
+    if not read_only:
+      self._log.install()
+    self._manager = restoring.open_to_read(directory) if read_only else self._open()
+    self._failures = SaveFailures(directory)
+    self._saving: _Save | None = None  # the save in progress
     self._every = None if config.every.minutes or pace is None else pace.steps(config.every)
     self._last_time = time.monotonic()
 
+  def _open(self, *, clean: bool = True) -> ocp.CheckpointManager:
+    """Return Orbax's manager, which removes steps that were not finished if `clean`."""
+    policies: list[Any] = [checkpoint_managers.LatestN(self._config.keep)]
+    if self._config.keep_best:
+      policies.append(checkpoint_managers.BestN(get_metric_fn=self._rank, n=self._config.keep_best,
+                                                keep_checkpoints_without_metrics=False))
+    options = ocp.CheckpointManagerOptions(
+        # Without `best_fn` Orbax does not write the metrics, and a resumed run would not know which was the best.
+        best_fn=self._rank if self._config.keep_best else None,
+        # The callback comes before a step gets its name, so before older ones are deleted. If folders were made in the
+        # background, an error there would leave Orbax's threads waiting for five minutes.
+        async_options=ocp.AsyncOptions(post_finalization_callback=self._finish,
+                                       create_directories_asynchronously=False),
+        cleanup_tmp_directories=clean,  # those of a run that was killed; a reader leaves them, the run may be alive
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies))
+    return ocp.CheckpointManager(self._directory, item_handlers=restoring.handlers(), options=options)
+
   def due(self, step: int, *, at_log: bool, evaluated: bool) -> bool:
-    """Return whether to save now: the interval is over, or the step was evaluated and the best are kept.
+    """Return whether to save now: the interval is over, a save failed, or the step was evaluated and the best are kept.
 
     Args:
       step: just finished.
@@ -92,7 +104,7 @@ class Checkpoints:
         that all processes agree.
       evaluated: whether it was evaluated.
     """
-    if evaluated and self._config.keep_best:
+    if (evaluated and self._config.keep_best) or (at_log and self._failures.is_time()):
       return True
     if self._every is not None:
       return step % self._every == 0
@@ -100,7 +112,7 @@ class Checkpoints:
     return at_log and _broadcast_from_process_0(time.monotonic() - self._last_time >= 60 * minutes)
 
   def save(self, step: int, state: Any, record: RunRecord, metrics: dict[str, float] | None = None) -> None:
-    """Start saving; an error of the previous save is raised here.
+    """Start saving; `check` says whether that failed, and `due` then whether to save again.
 
     Args:
       step: of the checkpoint.
@@ -110,6 +122,7 @@ class Checkpoints:
 
     Raises:
       NotFiniteError: numbers that are not finite, which would replace a good checkpoint.
+      RetryError: another run has taken the directory over.
     """
     if self._config.keep_best and metrics is not None and self._config.best not in metrics:
       raise UserError(f'checkpoint.best: unknown {self._config.best!r}; choose from {sorted(metrics)}')
@@ -119,87 +132,152 @@ class Checkpoints:
       saved = self.latest()
       raise NotFiniteError(f'step {step}: not saved, as numbers of the state are not finite: {listing(not_finite, 5)}; '
                       + ('nothing was saved before' if saved is None else f'step {saved} is saved'))
-    record = dataclasses.replace(record, digests=found)
-    self._manager.save(step, metrics=metrics if self._config.keep_best else None, args=ocp.args.Composite(
-        state=ocp.args.PyTreeSave(state), run=ocp.args.JsonSave(record.to_json())))
+    self.settle()
+    record = dataclasses.replace(record, digests=found, step=step)
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+    self._saving = _Save(step, abstract, record)
+    try:
+      if self._failures:
+        self._manager = self._open(clean=False)  # it may not have seen all steps when it was opened after the failure
+      self._manager.save(step, metrics=metrics if self._config.keep_best else None, args=ocp.args.Composite(
+          state=ocp.args.PyTreeSave(state), run=ocp.args.JsonSave(record.to_json())))
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+      self._note_failure(error)
     self._last_time = time.monotonic()
+
+  def save_surely(self, step: int, state: Any, record: RunRecord, metrics: dict[str, float] | None,
+                  stop: Callable[[], bool]) -> None:
+    """Save and wait until that is done; after a failure try again, until `stop()` or for `save_failures.GIVE_UP`.
+
+    Arguments and errors as of `save`; in addition RetryError if it failed.
+    """
+    self.save(step, state, record, metrics)
+    self.settle()
+    while self._failures:
+      if stop():
+        raise self._failures.error()
+      if warning := self._failures.warning():
+        logging.warning('%s', warning.removeprefix('warning: '))
+      time.sleep(min(1.0, self._failures.seconds_to_wait()))
+      if self._failures.is_time():
+        self.save(step, state, record, metrics)
+        self.settle()
+
+  def check(self) -> str | None:
+    """Return a warning if the save in progress has failed since the last call; call it at every step.
+
+    Raises:
+      RetryError: saves have failed for `save_failures.GIVE_UP` seconds, or one has if there are several processes.
+    """
+    if jax.process_count() > 1 and self._saving and self._log.errors:
+      # The others' threads wait for this one's: to end now, all of them, is the only way that is sure to end.
+      self._note_failure(self._log.errors[0])
+    elif self._saving and not self._manager.is_saving_in_progress():
+      self.settle()
+    if self._failures and jax.process_count() > 1:
+      raise self._failures.error()
+    return self._failures.warning()
 
   def latest(self) -> int | None:
     """Return the step of the latest whole checkpoint, or None."""
     return self._manager.latest_step()
+
+  @property
+  def failing(self) -> bool:
+    """Whether the last save failed."""
+    return bool(self._failures)
+
+  def is_saved(self, step: int) -> bool:
+    """Wait for the save in progress; return whether a step is saved."""
+    self.settle()
+    return step in self._manager.all_steps()
 
   def steps(self) -> list[int]:
     """Return the steps of all checkpoints, ascending."""
     return sorted(self._manager.all_steps())
 
   def restore(self, step: int, abstract_state: Any) -> tuple[Any, RunRecord]:
-    """Read a checkpoint, of this version or an older one.
+    """Read a checkpoint; see `restoring.restore`."""
+    return restoring.restore(self._manager, step, abstract_state)
 
-    Args:
-      step: of the checkpoint.
-      abstract_state: tree of jax.ShapeDtypeStruct; leaves with a sharding become jax arrays with that sharding, however
-        they were sharded when they were saved, leaves without one NumPy arrays.
-
-    Raises:
-      DamagedCheckpointError: files are missing or were changed.
-      UserError: the checkpoint cannot be read for another reason, which may pass.
-    """
-    where = self._manager.directory / str(step)
-    with integrity.reading(where, self.steps()):
-      names = migration.old_names(self._manager.item_metadata(step)['state'].tree['params'])
-      stored = migration.rename(abstract_state, names)
-      restored = self._manager.restore(step, args=ocp.args.Composite(
-          state=ocp.args.PyTreeRestore(stored, restore_args=jax.tree.map(_restore_args, stored), partial_restore=True),
-          run=ocp.args.JsonRestore()))
-    state = migration.rename(restored['state'], migration.new_names(names))
-    record = integrity.read_record(restored['run'], where)
-    integrity.check_digests(record, state, where)
-    return state, record
-
-  def restore_latest(self, abstract_state: Any) -> tuple[int, Any, RunRecord] | None:
-    """Read the latest checkpoint that is whole; None if there is none.
-
-    A damaged one is renamed to 'damaged-STEP', which a warning says, and the one before it is read.
-
-    Args:
-      abstract_state: as for `restore`.
-
-    Raises:
-      DamagedCheckpointError: all are damaged; or the latest, of a run with several processes, which might not agree.
-      UserError: the latest cannot be read for another reason.
-    """
-    steps = self.steps()
-    for step in reversed(steps):
-      try:
-        return step, *self.restore(step, abstract_state)
-      except DamagedCheckpointError as error:
-        if jax.process_count() > 1:
-          raise
-        moved = integrity.free_name(self._manager.directory / f'{_DAMAGED}{step}')
-        (self._manager.directory / str(step)).rename(moved)
-        self._manager.reload()
-        logging.warning('%s. It is now named %s', error, moved.name)
-    if steps:
-      raise DamagedCheckpointError(
-          f'{self._manager.directory}: all checkpoints were damaged ({listing(steps)}) and have been renamed to '
-          f'{_DAMAGED}STEP. Bring back a copy, or run the same command again to start from the beginning')
-    return None
+  def restore_latest(self, abstract_state: Any, exchange: Exchange = restoring.alone
+                     ) -> tuple[int, Any, RunRecord] | None:
+    """Read the latest checkpoint that is whole; see `restoring.restore_latest`."""
+    return restoring.restore_latest(self._manager, abstract_state, exchange)
 
   def wait(self) -> None:
-    """Wait for the save in progress and raise its error."""
-    self._manager.wait_until_finished()
+    """Wait for the save in progress; raise RetryError if it failed."""
+    self.settle()
+    if self._failures:
+      raise self._failures.error()
 
   def close(self) -> None:
-    """Wait for the save in progress, raise its error, and end."""
-    self._manager.wait_until_finished()
+    """Wait for the save in progress, and end; a failure of it is logged."""
+    if jax.process_count() > 1 and (self._failures or self._log.errors):
+      return  # Orbax would wait for the other processes
+    self.settle()
+    if self._failures and self._failures.untold:
+      logging.warning('%s', self._failures.error())
     self._manager.close()
+    self._log.remove()
+
+  def settle(self) -> None:
+    """Wait for the save in progress and note whether it failed."""
+    if self._saving is None:
+      return
+    try:
+      self._manager.wait_until_finished()
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+      self._note_failure(error)
+    else:
+      self._saving = None
+      self._failures.clear()
+
+  def _note_failure(self, error: BaseException) -> None:
+    """Note that the save in progress failed, and remove what it has written."""
+    assert self._saving is not None
+    save = self._saving
+    before = [step for step in self.steps() if step != save.step]
+    if jax.process_count() == 1:
+      self._reopen()
+      if save.step in self._manager.all_steps():
+        self._saving = None
+        self._failures.clear()
+        logging.warning('%s: an old checkpoint cannot be removed: %s', self._directory, system_errors.reason(error))
+        return
+    self._saving = None
+    sizes = (leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(save.abstract))
+    self._failures.add(save.step, error, sum(sizes), max(self.steps() or before, default=None))
+
+  def _reopen(self) -> None:
+    """End Orbax's threads after a failure, remove what they have written, and start with a manager without errors."""
+    for _ in range(5):  # each error that it has kept is raised once
+      try:
+        self._manager.close()
+        break
+      except Exception:  # of many kinds; the first has been noted
+        continue
+    with contextlib.suppress(Exception):  # the next save opens it again
+      for rest in self._directory.glob(f'*{UNFINISHED}*'):
+        shutil.rmtree(rest, ignore_errors=True)
+      self._manager = self._open(clean=False)
+
+  def _finish(self) -> None:
+    """Complete and check a step that has all its files, but not yet its name; called by Orbax in the background."""
+    save = self._saving
+    assert save is not None
+    if jax.process_index() == 0 and not files.is_remote(self._directory):
+      folder, = self._directory.glob(f'{save.step}{UNFINISHED}*')
+      manifest.write(folder)
+      readback.check(folder, save.abstract, save.record, save.step)
 
 
-def _finish(directory: epath.Path) -> None:
-  """Complete a step that has all its files, but not yet its name."""
-  if jax.process_index() == 0 and not files.is_remote(directory):
-    for step in directory.glob(f'*{_UNFINISHED}*'):
-      manifest.write(step)
+@dataclasses.dataclass(frozen=True)
+class _Save:
+  """A save in progress: its step, its state as jax.ShapeDtypeStruct, and its record."""
+  step: int
+  abstract: Any
+  record: RunRecord
 
 
 def _rank(metrics: Mapping[str, float], best: str, better: Literal['max', 'min']) -> float:
@@ -209,41 +287,6 @@ def _rank(metrics: Mapping[str, float], best: str, better: Literal['max', 'min']
   """
   value = metrics.get(best, math.nan)
   return -math.inf if math.isnan(value) else value if better == 'max' else -value
-
-
-def open_to_read(directory: epath.Path) -> ocp.CheckpointManager:
-  """Return a read-only Orbax manager of a directory of checkpoints."""
-  before = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)  # Orbax warns of every option that follows from read_only
-  try:
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    return ocp.CheckpointManager(directory, item_handlers=_handlers(), options=options)
-  finally:
-    logging.set_verbosity(before)
-
-
-def pick_step(steps: list[int], step: int | None, where: object) -> int:
-  """Return which of the steps of a run's checkpoints to read; None is the latest.
-
-  Raises:
-    UserError: there is no such checkpoint.
-  """
-  if not steps:
-    raise UserError(f'{where}: has no checkpoint yet, or only damaged ones')
-  if step is not None and step not in steps:
-    raise UserError(f'{where}: has no checkpoint of step {step}; there are {listing(steps)}')
-  return steps[-1] if step is None else step
-
-
-def _handlers() -> dict[str, Any]:
-  """Return what reads and writes the two items of a checkpoint."""
-  return dict(state=ocp.PyTreeCheckpointHandler(), run=ocp.JsonCheckpointHandler())
-
-
-def _restore_args(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
-  if leaf.sharding is None:
-    return ocp.RestoreArgs(restore_type=np.ndarray)
-  return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
 
 
 def _broadcast_from_process_0(answer: bool) -> bool:

@@ -73,6 +73,7 @@ class RunRecord:
     metrics: {name: value} of the last evaluation.
     evaluation_due: whether the evaluation of this step was not finished when it was saved: a resumed run does it first.
     guard: what judges the next losses, and the examples left out: {'left_out': {step: rows of the batch}, …}.
+    step: of the checkpoint; None before the first save, and if a run of version 0.1 did not say.
     digests: {path: digest} of the arrays of the state, see `digests`; empty if a run of version 0.1 had none.
   """
   config: dict[str, Any]
@@ -87,6 +88,7 @@ class RunRecord:
   metrics: dict[str, float] = dataclasses.field(default_factory=dict)
   evaluation_due: bool = False
   guard: dict[str, Any] = dataclasses.field(default_factory=dict)
+  step: int | None = None
   digests: dict[str, int] = dataclasses.field(default_factory=dict)
 
   def to_json(self) -> dict[str, Any]:
@@ -135,7 +137,7 @@ _MAX_RECORD = 256 << 20  # bytes; a name takes some, and there may be a million 
 
 _TYPES: dict[str, type] = dict(
     config=dict, class_names=list, channels=int, image_size=list, versions=dict, examples=int, fingerprint=str,
-    stamps=dict, position=dict, metrics=dict, digests=dict)
+    stamps=dict, position=dict, metrics=dict, digests=dict, step=int)
 _NEEDED = ('config', 'channels', 'image_size', 'versions')
 
 # Names in the files of version 0.1, which stay.
