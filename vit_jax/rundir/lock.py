@@ -28,6 +28,7 @@ from vit_jax.base.errors import FileError, RetryError, UserError
 BEAT = 30.0  # seconds between two beats
 STALE = 4 * BEAT  # network file systems show a change up to a minute late
 _SETTLE = 2.0  # seconds after which two writers of the same object both see who was last
+_LAST_BEAT = 10.0  # seconds that a beat may take at the end
 
 Owner = dict[str, Any]
 
@@ -47,6 +48,7 @@ class RunLock:
                               started=f'{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC')
     self._beats = 0
     self._ended = threading.Event()
+    self._thread = threading.Thread(target=self._beat_until_ended, name='lock of the workdir', daemon=True)
 
   def acquire(self) -> None:
     """Take the lock, after waiting up to `stale` seconds if only the beats show whether its owner is alive.
@@ -65,7 +67,7 @@ class RunLock:
     except OSError as error:
       raise FileError(f'workdir: cannot write {self._path}: {error.strerror or error}. Choose another --workdir, or '
                       'make room') from error
-    threading.Thread(target=self._beat_until_ended, name='lock of the workdir', daemon=True).start()
+    self._thread.start()
 
   def check(self) -> None:
     """Check that the lock is still ours; call it before writing what another run must not find changed.
@@ -84,6 +86,8 @@ class RunLock:
   def release(self) -> None:
     """Give the lock back; does nothing if it is no longer ours."""
     self._ended.set()
+    if self._thread.is_alive():
+      self._thread.join(_LAST_BEAT)  # or it would write the lock again
     with contextlib.suppress(OSError):
       if (_read(self._path) or {}).get('token') == self._owner['token']:
         self._path.unlink(missing_ok=True)
