@@ -45,6 +45,22 @@ def test_a_second_start_compiles_nothing_and_computes_the_same(data_dir, tmp_pat
   assert tiny.metrics(tmp_path / 'second') == tiny.metrics(tmp_path / 'first')
 
 
+@pytest.mark.slow
+def test_damaged_programs_are_compiled_again_and_replaced(data_dir, tmp_path):
+  """Empty, cut in half, bits flipped; the start after that compiles nothing."""
+  first = train(data_dir, tmp_path / 'first', tmp_path / 'cache')
+  paths = sorted((tmp_path / 'cache').rglob('*-cache'))
+  for number, path in enumerate(paths):
+    content = bytearray(path.read_bytes())
+    if number % 3 == 2:
+      content[len(content) // 2] ^= 4
+    path.write_bytes(content if number % 3 == 2 else content[:len(content) // 2 * (number % 3)])
+  second = train(data_dir, tmp_path / 'second', tmp_path / 'cache')
+  assert second['misses'] >= 1
+  third = train(data_dir, tmp_path / 'third', tmp_path / 'cache')
+  assert third['misses'] == 0 and first['values'] == second['values'] == third['values']
+
+
 def test_the_command_caches_programs(data_dir, tmp_path, monkeypatch):
   monkeypatch.setenv('JAX_ENABLE_COMPILATION_CACHE', 'true')
   monkeypatch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')

@@ -139,6 +139,22 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(data_dir, tmp_pat
   assert not any('Traceback' in error for _, _, error in results)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('index', [0, 1])
+def test_a_process_that_is_stopped_is_named_and_ends_the_other(index, data_dir, tmp_path):
+  config = tiny.config(data_dir, **{'train.duration': '50_000 steps', 'checkpoint.every': '10 steps',
+                                    'train.eval_every': '50_000 steps'})
+  processes = start('main', (f'--config={tiny.write(config, tmp_path)}', f'--workdir={tmp_path / "run"}'))
+  wait_for_line(tmp_path / 'run', 20, processes)
+  processes[index].send_signal(signal.SIGSTOP)
+  _, error = processes[1 - index].communicate(timeout=200)
+  assert processes[1 - index].returncode == exits.EXIT_RETRY, error
+  assert f'process {index} on {socket.gethostname()} has not answered for 60 s: stopped' in error
+  processes[index].send_signal(signal.SIGCONT)
+  processes[index].communicate(timeout=100)
+  assert processes[index].returncode not in (None, 0) and saved(tmp_path / 'run')
+
+
 def test_sigterm_to_a_compiling_process_ends_all_at_once(data_dir, tmp_path):
   recipe = tiny.write(tiny.config(data_dir, **DEEP), tmp_path)
   processes = start('main', (f'--config={recipe}', f'--workdir={tmp_path / "run"}'))

@@ -3,6 +3,7 @@ import io
 import logging
 import os
 import pty
+import resource
 import subprocess
 import sys
 
@@ -25,10 +26,17 @@ def recipe(data_dir, tmp_path_factory):
 
 
 def test_a_reader_that_leaves_and_a_full_disk(recipe, tmp_path):
-  """As `… | head -1 2> /dev/full` does, in a locale without ×, with a workdir that has spaces, brackets and no ASCII."""
+  """As `… | head -1 2> /dev/full` does, with little else: no home, cache or folder for temporary files, 64 descriptors.
+
+  The locale has no ×, and the workdir has spaces, brackets, no ASCII and a long name.
+  """
   workdir = tmp_path / 'Lauf ü [1]' / ('x' * 200)
-  environ = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'LC_ALL': 'C', 'PYTHONIOENCODING': 'ascii', 'TZ': 'Asia/Kolkata'}
-  with open('/dev/full', 'wb') as full, run(recipe, workdir, env=environ, stdout=subprocess.PIPE, stderr=full) as process:
+  environ = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'LC_ALL': 'C', 'PYTHONIOENCODING': 'ascii', 'TZ': 'Asia/Kolkata',
+             'TMPDIR': '/nonexistent', 'VIT_JAX_CACHE': '/proc/nonexistent', 'JAX_ENABLE_COMPILATION_CACHE': 'true'}
+  del environ['HOME']
+  limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+  with open('/dev/full', 'wb') as full, run(
+      recipe, workdir, env=environ, stdout=subprocess.PIPE, stderr=full, preexec_fn=limit) as process:
     assert process.stdout.readline().startswith(b'devices     1 \\xd7 cpu')
     process.stdout.close()
   log = (workdir / 'log.txt').read_text(encoding='utf-8')

@@ -18,7 +18,7 @@ TRIES = int(os.environ.get('VIT_JAX_TEST_INTERRUPTS', 3))
 EVALUATORS = {f'test{number}': dict(kind='classification', split=f'test[:{64 + number}]') for number in range(2)}
 
 
-@pytest.mark.parametrize('step', [6, 12])
+@pytest.mark.parametrize('step', [6, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_signal_during_an_evaluation_is_obeyed_and_the_resumed_run_evaluates(step, data_dir, tmp_path, monkeypatch):
   """The evaluation stops after a batch, the step is saved, and the resumed run ends like the uninterrupted one."""
   config = tiny.config(data_dir, evaluators=EVALUATORS)

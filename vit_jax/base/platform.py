@@ -1,13 +1,17 @@
 """The machine: the accelerators that jax finds, what commands set before jax starts, and installed versions."""
+import contextlib
 import ctypes
+import glob
 import hashlib
 import importlib.metadata
 import importlib.util
 import os
 import pathlib
 import platform as python_platform
+import re
 import sys
 from typing import Any
+import warnings
 
 from absl import logging
 import jax
@@ -18,6 +22,9 @@ from vit_jax.base.files import local
 _config: Any = jax.config  # type checkers do not know its options
 PLATFORMS = ('cpu', 'gpu', 'tpu')
 CACHE_LIMIT = 4 << 30  # bytes of compiled programs
+
+# What jax warns of a program in its cache that is damaged (jax/_src/compiler.py).
+_UNREADABLE = re.compile("Error reading persistent compilation cache entry for '(.+?)'")
 
 # glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -124,6 +131,7 @@ def enable_compilation_cache() -> pathlib.Path | None:
   except OSError as error:
     logging.warning('compiled programs are not cached: %s', error)
     return None
+  _heal(folder)
   jax.config.update('jax_compilation_cache_dir', str(folder))
   if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
@@ -138,6 +146,22 @@ def _processor() -> str:
   except OSError:
     kinds = {python_platform.processor()}
   return f'{python_platform.machine()}-{hashlib.sha256(repr(sorted(kinds)).encode()).hexdigest()[:8]}'
+
+
+def _heal(folder: pathlib.Path) -> None:
+  """Delete programs that jax warns it cannot read: it compiles them then, but keeps the damaged files as they are."""
+  show = warnings.showwarning
+
+  def show_or_delete(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    found = _UNREADABLE.match(str(message))
+    if found is None:
+      return show(message, category, *where, **more)
+    for path in folder.glob(f'{glob.escape(found[1])}-*-cache'):
+      with contextlib.suppress(OSError):
+        path.unlink()
+    logging.warning('the compiled program %s in %s was damaged: it is deleted and compiled again', found[1], folder)
+
+  warnings.showwarning = show_or_delete
 
 
 def prune(folder: pathlib.Path, limit: int) -> None:
