@@ -33,7 +33,7 @@ def test_a_reader_that_leaves_and_a_full_disk(recipe, tmp_path):
   workdir = tmp_path / 'Lauf ü [1]' / ('x' * 200)
   environ = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'LC_ALL': 'C', 'PYTHONIOENCODING': 'ascii', 'TZ': 'Asia/Kolkata',
              'TMPDIR': '/nonexistent', 'VIT_JAX_CACHE': '/proc/nonexistent', 'JAX_ENABLE_COMPILATION_CACHE': 'true'}
-  del environ['HOME']
+  environ.pop('HOME', None)
   limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
   with open('/dev/full', 'wb') as full, run(
       recipe, workdir, env=environ, stdout=subprocess.PIPE, stderr=full, preexec_fn=limit) as process:
