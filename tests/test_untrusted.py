@@ -24,6 +24,7 @@ from vit_jax.data.transforms import spec
 from vit_jax.evaluators import tables
 from vit_jax.inference import report
 from vit_jax.pretrained.files.reader import open_file
+from vit_jax.run import evaluation
 from vit_jax.rundir.layout import RunDir
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -111,7 +112,7 @@ def test_arrays_that_claim_more_than_there_is_memory(tmp_path):
       entry = archive.getinfo(f'{name}.npy')
       entry.file_size += int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
   assert path.stat().st_size < 1000
-  with pytest.raises(UserError, match=r'bomb.npz: takes 186,265.3 GiB of memory, of which .* are free'):
+  with pytest.raises(UserError, match=r'bomb.npz: 186,265.3 GiB of memory are needed, .* are free'):
     registry.open_source(f'npz:{path}', 'all')
 
 
@@ -205,6 +206,21 @@ def test_records_of_the_wrong_form_are_one_line(run, change):
     vit_jax.load(run)
 
 
+@pytest.mark.parametrize('section, key, value, message', [
+    ('data', 'batch_size', 10**12, 'data.batch_size: .* GiB of memory are needed'),
+    ('data', 'threads', 10**6, 'data.threads: must be at most 1,024'),
+    ('data', 'image_size', 10**6, 'at most 33,554,432'), ('model', 'depth', 10**9, 'the config is not that of the checkpoint'),
+    ('model', 'mlp_dim', 10**9, 'the config is not that of the checkpoint'),
+    ('data', 'name', 'npz:/etc/passwd', '/etc/passwd: cannot be read as an .npz file'),
+    ('data', 'eval_transform', 'resize(to=(100000, 100000))|central_crop', 'at most 33,554,432')])
+def test_configs_of_strangers(run, data_dir, section, key, value, message):
+  config = json.loads((run / 'config.json').read_text())
+  config[section][key] = value
+  (run / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(UserError, match=message):
+    evaluation.evaluate(run, data_dir=data_dir)
+
+
 def test_a_small_checkpoint_that_claims_huge_arrays(run):
   """Its arrays have more chunks than there are, which would be filled in with zeros."""
   width, state = 10**9, run / 'checkpoints' / '4' / 'state'
@@ -229,7 +245,7 @@ def test_a_sparse_file_of_weights(tmp_path):
     os.truncate(path, 8 + len(header) + 4 * elements)
   except OSError:
     pytest.skip('the file system has no files of this size')
-  with open_file(path) as tensors, pytest.raises(UserError, match='model.safetensors: x: takes 2,048.0 GiB of memory'):
+  with open_file(path) as tensors, pytest.raises(UserError, match='model.safetensors: x: 2,048.0 GiB of memory are needed'):
     tensors.read('x', (elements,))
 
 

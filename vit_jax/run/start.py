@@ -36,7 +36,7 @@ def restore(parts: Parts, checkpoints: Checkpoints, step: int | None = None, *,
       an evaluation, as the optimizer's state stays as it is.
 
   Raises:
-    UserError: the checkpoint cannot be read, or is of other classes than the data has.
+    UserError: the checkpoint cannot be read, or is of another model, or of other classes than the data has.
   """
   abstract = parts.strategy.abstract(jax.eval_shape(parts.create))
   found = (checkpoints.restore_latest(abstract, hosts.exchange) if step is None
@@ -47,6 +47,7 @@ def restore(parts: Parts, checkpoints: Checkpoints, step: int | None = None, *,
     state = state if parts.constants is None else _place(parts, state)
     return LoopState(0, state, None, make_record(parts))
   step, state, record = found
+  _check_shapes(state, abstract, step)
   names = parts.data.source.class_names
   if record.class_names != names and parts.objective.reads_labels:
     order = find_order(record.class_names, names) if any_class_order else None
@@ -55,6 +56,17 @@ def restore(parts: Parts, checkpoints: Checkpoints, step: int | None = None, *,
     raise UserError(f'data.name: the classes of {parts.config.data.name} have changed since step {step}: they were '
                     f'{list(record.class_names)}, they are {list(names)}; labels would be mixed up')
   return LoopState(step, _place(parts, state), record.position, make_record(parts, record))
+
+
+def _check_shapes(state: TrainState, abstract: TrainState, step: int) -> None:
+  """Raise UserError if the parameters of a checkpoint are those of another model than the config's."""
+  expected = dict(jax.tree_util.tree_leaves_with_path(abstract.params))
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+    if path in expected and leaf.shape != expected[path].shape:
+      raise UserError(f'model: the config is not that of the checkpoint of step {step}: '
+                      f'{jax.tree_util.keystr(path, simple=True, separator="/")} has the shape {leaf.shape}, the '
+                      f'config means {expected[path].shape}. Write the value of "config" in run/metadata of the '
+                      'checkpoint to config.json')
 
 
 def _place(parts: Parts, state: TrainState) -> TrainState:

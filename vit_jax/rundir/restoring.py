@@ -44,7 +44,9 @@ def restore(manager: ocp.CheckpointManager, step: int, abstract_state: Any, *, c
   """
   where = manager.directory / str(step)
   with integrity.reading(where, manager.all_steps(), check=check_files):
-    names = migration.old_names(manager.item_metadata(step)['state'].tree['params'])
+    tree = manager.item_metadata(step)['state'].tree
+    integrity.check_claims(where, tree)
+    names = migration.old_names(tree['params'])
     stored = migration.rename(abstract_state, names)
     restored = manager.restore(step, args=ocp.args.Composite(
         state=ocp.args.PyTreeRestore(stored, restore_args=jax.tree.map(_restore_args, stored), partial_restore=True),

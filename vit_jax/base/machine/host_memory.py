@@ -35,4 +35,4 @@ def check_fits(size: int, what: str) -> None:
   """
   free = available()
   if free is not None and size > free:
-    raise UserError(f'{what}: takes {size / 2**30:,.1f} GiB of memory, of which {free / 2**30:,.1f} are free')
+    raise UserError(f'{what}: {size / 2**30:,.1f} GiB of memory are needed, {free / 2**30:,.1f} GiB are free')

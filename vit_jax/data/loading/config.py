@@ -10,6 +10,8 @@ from vit_jax.data.loading import replaced
 from vit_jax.data.sources import registry
 from vit_jax.data.transforms import spec
 
+_MOST_MAKERS = 1_024  # threads or workers: more than any host has cores
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -61,6 +63,9 @@ class DataConfig:
     for name, least in dict(batch_size=1, threads=0, workers=0, repeats=1).items():
       if getattr(self, name) < least:
         raise UserError(f'data.{name}: must be at least {least}, got {getattr(self, name)}')
+    for name in ('threads', 'workers'):
+      if getattr(self, name) > _MOST_MAKERS:
+        raise UserError(f'data.{name}: must be at most {_MOST_MAKERS:,}, got {getattr(self, name):,}')
     if self.batch_size % self.repeats:
       raise UserError(f'data.batch_size: must be a multiple of data.repeats={self.repeats}, got {self.batch_size}')
     for reason, holds in {

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from vit_jax.base.machine import host_memory
 from vit_jax.data.loading.batch import Batch
 from vit_jax.data.loading.examples import ExampleMaker
 from vit_jax.data.loading.order import EvalOrder, Order, TrainOrder, splitmix64
@@ -39,6 +40,9 @@ class Loader:
     return self.order.num_batches
 
   def __iter__(self) -> 'BatchIterator':
+    """Start a pass; raise UserError if the batches made ahead do not fit into memory."""
+    host_memory.check_fits(self.bytes_ahead, f'data.batch_size: {self.batches_ahead + 1} batches of '
+                           f'{self.order.local_batch_size:,} images')
     return BatchIterator(self)
 
   @property
