@@ -22,12 +22,12 @@ def take_step(made, step, state, data):
 
 
 def with_a_flipped_bit(x, device):
-  """Return an array, of which every device has a copy, with another bit on one of them."""
+  """Return an array, of which every device has a copy, with another bit in its numbers on one of them."""
   copies = []
   for shard in x.addressable_shards:
     copy = np.array(shard.data)
     if shard.device.id == device:
-      copy.reshape(-1).view(np.uint32)[0] ^= np.uint32(1 << 22)
+      copy.view(np.uint32)[:] ^= np.uint32(1 << 22)
     copies.append(jax.device_put(copy, shard.device))
   return jax.make_array_from_single_device_arrays(x.shape, x.sharding, copies)
 

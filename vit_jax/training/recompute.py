@@ -45,7 +45,8 @@ class Recomputation:
   """A gradient that was computed twice, and once more with every shard on the next devices.
 
   Attributes:
-    first, again, moved: what the program returned.
+    first, again, moved: what the program returned, with a copy per device of this process as the first axis: devices
+      that hold the same examples (`parallel.tensor`) may differ.
     names: of the devices of every shard.
     places: number of the shard on whose devices each shard was the third time.
   """
@@ -61,16 +62,16 @@ class Recomputation:
     A device that gives two results is known at once. One that is wrong in the same way each time disagrees with the
     device before it and with the one behind it: it is the one that takes part in most disagreements.
     """
-    own = [i for i in range(len(self.names)) if self.first['shards'][i] != self.again['shards'][i]]
-    if own:
-      return [self.names[i] for i in own]
+    first, again, moved = (result['shards'] for result in (self.first, self.again, self.moved))
+    if (own := (first != again).any(axis=0)).any():
+      return [self.names[i] for i in np.flatnonzero(own)]
     votes = np.zeros(len(self.names), int)
     for shard, place in enumerate(self.places):
-      if self.first['shards'][shard] != self.moved['shards'][place]:
+      if (first[:, shard] != moved[:, place]).any():
         votes[[shard, place]] += 1
     if votes.any():
       return [self.names[i] for i in np.flatnonzero(votes == votes.max())]
-    return ['one of ' + ', '.join(self.names)] if self.first['whole'] != self.again['whole'] else []
+    return [f'one of {", ".join(self.names)}'] if (self.first['whole'] != self.again['whole']).any() else []
 
 
 def recompute(program: Callable[..., Any], strategy: Strategy, state: TrainState,
@@ -83,10 +84,15 @@ def recompute(program: Callable[..., Any], strategy: Strategy, state: TrainState
     state: before the step.
     batch: of the step, as the strategy put it.
   """
-  first, again = jax.device_get(program(state, batch)), jax.device_get(program(state, batch))
+  first, again = _copies(program(state, batch)), _copies(program(state, batch))
   names, places = strategy.places()
-  moved = jax.device_get(program(state, strategy.rotate(batch))) if len(names) > 1 else again
+  moved = _copies(program(state, strategy.rotate(batch))) if len(names) > 1 else again
   return Recomputation(first, again, moved, names, places)
+
+
+def _copies(found: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+  """Return the copies of arrays that all devices of this process have, each with the copies as the first axis."""
+  return {name: np.stack([np.asarray(shard.data) for shard in x.addressable_shards]) for name, x in found.items()}
 
 
 def _bits(tree: Any) -> jax.Array:
