@@ -16,8 +16,8 @@ from vit_jax.base.errors import UserError
 from vit_jax.pretrained import load
 from vit_jax.run import evaluation
 from vit_jax.run import loop as loop_lib
-from vit_jax.rundir import digests
 from vit_jax.rundir.checkpoint import CheckpointConfig, Checkpoints
+from vit_jax.rundir.checks import digests
 from vit_jax.rundir.layout import RunDir
 from vit_jax.training import recompute
 
