@@ -8,6 +8,8 @@ import time
 import pytest
 
 from tests import tiny
+from tests.test_end_to_end import assert_identical
+from vit_jax import train
 from vit_jax.base import exits
 
 # Works for a second whenever it reads a line, then hangs in a read of its standard input.
@@ -79,3 +81,30 @@ def test_a_second_ctrl_c_ends_a_process_that_hangs_at_once(start):
   assert 'press Ctrl-C again' in process.stdout.readline()
   process.send_signal(signal.SIGINT)
   assert process.wait(timeout=10) == exits.EXIT_INTERRUPTED
+
+
+HANG = '''
+import os
+from vit_jax.evaluators.base import EvalContext
+if not os.path.exists(PATH):
+  os.mkfifo(PATH)
+  EvalContext.put = lambda context, batch: open(PATH).read()  # nobody ever writes
+'''
+
+
+@pytest.mark.slow
+def test_a_run_that_hangs_ends_and_the_same_command_resumes(data_dir, tmp_path):
+  """A read that never returns, in the evaluation of step 6 when step 4 is saved."""
+  config = tiny.config(data_dir, **{'train.hang_timeout': '0.4 minutes'})
+  recipe = tiny.write(config, tmp_path)
+  recipe.write_text(HANG.replace('PATH', repr(str(tmp_path / 'fifo'))) + recipe.read_text())
+  results = []
+  for _ in range(2):
+    process = tiny.command('main', f'--config={recipe}', f'--workdir={tmp_path / "run"}')
+    results.append((*process.communicate(timeout=300), process.returncode))
+  assert [status for *_, status in results] == [exits.EXIT_RETRY, 0], results
+  assert 'this process hangs while evaluating after step 6' in results[0][1] and 'resuming after step 4' in results[1][0]
+  log = (tmp_path / 'run' / 'log.txt').read_text()
+  assert 'hangs while evaluating' in log and 'in evaluate' in log and 'resuming after step 4' in log
+  train.run(config, tmp_path / 'whole')
+  assert_identical(config, tmp_path / 'run', tmp_path / 'whole')
