@@ -51,6 +51,7 @@ class Loop:
     self._panel = parts.strategy.compile(make_panel(
         parts.model, parts.merge, parts.gradients, parts.optimizer.transform, parts.config.normalization,
         parts.strategy), donate=False)
+    self._failed = False  # whether an error ends the run
     self._sound: LoopState | None = None  # where the run is, unless it has to roll back
     self._meters = Meters(parts.pace)
     self._stalls = InputStallMonitor(self._eval_every)
@@ -224,8 +225,9 @@ class Loop:
     return None
 
   def _give_up_saving(self) -> bool:
+    """Return whether a save that failed at the end of the run is not tried again."""
     self._watchdog.begin(Work.SAVE)
-    return self._stop.should_stop()
+    return self._failed or self._stop.should_stop()
 
   def _fetch(self, fetch: Callable[[], Any], metrics: Metrics) -> tuple[Any, Exception | None]:
     """Return the next batch and None; or the error, to raise after the effects of the step before."""
@@ -236,6 +238,7 @@ class Loop:
 
   def _save_before_error(self, at: LoopState) -> None:
     """Save the last step, unless it is saved, its state went down with the error, or saving itself fails."""
+    self._failed = True
     try:
       if self._checkpoints.failing or self._checkpoints.is_saved(at.step) or not self._recovery.may_save:
         return

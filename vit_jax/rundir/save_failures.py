@@ -126,6 +126,8 @@ def _drop_late_errors() -> None:
       before(unraisable)
 
   report.__name__ = _drop_late_errors.__name__
+  # Of several arrays that failed, all but the first are errors that nothing reads.
+  logging.getLogger('asyncio').addFilter(lambda record: 'orbax' not in record.getMessage())
   sys.unraisablehook = report
 
 
