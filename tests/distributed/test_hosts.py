@@ -70,7 +70,7 @@ def test_two_processes_resume_like_an_uninterrupted_run(strategy, data_dir, tmp_
   whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
   last = train.run(config, whole)
   with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-    patch.setattr(loop, 'evaluate', lambda parts, state: 1 / 0)  # at step 6, when step 4 is saved
+    patch.setattr(loop, 'evaluate', lambda parts, state: 1 / 0)  # at step 6, which is saved, its evaluation still due
     train.run(config, resumed)
   recipe = tiny.write(config, tmp_path)
   results = end(start('main', (f'--config={recipe}', f'--workdir={resumed}', *STRATEGIES[strategy])))
@@ -78,7 +78,7 @@ def test_two_processes_resume_like_an_uninterrupted_run(strategy, data_dir, tmp_
   outputs = [output for _, output, _ in results]
   for index, output in enumerate(outputs):
     assert f'process {index} of 2 on {socket.gethostname()}: {DEVICES} × cpu (cpu)' in output
-  for line in (f'strategy    {strategy}', f'devices     {2 * DEVICES} × cpu', 'resuming after step 4'):
+  for line in (f'strategy    {strategy}', f'devices     {2 * DEVICES} × cpu', 'resuming after step 6'):
     assert line in outputs[0]
   assert 'step 12/12' not in outputs[1]  # only process 0 logs
   steps = [step for step, _ in tiny.metrics(resumed, ('step',))]
