@@ -5,6 +5,8 @@ sum does not matter, so devices add up what they hold. A change of one element a
 is missed once in 2**32 times.
 """
 from collections.abc import Mapping
+from concurrent import futures
+import os
 from typing import Any
 
 import jax
@@ -29,7 +31,8 @@ def compute(tree: Any) -> tuple[Digests, list[str]]:
   leaves = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
   if all(_on_host(leaf) for leaf in leaves.values()):  # nothing to compile
-    found = {path: _on_cpu(np.asarray(leaf)) for path, leaf in leaves.items()}
+    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy lets other threads run while it computes
+      found = dict(zip(leaves, pool.map(lambda leaf: _on_cpu(np.asarray(leaf)), leaves.values()), strict=True))
   else:
     found = jax.device_get(_on_devices(leaves))
   return {path: int(digest) for path, (digest, _) in found.items()}, [path for path, (_, ok) in found.items() if not ok]
