@@ -12,7 +12,6 @@ interrupted study resumes with the same command; more --seeds may be added later
 from collections.abc import Sequence
 import functools
 import pathlib
-import time
 from typing import Any
 
 from absl import app, flags
@@ -88,13 +87,10 @@ def measure(method: str, shared: dict[str, Any], data_dir: str | None, seed: int
             folder: pathlib.Path) -> study.Numbers:
   """Pre-train, measure frozen features, fine-tune; return accuracies in percent."""
   from vit_jax import train
-  started = time.monotonic()
   frozen = train.run(pretraining(method, shared, data_dir, seed), folder / 'pretrain')
-  minutes = (time.monotonic() - started) / 60
   tuned = train.run(finetuning(shared, data_dir, seed, folder / 'pretrain'), folder / 'finetune')
   return {'20-NN': 100 * frozen['knn/k20'], '10-shot': 100 * frozen['few_shot/10shot'],
-          'linear probe': 100 * frozen['probe/accuracy'], 'fine-tuned': 100 * tuned['test/accuracy'],
-          'pre-training, minutes': minutes}
+          'linear probe': 100 * frozen['probe/accuracy'], 'fine-tuned': 100 * tuned['test/accuracy']}
 
 
 def main(argv: Sequence[str]) -> None:
