@@ -69,8 +69,8 @@ def main(argv: Sequence[str]) -> None:
   shutil.rmtree(folder)
   wait = statistics.median(held)
   print(f'{_RECIPE.value}: {size / 1e9:.2f} GB; the loop waits {wait:.2f} s per save (median), '
-        f'{wait / _INTERVAL:.1%} of {_INTERVAL:.0f} s; a save takes {statistics.median(whole):.1f} s, reading it back with all checks '
-        f'{restored:.1f} s')
+        f'{wait / _INTERVAL:.1%} of {_INTERVAL:.0f} s; a save takes {statistics.median(whole):.1f} s, '
+        f'reading it back with all checks {restored:.1f} s')
 
 
 if __name__ == '__main__':
