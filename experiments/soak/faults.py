@@ -209,14 +209,6 @@ def change_record(scene: Scene) -> bool:
   return True
 
 
-def rename_step(scene: Scene) -> bool:
-  """Give the newest checkpoint the name of a later step."""
-  if (step := _newest(scene)) is None:
-    return False
-  step.rename(step.with_name(str(int(step.name) + 1)))
-  return True
-
-
 def empty_step(scene: Scene) -> bool:
   """Make an empty folder with the name of a later step."""
   steps = scene.steps()
@@ -302,7 +294,6 @@ BETWEEN: dict[str, Callable[[Scene], bool]] = {
     'checkpoint file removed': remove_file,
     'checkpoint half deleted': half_delete,
     'run record changed': change_record,
-    'checkpoint renamed': rename_step,
     'empty folder among checkpoints': empty_step,
     'foreign folder among checkpoints': foreign_folder,
     'metrics.jsonl damaged': damage_metrics,
@@ -311,4 +302,4 @@ BETWEEN: dict[str, Callable[[Scene], bool]] = {
 }
 # These make the newest checkpoint useless, so that the one before is used.
 DAMAGES_NEWEST = ('bit flipped in arrays', 'checkpoint file cut off', 'checkpoint file removed',
-                  'checkpoint half deleted', 'run record changed', 'checkpoint renamed')
+                  'checkpoint half deleted', 'run record changed')
