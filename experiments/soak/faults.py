@@ -1,7 +1,7 @@
 """The faults: what is done to a run while it runs, how its process is ended, and what happens to its files in between.
 
 A fault is a function that does it and raises `Failure` if the run does not answer as documented
-(docs/crash-safety.md). New faults are rows of the three tables at the end.
+(docs/crash_safety.md). New faults are rows of the three tables at the end.
 """
 from collections.abc import Callable
 import contextlib
