@@ -388,7 +388,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(d
     return broken
 
   monkeypatch.setattr(build_lib, 'make_train_step', make_train_step)
-  with pytest.raises(UserError, match='loss: nan at step 7; step 4 is saved'):
+  with pytest.raises(UserError, match='^step 8: not saved, as numbers of the state are not finite.*step 4 is saved.*rolled back 3 times'):
     train.run(config, tmp_path)
   assert saved(tmp_path) == ('4',)
 
@@ -413,7 +413,7 @@ def test_other_training_records_than_before_are_refused(data_dir, tmp_path, monk
     run()
   for numbers, changed in (((3,), 'there were 298, there are 299'), ((3, 6), 'there are still 298, but others')):
     write(*numbers)
-    with pytest.raises(UserError, match=rf'records of digits train\[:300\] have changed since step 4: {changed}.*list.txt'):
+    with pytest.raises(UserError, match=rf'records of digits train\[:300\] have changed since step 6: {changed}.*list.txt'):
       run()
   write(5, 3)
   run()
@@ -505,6 +505,7 @@ def test_the_loop_can_be_entered_at_any_checkpoint(data_dir, tmp_path):
     writer.close()
     checkpoints.close()
     assert end.step == expected[0]
-    assert dataclasses.replace(end.record, digests={}) == dataclasses.replace(expected[2], digests={})
+    of_both = dict(digests={}, step=None)  # those of the last save
+    assert dataclasses.replace(end.record, **of_both) == dataclasses.replace(expected[2], **of_both)
     for ours, theirs in zip(*map(jax.tree.leaves, (parts.strategy.fetch(end.state), expected[1])), strict=True):
       np.testing.assert_array_equal(ours, theirs)

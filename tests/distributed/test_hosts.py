@@ -223,7 +223,7 @@ def test_a_workdir_that_is_not_shared_is_rejected_with_the_host_that_misses_it(d
     assert status == 1 and 'First step' not in output
     assert f'process 1 on {socket.gethostname()}: workdir: does not see the file that process 0 wrote' in error
     assert str(tmp_path / '0') in error
-  assert [path.name for path in (tmp_path / '0').iterdir()] == ['config.json'] and not (tmp_path / '1').exists()
+  assert sorted(path.name for path in (tmp_path / '0').iterdir()) == ['checkpoints', 'config.json'] and not (tmp_path / '1').exists()
 
 
 def test_an_error_in_one_process_ends_all_and_all_print_it(data_dir, tmp_path):

@@ -28,9 +28,9 @@ def recipe(data_dir, tmp_path_factory):
 def test_a_reader_that_leaves_and_a_full_disk(recipe, tmp_path):
   """As `… | head -1 2> /dev/full` does, with little else: no home, cache or folder for temporary files, 64 descriptors.
 
-  The locale has no ×, and the workdir has spaces, brackets, no ASCII and a long name.
+  The locale has no ×, and the workdir has spaces, parentheses, no ASCII and a long name.
   """
-  workdir = tmp_path / 'Lauf ü [1]' / ('x' * 200)
+  workdir = tmp_path / 'Lauf ü (1)' / ('x' * 200)
   environ = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'LC_ALL': 'C', 'PYTHONIOENCODING': 'ascii', 'TZ': 'Asia/Kolkata',
              'TMPDIR': '/nonexistent', 'VIT_JAX_CACHE': '/proc/nonexistent', 'JAX_ENABLE_COMPILATION_CACHE': 'true'}
   environ.pop('HOME', None)

@@ -153,7 +153,7 @@ def test_other_classes_channels_and_missing_files_are_errors(file, monkeypatch):
     teacher_lib.load(file, dataclasses.replace(INFO, num_classes=10), None)
   with pytest.raises(UserError, match=r'takes images of 1 channels, the data has 3. --config.data.channels=1'):
     teacher_lib.load(file, dataclasses.replace(INFO, channels=3), NAMES)
-  with pytest.raises(UserError, match='objective.teacher: .*nowhere.npz.* needs its teacher to start and to resume'):
+  with pytest.raises(UserError, match='objective.teacher: .*nowhere.npz.* needs its teacher to start, to resume and to be evaluated'):
     teacher_lib.load('/nowhere.npz', INFO, NAMES)
   with_names(monkeypatch, ('ant', 'bee', 'cat', 'dog', 'fly'))
   with pytest.raises(UserError, match=r"only the teacher has \['fly'\], only the data has \['emu'\]"):

@@ -274,7 +274,7 @@ def test_errors(source, data_dir, digits, tmp_path):
   fails(r'data.nane: unknown config key; did you mean data.name\?', data={'nane': 'digits'})
   fails('data.train_transform: unknown', data=dict(digits, train_transform='flip'))
   fails('no such folder', MissingFileError, data=dict(name=f'folder:{tmp_path}/nothing'))
-  fails("split 'half' of dataset 'digits': unknown", test_split='half')
+  fails("split 'half' of dataset 'digits': no such split", test_split='half')
   fails(r"--methods: expected some of few_shot,knn,nearest_mean,linear_probe,retrieval, got \['svm'\]", names=('svm',))
   fails('--batch_size: must be at least 1, got 0', batch_size=0)
   fails('--output: what is written is the linear probe; add linear_probe to --methods, got knn', names=('knn',),

@@ -35,7 +35,7 @@ def test_a_run_directory_evaluates_to_what_the_run_recorded(ema, trained, capsys
   recorded = {name.partition('/')[2]: value for name, value in metrics.items() if name.startswith(f'val{suffix}/')}
   assert values == {f'val/{metric}': value for metric, value in recorded.items()} and len(values) > 1
   said = capsys.readouterr().err
-  assert "8 × 8, prepared by 'resize(to=(9, 9))|central_crop', mean (0.4, 0.5, 0.6), std 0.3" in said
+  assert "8 × 8, in color, prepared by 'resize(to=(9, 9))|central_crop', mean (0.4, 0.5, 0.6), std 0.3" in said
 
 
 def test_files_and_other_batches_give_the_same(trained, tmp_path):

@@ -99,3 +99,10 @@ def test_where_nothing_can_be_written(tmp_path):
   (tmp_path / 'checkpoints').write_text('a file')
   with pytest.raises(FileError, match='workdir: cannot write to .*checkpoints: File exists. Choose another --workdir'):
     RunDir(tmp_path).check_writable()
+
+
+@pytest.mark.parametrize('name', ['run [1]', 'a*', 'what?'])
+def test_a_name_that_is_a_pattern_is_refused(name, tmp_path):
+  with pytest.raises(UserError, match='workdir: .*take for a pattern; choose another name'):
+    RunDir(tmp_path / name).check_writable()
+  assert not (tmp_path / name).exists()

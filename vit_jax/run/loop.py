@@ -221,7 +221,7 @@ class Loop:
       else:
         self._checkpoints.save(at.step, state, at.record, measured)
     except NotFiniteError as error:
-      return Trouble(str(error), at.step, at.step - 1)
+      return Trouble(str(error).removeprefix(f'step {at.step}: '), at.step, at.step - 1)
     return None
 
   def _give_up_saving(self) -> bool:

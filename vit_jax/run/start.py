@@ -47,14 +47,16 @@ def restore(parts: Parts, checkpoints: Checkpoints, step: int | None = None, *,
     state = state if parts.constants is None else _place(parts, state)
     return LoopState(0, state, None, make_record(parts))
   step, state, record = found
-  _check_shapes(state, abstract, step)
-  names = parts.data.source.class_names
-  if record.class_names != names and parts.objective.reads_labels:
-    order = find_order(record.class_names, names) if any_class_order else None
-    if order is not None and getattr(parts.config.objective, 'class_weights', None) is None:
-      return LoopState(step, _place(parts, _reorder(state, parts, order)), record.position, record)
+  names, order = parts.data.source.class_names, None
+  changed = record.class_names != names and parts.objective.reads_labels
+  if changed and any_class_order and getattr(parts.config.objective, 'class_weights', None) is None:
+    order = find_order(record.class_names, names)
+  if changed and order is None:
     raise UserError(f'data.name: the classes of {parts.config.data.name} have changed since step {step}: they were '
                     f'{list(record.class_names)}, they are {list(names)}; labels would be mixed up')
+  _check_shapes(state, abstract, step)
+  if order is not None:
+    return LoopState(step, _place(parts, _reorder(state, parts, order)), record.position, record)
   return LoopState(step, _place(parts, state), record.position, make_record(parts, record))
 
 

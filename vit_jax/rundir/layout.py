@@ -80,8 +80,12 @@ class RunDir:
     """Write and remove a small file where checkpoints go.
 
     Raises:
+      UserError: a name that Orbax, which searches the path by patterns, would not find again.
       FileError: that failed.
     """
+    if patterns := sorted(set('*?[]') & set(str(self))):
+      raise UserError(f'workdir: {self} contains {" ".join(patterns)}, which searches for files take for a pattern; '
+                      'choose another name')
     probe = self.checkpoints_path / f'probe-{os.getpid()}'
     try:
       self.checkpoints_path.mkdir(parents=True, exist_ok=True)

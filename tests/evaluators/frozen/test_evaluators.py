@@ -119,8 +119,8 @@ def test_mistakes_are_errors_before_anything_compiles(data_dir):
     with pytest.raises(UserError, match=match):
       build(tiny.config(data_dir, evaluators={'it': evaluator}, **changes))
 
-  fails("split 'half' of dataset 'digits': unknown", dict(kind='knn', data=dict(test_split='half')))
-  fails("split 'half' of dataset 'digits': unknown", dict(kind='knn', data=dict(train_split='half')))
+  fails("split 'half' of dataset 'digits': no such split", dict(kind='knn', data=dict(test_split='half')))
+  fails("split 'half' of dataset 'digits': no such split", dict(kind='knn', data=dict(train_split='half')))
   fails('knn.k: expected at most 300, the number of training images, got 301', dict(kind='knn', k=(301,)))
   fails('knn.k: expected different whole numbers of at least 1, got 0, 5', dict(kind='knn', k=(0, 5)))
   fails('knn.temperature: must be positive, got 0', dict(kind='knn', temperature=0))
