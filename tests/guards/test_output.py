@@ -3,7 +3,6 @@ import io
 import logging
 import os
 import pty
-import resource
 import subprocess
 import sys
 
@@ -14,9 +13,10 @@ from tests.test_end_to_end import saved
 from vit_jax.guards.output import Output
 
 
-def run(recipe, workdir, **options):
-  return subprocess.Popen([sys.executable, '-m', 'vit_jax.main', f'--config={recipe}', f'--workdir={workdir}'],
-                          cwd=tiny.ROOT, stdin=subprocess.DEVNULL, **options)
+def run(recipe, workdir, first='', **options):
+  """Start a run in a shell, after the command `first`."""
+  return subprocess.Popen(['sh', '-c', f'{first} exec "$0" "$@"', sys.executable, '-m', 'vit_jax.main', f'--config={recipe}',
+                           f'--workdir={workdir}'], cwd=tiny.ROOT, stdin=subprocess.DEVNULL, **options)
 
 
 @pytest.fixture(scope='module')
@@ -34,9 +34,8 @@ def test_a_reader_that_leaves_and_a_full_disk(recipe, tmp_path):
   environ = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'LC_ALL': 'C', 'PYTHONIOENCODING': 'ascii', 'TZ': 'Asia/Kolkata',
              'TMPDIR': '/nonexistent', 'VIT_JAX_CACHE': '/proc/nonexistent', 'JAX_ENABLE_COMPILATION_CACHE': 'true'}
   environ.pop('HOME', None)
-  limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
   with open('/dev/full', 'wb') as full, run(
-      recipe, workdir, env=environ, stdout=subprocess.PIPE, stderr=full, preexec_fn=limit) as process:
+      recipe, workdir, 'ulimit -n 64;', env=environ, stdout=subprocess.PIPE, stderr=full) as process:
     assert process.stdout.readline().startswith(b'devices     1 \\xd7 cpu')
     process.stdout.close()
   log = (workdir / 'log.txt').read_text(encoding='utf-8')

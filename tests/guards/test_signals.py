@@ -44,6 +44,7 @@ def test_a_signal_during_an_evaluation_is_obeyed_and_the_resumed_run_evaluates(s
     assert_identical(config, tmp_path / 'stopped', tmp_path / 'whole')
 
 
+@pytest.mark.slow
 def test_hangup_saves_unless_it_is_ignored_and_a_second_sigterm_does_not_break_the_save(data_dir, tmp_path):
   """First under nohup, which ignores SIGHUP: stopped and continued on the way, ended by SIGTERM, sent many times."""
   config = tiny.config(data_dir, **{'train.duration': '50_000 steps', 'checkpoint.every': '99_999 steps'})

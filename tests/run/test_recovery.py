@@ -76,6 +76,7 @@ class BrokenWeights(Fault):
     return state
 
 
+@pytest.mark.slow
 def test_flipped_weights_are_mended_by_the_rollback_alone(data_dir, sound, tmp_path, capsys):
   with spikes.injected([BrokenWeights('weights', 11, 0)]):
     train.run(config(data_dir), tmp_path)
@@ -160,6 +161,7 @@ def test_a_command_that_stops_so_exits_with_status_1(data_dir, tmp_path):
   assert process.returncode == 1 and 'nothing was saved before it' in error and 'Traceback' not in error
 
 
+@pytest.mark.slow
 def test_a_step_that_is_computed_again_and_differs_is_not_trusted(data_dir, sound, tmp_path, monkeypatch):
   """A bit flips in the parameters between two computations of the gradient, once."""
   run, calls = recompute.recompute, []
@@ -213,6 +215,7 @@ def test_parameters_that_are_not_finite_are_neither_evaluated_nor_loaded_nor_res
   assert_same_end(changed, workdir, sound)
 
 
+@pytest.mark.slow
 def test_faults_of_all_kinds_are_recovered(data_dir, tmp_path):
   """See experiments/benchmarks/spikes.md for 100 of them."""
   ledger = spikes.try_all(data_dir, tmp_path, 6)
