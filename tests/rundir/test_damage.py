@@ -274,3 +274,16 @@ def test_damage_that_one_process_sees_is_damage_for_all(saved, tmp_path, caplog)
   with pytest.raises(RetryError, match='the processes see different checkpoints'):
     checkpoints.restore_latest(abstract(make_state()), lambda value: [value, [1, 2]])
   checkpoints.close()
+
+
+@pytest.mark.parametrize('harm', [cut, lambda path: path.unlink()], ids=['cut', 'remove'])
+def test_damage_is_found_without_the_list_of_files_too(saved, harm, tmp_path):
+  directory = tmp_path / 'checkpoints'
+  shutil.copytree(saved, directory)
+  (directory / '2' / 'files.json').unlink()
+  for path in (directory / '2' / 'state').rglob('d/*'):
+    harm(path)
+  checkpoints = open_checkpoints(directory, keep=2)
+  assert checkpoints.restore_latest(abstract(make_state()))[0] == 1
+  checkpoints.close()
+  assert (directory / 'damaged-2').is_dir()
