@@ -276,12 +276,13 @@ def test_damage_that_one_process_sees_is_damage_for_all(saved, tmp_path, caplog)
   checkpoints.close()
 
 
+@pytest.mark.parametrize('pattern', ['d/*', '_METADATA', 'manifest.ocdbt'])
 @pytest.mark.parametrize('harm', [cut, lambda path: path.unlink()], ids=['cut', 'remove'])
-def test_damage_is_found_without_the_list_of_files_too(saved, harm, tmp_path):
+def test_damage_is_found_without_the_list_of_files_too(saved, harm, pattern, tmp_path):
   directory = tmp_path / 'checkpoints'
   shutil.copytree(saved, directory)
   (directory / '2' / 'files.json').unlink()
-  for path in (directory / '2' / 'state').rglob('d/*'):
+  for path in (directory / '2' / 'state').rglob(pattern):
     harm(path)
   checkpoints = open_checkpoints(directory, keep=2)
   assert checkpoints.restore_latest(abstract(make_state()))[0] == 1

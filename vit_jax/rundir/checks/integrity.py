@@ -2,6 +2,7 @@
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import errno
+import json
 import math
 import time
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ T = TypeVar('T')
 RETRY_DELAYS = (1.0, 3.0, 9.0)  # seconds between tries to read a checkpoint
 
 # Without these there is no checkpoint, of any version.
-_NEEDED = ('state', 'run/metadata')
+_NEEDED = ('state/_METADATA', 'run/metadata')
 # What TensorStore says of files that are missing, cut off or changed.
 _DAMAGE = ('NOT_FOUND: ', 'FAILED_PRECONDITION: ', 'DATA_LOSS: ', 'OUT_OF_RANGE: ')
 
@@ -122,7 +123,8 @@ def reading(where: epath.Path, steps: Sequence[int], *, check: bool = True) -> I
       raise RetryError(f'{text}\nIt stays as it is. Run the same command again when the reason has passed'
                        f'{there}') from error
     # Without files.json nothing has been compared before; these words of TensorStore say that its files do not fit.
-    if any(word in str(error) for word in _DAMAGE) and not (where / manifest.NAME).exists():
+    broken = isinstance(error, json.JSONDecodeError) or any(word in str(error) for word in _DAMAGE)
+    if broken and not (where / manifest.NAME).exists():
       raise DamagedCheckpointError(f'{text}\nThis checkpoint is damaged: {manifest.NAME} and more are missing or '
                                    f'changed{there}') from error
     if system_errors.number(error) == errno.ENOENT:
