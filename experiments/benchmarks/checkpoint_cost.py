@@ -1,8 +1,8 @@
 """What a checkpoint costs a run: `python -m experiments.benchmarks.checkpoint_cost --output=DIR`.
 
-Saves a training state of the size of a published ViT a few times, as a run does, and prints how long a save holds the
-loop up and how long it goes on in the background; then how long reading it back takes. The share is that of a run which
-saves every two minutes. Needs room for two checkpoints (L/16 with Adam: 2 × 3.7 GB) and three times that in memory.
+Saves a training state of a published ViT several times, as a run does. Prints how long each save blocks the training
+loop, as seconds and as a share of a two-minute interval; how long the whole save takes; and how long a restore takes.
+Needs disk space for three checkpoints, and memory for about three copies of the state.
 """
 from collections.abc import Sequence
 import shutil
@@ -61,16 +61,16 @@ def main(argv: Sequence[str]) -> None:
     held.append(time.monotonic() - start)
     checkpoints.wait()
     whole.append(time.monotonic() - start)
-    print(f'save {step}: the loop waits {held[-1]:.2f} s, all done after {whole[-1]:.1f} s', flush=True)
+    print(f'save {step}: blocks the loop for {held[-1]:.2f} s, done after {whole[-1]:.1f} s', flush=True)
   start = time.monotonic()
   checkpoints.restore(_SAVES.value, abstract)
   restored = time.monotonic() - start
   checkpoints.close()
   shutil.rmtree(folder)
   wait = statistics.median(held)
-  print(f'{_RECIPE.value}: {size / 1e9:.2f} GB; the loop waits {wait:.2f} s per save (median), '
-        f'{wait / _INTERVAL:.1%} of {_INTERVAL:.0f} s; a save takes {statistics.median(whole):.1f} s, '
-        f'reading it back with all checks {restored:.1f} s')
+  print(f'{_RECIPE.value}: {size / 1e9:.2f} GB; a save blocks the loop for {wait:.2f} s (median), '
+        f'{wait / _INTERVAL:.1%} of {_INTERVAL:.0f} s; a whole save takes '
+        f'{statistics.median(whole):.1f} s, a restore with all checks {restored:.1f} s')
 
 
 if __name__ == '__main__':

@@ -68,7 +68,7 @@ class Round:
   """
 
   def __init__(self, number: int, output: pathlib.Path, book: ledger.Ledger, deadline: float):
-    self._number, self._output, self._book, self._deadline = number, output, book, deadline
+    self.number, self._output, self._book, self._deadline = number, output, book, deadline
     self._random = random.Random(f'{_SEED.value}/{number}')
     self._folder = output / f'run-{number}'
     small = faults.mount(self._folder, _MEGABYTES)
@@ -85,7 +85,7 @@ class Round:
         break
       self._disturb_files()
     identical = digests(self._scene.workdir, _STEPS.value) == wanted
-    self._book.add(round=self._number, identical=identical, lives=lives)
+    self._book.add(round=self.number, identical=identical, lives=lives)
     return identical
 
   def close(self) -> None:
@@ -97,7 +97,7 @@ class Round:
   def _live(self, number: int) -> bool:
     """Start the command, disturb it, end it; return whether the run is finished."""
     quiet = self._random.random() < 0.2 and self._left() and self._chosen('output closed')
-    log = None if quiet else self._output / f'life-{self._number}-{number}.txt'
+    log = None if quiet else self._output / f'life-{self.number}-{number}.txt'
     life = Life(arguments(_STEPS.value), self._scene.workdir, log, dict(VIT_JAX_CACHE=str(self._folder / 'cache')))
     try:
       if quiet:
@@ -116,7 +116,7 @@ class Round:
       ending = self._pick(faults.ENDING) if self._left() and life.alive() else None
       wanted = self._end(life, ending) if ending else 0
       status = life.wait(_PATIENCE if ending else 4 * _PATIENCE)
-      if status not in (wanted, 0, -9 if wanted is None else wanted):
+      if status not in (wanted, 0):
         raise self._failure(life, ending or 'none', f'ended with status {status}, expected {wanted}')
       self._expected = (self._scene.steps() or [0])[-1]
       if log is not None:
@@ -134,7 +134,7 @@ class Round:
     if life.output is not None and resumed < self._expected:
       raise self._failure(life, 'start', f'resumed after step {resumed}, although step {self._expected} is whole')
     seconds = round(time.monotonic() - life.started, 2)
-    self._book.add(round=self._number, resumed=resumed, seconds=seconds, **life.usage())
+    self._book.add(round=self.number, resumed=resumed, seconds=seconds, **life.usage())
 
   def _disturb(self, life: Life) -> None:
     """Inject a fault while the process runs; it must save again."""
@@ -142,12 +142,13 @@ class Round:
     if kind is None:
       return
     before = life.checkpoints()
-    faults.RUNNING[kind](life, self._scene)
+    if not faults.RUNNING[kind](life, self._scene):
+      return
+    self._note(kind)
     if not life.wait_for_save(before, _PATIENCE) and life.wait(1.0) != 0:
       raise self._failure(life, kind, 'no checkpoint after it')
-    self._note(kind)
 
-  def _end(self, life: Life, kind: str) -> int | None:
+  def _end(self, life: Life, kind: str) -> int:
     wanted = faults.ENDING[kind](life, self._scene)
     self._note(kind)
     return wanted
@@ -175,12 +176,10 @@ class Round:
     return self._random.choice(kinds) if kinds else None
 
   def _note(self, kind: str) -> None:
-    self._book.add(round=self._number, fault=kind, step=(self._scene.steps() or [0])[-1])
+    self._book.add(round=self.number, fault=kind, step=(self._scene.steps() or [0])[-1])
 
   def _failure(self, life: Life, kind: str, what: str) -> Failure:
-    printed = life.printed()[-2000:]
-    self._book.add(round=self._number, fault=kind, failed=what, printed=printed)
-    return Failure(f'run {self._number}, {kind}: {what}\n{printed}')
+    return Failure(f'{kind}: {what}\n{life.printed()[-2000:]}')
 
 
 def main(argv: Sequence[str]) -> int:
@@ -202,7 +201,8 @@ def main(argv: Sequence[str]) -> int:
       print(f'run {book.next_round() - 1}: {"identical" if identical else "DIFFERENT"}, {len(new)} faults, '
             f'{(time.monotonic() - started) / 60:.1f} min', flush=True)
     except Failure as failure:
-      print(f'FAILED: {failure}', flush=True)
+      book.add(round=current.number, failed=str(failure))
+      print(f'FAILED: run {current.number}, {failure}', flush=True)
     finally:
       current.close()
     files.write(output / 'table.md', ledger.table(book.entries))

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import time
 
+from experiments import data_faults
 from experiments.soak.life import Life, read_record
 
 _PATIENCE = 300.0  # seconds; a loaded machine is slow
@@ -30,7 +31,7 @@ class Scene:
   Attributes:
     workdir: of the run.
     random: source of all choices.
-    disk: whether the workdir is on a small file system of its own, which can be filled.
+    disk: whether the workdir has a small file system to itself, which `fill_disk` can fill.
   """
   workdir: pathlib.Path
   random: random.Random
@@ -46,29 +47,28 @@ class Scene:
     return sorted(int(path.name) for path in self.checkpoints.glob('*') if path.name.isdigit())
 
 
-# While it runs. The run must go on and save once more.
+# While it runs: each returns whether it was done. The run must go on and save once more.
 
 
-def stop_and_continue(life: Life, scene: Scene) -> None:
-  """Stop the process and let it go on."""
+def stop_and_continue(life: Life, scene: Scene) -> bool:
+  """Send SIGSTOP and, after a moment, SIGCONT."""
   life.send(signal.SIGSTOP)
   time.sleep(scene.random.uniform(0.05, 0.5))
   life.send(signal.SIGCONT)
+  return True
 
 
-def kill_worker(life: Life, scene: Scene) -> None:
+def kill_worker(life: Life, scene: Scene) -> bool:
   """Kill a worker process."""
-  if workers := life.workers():
-    _kill(scene.random.choice(workers), signal.SIGKILL)
+  return data_faults.signal_worker(life.process.pid, signal.SIGKILL, scene.random) is not None
 
 
-def stop_worker(life: Life, scene: Scene) -> None:
+def stop_worker(life: Life, scene: Scene) -> bool:
   """Stop a worker process for good."""
-  if workers := life.workers():
-    _kill(scene.random.choice(workers), signal.SIGSTOP)
+  return data_faults.signal_worker(life.process.pid, signal.SIGSTOP, scene.random) is not None
 
 
-def fill_disk(life: Life, scene: Scene) -> None:
+def fill_disk(life: Life, scene: Scene) -> bool:
   """Leave no room on the disk for a second or two."""
   del life
   filler = scene.workdir.parent / 'filler'
@@ -82,10 +82,11 @@ def fill_disk(life: Life, scene: Scene) -> None:
     time.sleep(scene.random.uniform(0.5, 2.0))
   finally:
     filler.unlink(missing_ok=True)
+  return True
 
 
-def hide_workdir(life: Life, scene: Scene) -> None:
-  """Move the run directory away for a second, as an unreachable network file system does."""
+def hide_workdir(life: Life, scene: Scene) -> bool:
+  """Move the run directory away for up to a second, as if its network file system were unreachable."""
   del life
   aside = scene.workdir.with_name('hidden')
   scene.workdir.rename(aside)
@@ -93,41 +94,44 @@ def hide_workdir(life: Life, scene: Scene) -> None:
   if scene.workdir.exists():  # the run made a new one: keep what it wrote there out of the way
     shutil.rmtree(scene.workdir)
   aside.rename(scene.workdir)
+  return True
 
 
-def damage_events(life: Life, scene: Scene) -> None:
+def damage_events(life: Life, scene: Scene) -> bool:
   """Remove the TensorBoard files, or write into them."""
   del life
-  for path in (scene.workdir / 'tensorboard').glob('events*'):
+  paths = list((scene.workdir / 'tensorboard').glob('events*'))
+  for path in paths:
     if scene.random.random() < 0.5:
       path.unlink()
     else:
       path.write_bytes(scene.random.randbytes(100))
+  return bool(paths)
 
 
-def second_run(life: Life, scene: Scene) -> None:
+def second_run(life: Life, scene: Scene) -> bool:
   """Start a second run in the same directory, which must be refused."""
   second = Life(life.arguments, life.workdir, scene.workdir.parent / 'second.txt', life.environment)
-  if life.alive():
-    status = second.wait(_PATIENCE)
-    if life.alive() and (status != 1 or 'workdir' not in second.printed()):
-      raise Failure(f'a second run ended with {status}: {second.printed()[-300:]}')
-  else:
-    second.kill()
+  status = second.wait(_PATIENCE)
+  if not life.alive():  # the first has ended meanwhile, and the second may have found that the run is finished
+    return False
+  if status != 1 or 'workdir' not in second.printed():
+    raise Failure(f'a second run ended with {status}: {second.printed()[-300:]}')
+  return True
 
 
-# How a life ends: status, or None if any will do.
+# How a life ends: each returns the exit status to expect.
 
 
-def sigkill(life: Life, scene: Scene) -> int | None:
+def sigkill(life: Life, scene: Scene) -> int:
   """Kill the process."""
   time.sleep(scene.random.uniform(0.0, 0.5))
   life.send(signal.SIGKILL)
-  return None
+  return -signal.SIGKILL
 
 
-def _ask(number: signal.Signals, status: int) -> Callable[[Life, Scene], int | None]:
-  def end(life: Life, scene: Scene) -> int | None:
+def _ask(number: signal.Signals, status: int) -> Callable[[Life, Scene], int]:
+  def end(life: Life, scene: Scene) -> int:
     time.sleep(scene.random.uniform(0.0, 0.5))
     life.send(number)
     return status
@@ -135,7 +139,7 @@ def _ask(number: signal.Signals, status: int) -> Callable[[Life, Scene], int | N
   return end
 
 
-def sigterm_twice(life: Life, scene: Scene) -> int | None:
+def sigterm_twice(life: Life, scene: Scene) -> int:
   """Send SIGTERM twice, a moment apart."""
   life.send(signal.SIGTERM)
   time.sleep(scene.random.uniform(0.0, 0.2))
@@ -144,7 +148,8 @@ def sigterm_twice(life: Life, scene: Scene) -> int | None:
   return 143
 
 
-# Between two lives: what happens to the files. Damage to the newest checkpoint needs an older one.
+# Between two lives: what happens to the files; each returns whether it was done. Damage to the newest checkpoint needs
+# an older one.
 
 
 def _newest(scene: Scene) -> pathlib.Path | None:
@@ -254,11 +259,6 @@ def leave_temporary_files(scene: Scene) -> bool:
   return True
 
 
-def _kill(process: int, number: signal.Signals) -> None:
-  with contextlib.suppress(ProcessLookupError):
-    os.kill(process, number)
-
-
 def mount(folder: pathlib.Path, megabytes: int) -> bool:
   """Mount a small file system in memory; return whether this is allowed here."""
   folder.mkdir(parents=True, exist_ok=True)
@@ -272,7 +272,7 @@ def unmount(folder: pathlib.Path) -> None:
   subprocess.run(['umount', '--lazy', str(folder)], capture_output=True, check=False)
 
 
-RUNNING: dict[str, Callable[[Life, Scene], None]] = {
+RUNNING: dict[str, Callable[[Life, Scene], bool]] = {
     'stop and continue': stop_and_continue,
     'worker killed': kill_worker,
     'worker stopped': stop_worker,
@@ -281,7 +281,7 @@ RUNNING: dict[str, Callable[[Life, Scene], None]] = {
     'TensorBoard files damaged': damage_events,
     'second run in the directory': second_run,
 }
-ENDING: dict[str, Callable[[Life, Scene], int | None]] = {
+ENDING: dict[str, Callable[[Life, Scene], int]] = {
     'SIGKILL': sigkill,
     'SIGTERM': _ask(signal.SIGTERM, 143),
     'SIGHUP': _ask(signal.SIGHUP, 129),

@@ -28,7 +28,7 @@ class Life:
     arguments: of `python -m vit_jax.main`.
     workdir: of the run.
     environment: added to that of this process.
-    output: file that gets what the process prints; None: a pipe that nobody reads any more.
+    output: file for standard output and error; None: a pipe whose reader is gone.
   """
   arguments: Sequence[str]
   workdir: pathlib.Path
@@ -94,14 +94,8 @@ class Life:
     """Send a signal."""
     self.process.send_signal(number)
 
-  def workers(self) -> list[int]:
-    """Return the process ids of the data workers."""
-    found = subprocess.run(['pgrep', '-P', str(self.process.pid), '-f', 'vit_jax.data.loading.worker'],
-                           capture_output=True, text=True, check=False)
-    return [int(line) for line in found.stdout.split()]
-
   def printed(self) -> str:
-    """Return what the process has printed so far; '' if nobody reads it."""
+    """Return the output so far; '' if it went to the closed pipe."""
     return self.output.read_text(errors='replace') if self.output is not None and self.output.exists() else ''
 
   def resumed_after(self) -> int:

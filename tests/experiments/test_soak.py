@@ -14,11 +14,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def test_a_fault_is_survived_only_if_its_run_ends_like_the_one_without(tmp_path):
   book = ledger.Ledger(tmp_path / 'ledger.jsonl')
-  for number, kind in ((1, 'kill'), (1, 'flip'), (2, 'kill'), (3, 'kill')):
+  for number, kind in ((1, 'kill'), (1, 'flip'), (2, 'kill'), (3, 'kill'), (3, 'flip')):
     book.add(round=number, fault=kind)
-  book.add(round=1, fault='flip', failed='no new checkpoint')
   book.add(round=1, identical=True)
-  book.add(round=2, identical=False)  # run 3 has not ended
+  book.add(round=2, identical=False)
+  book.add(round=3, failed='flip: no new checkpoint')  # so that it has not reached its end
   again = ledger.Ledger(tmp_path / 'ledger.jsonl')
   assert again.entries == book.entries and again.next_round() == 4
   assert ledger.table(again.entries).splitlines()[2:] == [

@@ -26,10 +26,11 @@ class GuardConfig:
   Attributes:
     skipped: steps skipped in a row after which the run rolls back to its last checkpoint.
     spike: robust z-score of a step's loss above which the run rolls back, if the loss has also risen by a quarter of
-      the run's first losses; None, or 0: spikes are no reason.
+      the run's first losses; None, or 0: never.
     window: losses of how many of the last steps the score compares with.
     rollbacks: how often the run may roll back before it has gone `window` steps beyond the last trouble; then it stops.
-    recompute: steps from one whose gradient is computed again, on other devices too, to the next; None, or 0: none is.
+    recompute: every how many steps the gradient is computed a second time, and on other devices if there are several,
+      to find devices that compute wrong numbers; None, or 0: never.
   """
   skipped: int = 10
   spike: float | None = off(0, 0.0, default=10.0)

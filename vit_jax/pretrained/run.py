@@ -14,7 +14,7 @@ from vit_jax.models.registry import MODELS
 from vit_jax.objectives.base import EMA
 from vit_jax.pretrained.formats.weights import Params, Weights, read_config
 from vit_jax.rundir import migration
-from vit_jax.rundir.checks.integrity import check_claims, check_digests, read_record, reading
+from vit_jax.rundir.checks.integrity import check_claims, check_digests, read_record, reading, with_retries
 from vit_jax.rundir.layout import RunDir
 from vit_jax.rundir.record import RunRecord
 from vit_jax.rundir.restoring import open_to_read, pick_step
@@ -38,11 +38,15 @@ def read(path: PathLike, *, step: int | None = None, ema: bool = False) -> Weigh
     steps = sorted(manager.all_steps())
     step = pick_step(steps, step, run_dir)
     where = run_dir.checkpoints_path / str(step)
-    with reading(where, steps):
-      record = read_record(manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))['run'], where)
-      check_claims(where, manager.item_metadata(step)['state'].tree)
-      names = _ema_names(manager, step, run_dir) if ema else ('params',)
-      params = _restore_tree(manager, step, names)
+
+    def read_once() -> tuple[RunRecord, tuple[str, ...], Any]:
+      with reading(where, steps):
+        record = read_record(manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))['run'], where)
+        check_claims(where, manager.item_metadata(step)['state'].tree)
+        names = _ema_names(manager, step, run_dir) if ema else ('params',)
+        return record, names, _restore_tree(manager, step, names)
+
+    record, names, params = with_retries(read_once, where)
   check_digests(record, _nest(params, names), f'{run_dir}, step {step}')
   return _to_weights(record, params, f'{run_dir}, step {step}' + (', EMA of the parameters' if ema else ''))
 

@@ -90,15 +90,15 @@ def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any, exchange
 def _restore_if_whole(manager: ocp.CheckpointManager, step: int, abstract_state: Any, exchange: Exchange
                       ) -> tuple[Any, RunRecord] | None:
   """Read a checkpoint; if any process finds it damaged, set it aside and return None, on all of them."""
-  where, found = manager.directory / str(step), None
+  where, steps, found = manager.directory / str(step), manager.all_steps(), None
   # All check the files first: when Orbax reads, its processes wait for each other, so that none may fail alone.
-  everyone = exchange(_damage(lambda: integrity.with_retries(lambda: integrity.check_step(where, manager.all_steps()))))
+  everyone = exchange(_damage(lambda: integrity.with_retries(lambda: integrity.check_step(where, steps), where)))
   if not any(everyone):
     def read() -> None:
       nonlocal found
       found = restore(manager, step, abstract_state, check_files=False)
-    tries = integrity.with_retries if jax.process_count() == 1 else lambda read: read()
-    everyone = exchange(_damage(lambda: tries(read)))
+    try_all = (lambda: integrity.with_retries(read, where)) if jax.process_count() == 1 else read
+    everyone = exchange(_damage(try_all))
   if text := next(filter(None, everyone), None):
     _set_aside(manager, step, text, exchange)
     return None

@@ -82,7 +82,7 @@ def call(function: Callable[[], T], what: str, *, delays: Sequence[float] | None
 
 def _cause(error: BaseException) -> BaseException:
   """Return the error that may pass inside another, whose own advice is for one that does not."""
-  while error.__cause__ is not None and may_pass(error.__cause__):
+  while error.__cause__ is not None and (isinstance(error, RetryError) or may_pass(error.__cause__)):
     error = error.__cause__
   return error
 

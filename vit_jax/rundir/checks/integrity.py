@@ -4,17 +4,15 @@ import contextlib
 import errno
 import json
 import math
-import time
 from typing import Any, TypeVar
 
-from absl import logging
 from etils import epath
 import jax
 import numpy as np
 
 from vit_jax.base import files
 from vit_jax.base.errors import RetryError, UserError
-from vit_jax.base.machine import system_errors
+from vit_jax.base.machine import retry, system_errors
 from vit_jax.base.text import listing
 from vit_jax.rundir.checks import digests, manifest
 from vit_jax.rundir.record import RunRecord, check_format_of_step
@@ -138,15 +136,9 @@ def check_step(where: epath.Path, steps: Sequence[int]) -> None:
     pass
 
 
-def with_retries(read: Callable[[], T]) -> T:
-  """Return `read()`, called again after `RETRY_DELAYS` while it raises RetryError."""
-  for delay in RETRY_DELAYS:
-    try:
-      return read()
-    except RetryError as error:
-      logging.warning('%s. Trying again in %g s', str(error).partition('\n')[0], delay)
-      time.sleep(delay)
-  return read()
+def with_retries(read: Callable[[], T], where: epath.Path) -> T:
+  """Return `read()`, which reads the step at `where`, called again after `RETRY_DELAYS` while `reading` lets it."""
+  return retry.call(read, f'reading {where}', delays=RETRY_DELAYS, passing=lambda error: isinstance(error, RetryError))
 
 
 def _may_pass(error: BaseException) -> bool:
