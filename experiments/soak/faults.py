@@ -91,9 +91,11 @@ def hide_workdir(life: Life, scene: Scene) -> bool:
   aside = scene.workdir.with_name('hidden')
   scene.workdir.rename(aside)
   time.sleep(scene.random.uniform(0.1, 1.0))
-  if scene.workdir.exists():  # the run made a new one: keep what it wrote there out of the way
-    shutil.rmtree(scene.workdir)
-  aside.rename(scene.workdir)
+  while aside.exists():
+    try:
+      aside.rename(scene.workdir)
+    except OSError:  # the run has made a new one meanwhile
+      shutil.rmtree(scene.workdir, ignore_errors=True)
   return True
 
 
