@@ -16,7 +16,7 @@ import time
 
 from absl import app, flags
 
-from experiments.soak import faults, ledger
+from experiments.soak import disk, faults, ledger
 from experiments.soak.faults import Failure, Scene
 from experiments.soak.life import Life, read_record
 from vit_jax.base import files
@@ -71,7 +71,7 @@ class Round:
     self.number, self._output, self._book, self._deadline = number, output, book, deadline
     self._random = random.Random(f'{_SEED.value}/{number}')
     self._folder = output / f'run-{number}'
-    small = faults.mount(self._folder, _MEGABYTES)
+    small = disk.mount(self._folder, _MEGABYTES)
     self._folder.mkdir(parents=True, exist_ok=True)
     self._scene = Scene(self._folder / 'workdir', self._random, small)
     self._expected = 0  # step that the next life must resume after, or a later one
@@ -91,7 +91,7 @@ class Round:
   def close(self) -> None:
     """Remove the files of the run."""
     if self._scene.disk:
-      faults.unmount(self._folder)
+      disk.unmount(self._folder)
     shutil.rmtree(self._folder, ignore_errors=True)
 
   def _live(self, number: int) -> bool:

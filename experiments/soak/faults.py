@@ -11,7 +11,6 @@ import pathlib
 import random
 import shutil
 import signal
-import subprocess
 import time
 
 from experiments import data_faults
@@ -259,19 +258,6 @@ def leave_temporary_files(scene: Scene) -> bool:
   (folder / 'state').mkdir(parents=True, exist_ok=True)
   (folder / 'state' / 'half').write_bytes(bytes(10))
   return True
-
-
-def mount(folder: pathlib.Path, megabytes: int) -> bool:
-  """Mount a small file system in memory; return whether this is allowed here."""
-  folder.mkdir(parents=True, exist_ok=True)
-  done = subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={megabytes}m', 'tmpfs', str(folder)],
-                        capture_output=True, check=False)
-  return done.returncode == 0
-
-
-def unmount(folder: pathlib.Path) -> None:
-  """Undo `mount`."""
-  subprocess.run(['umount', '--lazy', str(folder)], capture_output=True, check=False)
 
 
 RUNNING: dict[str, Callable[[Life, Scene], bool]] = {
