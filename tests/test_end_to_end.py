@@ -110,6 +110,7 @@ def test_going_on_after_an_exception_ends_like_the_uninterrupted_run(finished, t
   assert_identical(config, tmp_path, workdir)
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_change_nothing(data_dir, tmp_path):
   """SIGKILL, wherever it strikes: start, compilation, a step, an evaluation, the middle of a save."""
   config = tiny.config(data_dir, **{'checkpoint.every': '10 steps', 'train.eval_every': '25 steps',
@@ -485,6 +486,7 @@ def test_overrides_reach_the_run(data_dir, tmp_path):
   assert (config.optim.peak_lr, config.optim.end_lr, config.train.duration) == (3e-4, 1e-5, '5 steps')
 
 
+@pytest.mark.slow
 def test_the_loop_can_be_entered_at_any_checkpoint(data_dir, tmp_path):
   """Also a second time in one process, with the same parts: the rest of the run repeats bit for bit."""
   config, workdir = tiny.config(data_dir, **{'checkpoint.keep': 3}), tmp_path / 'whole'

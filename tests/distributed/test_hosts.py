@@ -104,6 +104,7 @@ def kill(index, arguments, workdir, after):
   return status, error
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_other_and_the_restarted_job_resumes(data_dir, tmp_path):
   """First kill process 1, then process 0 of the restarted two; a single process finishes the run."""
   config = tiny.config(data_dir, **{

@@ -100,6 +100,7 @@ def test_a_step_moves_the_center_to_the_teachers_mean_output_and_reports_finite_
   assert 0 < max(jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 def test_micro_batches_devices_and_places_change_nothing():
   expected, metrics = trained()
   over_devices = jax.vmap(step_of(2, 'batch'), in_axes=(None, 0), axis_name='batch')

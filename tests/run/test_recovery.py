@@ -89,6 +89,7 @@ def test_flipped_weights_are_mended_by_the_rollback_alone(data_dir, sound, tmp_p
   assert_same_end(config(data_dir), tmp_path, sound)
 
 
+@pytest.mark.slow
 def test_an_image_that_breaks_one_step_costs_only_that(data_dir, tmp_path, capsys):
   with spikes.injected([Fault('image', 11, 0)]):
     train.run(config(data_dir), tmp_path)
@@ -145,6 +146,7 @@ def test_a_run_that_is_interrupted_leaves_out_the_same(images, data_dir, tmp_pat
   assert_same_end(config(data_dir), tmp_path, workdir)
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_get_past_it_stops_with_a_report(data_dir, tmp_path):
   changed = config(data_dir, **{'guard.rollbacks': 1, 'optim.peak_lr': 1e30, 'checkpoint.every': '1 steps'})
   with pytest.raises(UserError, match='rolled back 1 time and did not get past it .*; step 4 is saved. '
